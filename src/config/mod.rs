@@ -1,0 +1,401 @@
+//! Configuration that cannot be wrong: every value here has been checked.
+//!
+//! [`Config::new`] gives the defaults to a node developer; the `load` module merges a file, the
+//! environment and flags, and reports every fault at once.
+
+mod secret;
+
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use bitcoin::{Network, secp256k1};
+use tonic::transport::Uri;
+
+use crate::message::{ChainId, FederationMember, NodeId};
+
+pub use secret::{Secret, TokenSource};
+
+/// Everything a stream needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Prefix of every actor name of this instance: ractor's registry is global to the process.
+    pub instance: InstanceName,
+    /// Who we are.
+    pub node: NodeConfig,
+    /// How governance is reached.
+    pub connection: ConnectionConfig,
+    /// How much may wait.
+    pub buffer: BufferConfig,
+    /// How long requests may take.
+    pub requests: RequestConfig,
+    /// When children are restarted, and when no longer.
+    pub supervision: SupervisionConfig,
+    /// Who takes governance's messages.
+    pub subscribers: SubscriberConfig,
+    /// How long a call on the handle may take.
+    pub call_deadline: Duration,
+    /// How long a shutdown may spend on delivering what is left.
+    pub drain_deadline: Duration,
+}
+
+/// Who we are.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Unique in the federation.
+    pub node_id: NodeId,
+    /// The node's public identity.
+    pub public_key: secp256k1::PublicKey,
+    /// The sidechain.
+    pub chain_id: ChainId,
+    /// The Bitcoin network.
+    pub network: Network,
+}
+
+/// How governance is reached.
+#[derive(Debug, Clone)]
+pub struct ConnectionConfig {
+    /// In order of preference, at least one. After a failed attempt the next one is tried.
+    pub endpoints: Vec<Endpoint>,
+    /// Sent as `authorization: Bearer`, read at each dial.
+    pub token: Option<TokenSource>,
+    /// Needed for `https` endpoints.
+    pub tls: Option<TlsConfig>,
+    /// From the dial to an open HTTP/2 connection.
+    pub connect_deadline: Duration,
+    /// From the open connection to an accepted registration.
+    pub registration_deadline: Duration,
+    /// At most; governance may ask for shorter. Silence of 2.5 intervals ends a session.
+    pub heartbeat_interval: Duration,
+    /// HTTP/2 ping after this much silence.
+    pub keepalive_interval: Duration,
+    /// A ping not answered within this ends the session.
+    pub keepalive_timeout: Duration,
+    /// Pause before the next attempt.
+    pub backoff: BackoffConfig,
+    /// The window we grant to governance in each lane.
+    pub inbound_window: WindowConfig,
+    /// Largest frame we take.
+    pub max_frame_bytes: usize,
+}
+
+/// Exponential backoff with full jitter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BackoffConfig {
+    /// The first pause's upper bound.
+    pub initial: Duration,
+    /// No pause is longer, after jitter.
+    pub max: Duration,
+    /// Growth of the bound from attempt to attempt; at least 1.
+    pub multiplier: f64,
+    /// A session must last this long before the pauses start small again.
+    pub stable_after: Duration,
+}
+
+/// What may be in flight in a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowConfig {
+    /// Messages.
+    pub messages: u32,
+    /// Sum of their payloads.
+    pub bytes: u64,
+}
+
+/// Certificates, PEM, read at each dial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Who may vouch for governance. There is no implicit trust in public authorities.
+    pub ca_file: PathBuf,
+    /// Our certificate chain and key, for mutual TLS.
+    pub identity: Option<TlsIdentity>,
+    /// Name in governance's certificate; the endpoint's host by default.
+    pub server_name: Option<String>,
+}
+
+/// Our side of mutual TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsIdentity {
+    /// Certificate chain.
+    pub cert_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
+/// How much may wait in each lane for governance's acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufferConfig {
+    /// Messages in each lane.
+    pub lane_messages: u64,
+    /// Payload bytes in each lane.
+    pub lane_bytes: u64,
+    /// Settled requests whose outcome is kept, so that asking again gives the same answer.
+    pub settled_retained: usize,
+}
+
+/// How long each type of request may take before governance is asked to cancel it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestConfig {
+    /// For peg-outs.
+    pub pegout_deadline: Duration,
+    /// For federation changes.
+    pub federation_change_deadline: Duration,
+    /// For emergencies.
+    pub emergency_deadline: Duration,
+}
+
+/// When children are restarted, and when no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SupervisionConfig {
+    /// Restarts of buffer and connection within `restart_window` before the supervisor fails.
+    pub max_restarts: usize,
+    /// See `max_restarts`.
+    pub restart_window: Duration,
+    /// Restarts of one request's tracker before the request is parked for an operator.
+    pub max_tracker_restarts: usize,
+    /// Pause before the first restart; doubles with each restart in the window.
+    pub restart_pause: Duration,
+    /// No pause is longer.
+    pub max_restart_pause: Duration,
+    /// How long a dead child's tasks may take to end before the supervisor fails.
+    pub stop_deadline: Duration,
+}
+
+/// Registry names of the node's actors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriberConfig {
+    /// Takes signatures and peg-in acknowledgements.
+    pub bridge: String,
+    /// Takes federation updates and proposals.
+    pub chain: String,
+}
+
+/// The first federation, version 1. It comes from the configuration, never from the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstFederation {
+    /// Signatures needed to spend.
+    pub threshold: u32,
+    /// Its members.
+    pub members: Vec<FederationMember>,
+}
+
+impl Config {
+    /// The defaults for a node and its endpoints.
+    #[must_use]
+    pub fn new(node: NodeConfig, endpoints: Vec<Endpoint>) -> Self {
+        let seconds = Duration::from_secs;
+        let millis = Duration::from_millis;
+        Self {
+            instance: InstanceName::default(),
+            node,
+            connection: ConnectionConfig {
+                endpoints,
+                token: None,
+                tls: None,
+                connect_deadline: seconds(10),
+                registration_deadline: seconds(10),
+                heartbeat_interval: seconds(5),
+                keepalive_interval: seconds(10),
+                keepalive_timeout: seconds(5),
+                backoff: BackoffConfig {
+                    initial: millis(200),
+                    max: seconds(30),
+                    multiplier: 2.0,
+                    stable_after: seconds(30),
+                },
+                inbound_window: WindowConfig {
+                    messages: 1024,
+                    bytes: 8 << 20,
+                },
+                max_frame_bytes: 4 << 20,
+            },
+            buffer: BufferConfig {
+                lane_messages: 100_000,
+                lane_bytes: 256 << 20,
+                settled_retained: 100_000,
+            },
+            requests: RequestConfig {
+                pegout_deadline: seconds(600),
+                federation_change_deadline: seconds(3600),
+                emergency_deadline: seconds(600),
+            },
+            supervision: SupervisionConfig {
+                max_restarts: 5,
+                restart_window: seconds(60),
+                max_tracker_restarts: 3,
+                restart_pause: millis(50),
+                max_restart_pause: seconds(5),
+                stop_deadline: seconds(5),
+            },
+            subscribers: SubscriberConfig {
+                bridge: "bridge".to_owned(),
+                chain: "chain".to_owned(),
+            },
+            call_deadline: seconds(10),
+            drain_deadline: seconds(10),
+        }
+    }
+}
+
+/// Prefix of an instance's actor names: 1 to 32 characters of `[a-z0-9_-]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct InstanceName(String);
+
+impl InstanceName {
+    /// The prefix as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for InstanceName {
+    fn default() -> Self {
+        Self("governance".to_owned())
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for InstanceName {
+    type Err = ConfigFault;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let allowed =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
+        if (1..=32).contains(&name.len()) && name.chars().all(allowed) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(ConfigFault::new(
+                "instance",
+                format!("{name:?}"),
+                "1 to 32 characters of [a-z0-9_-]",
+            ))
+        }
+    }
+}
+
+/// Where governance listens: `https://host:port`, or `http://` to a loopback address.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint(Uri);
+
+impl Endpoint {
+    /// The URI to dial.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.0
+    }
+
+    /// Whether it must be dialled with TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.0.scheme_str() == Some("https")
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.0.scheme_str().unwrap_or_default();
+        let authority = self
+            .0
+            .authority()
+            .map_or("", |authority| authority.as_str());
+        write!(f, "{scheme}://{authority}")
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = ConfigFault;
+
+    /// Refuses plaintext to anything but a literal loopback address: a name may resolve to
+    /// anything.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fault = |shown: &str, expected: &str| {
+            ConfigFault::new("connection.endpoints", format!("{shown:?}"), expected)
+        };
+        let uri: Uri = text
+            .parse()
+            .map_err(|_| fault(text, "https://HOST:PORT, or http://127.0.0.1:PORT"))?;
+        if uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err(fault(
+                "(hidden)",
+                "an endpoint without user or password; use connection.token",
+            ));
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let loopback = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if host.is_empty() || uri.path().trim_matches('/') != "" || uri.query().is_some() {
+            return Err(fault(text, "https://HOST:PORT without a path"));
+        }
+        match uri.scheme_str() {
+            Some("https") => Ok(Self(uri)),
+            Some("http") if loopback => Ok(Self(uri)),
+            Some("http") => Err(fault(
+                text,
+                "https: plaintext is allowed to 127.0.0.0/8 and [::1] only",
+            )),
+            _ => Err(fault(text, "https://HOST:PORT")),
+        }
+    }
+}
+
+/// One fault of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} = {value}: expected {expected}")]
+pub struct ConfigFault {
+    /// Dotted key, as in the file.
+    pub key: String,
+    /// What it held (masked for secrets), and where that came from.
+    pub value: String,
+    /// What would be right.
+    pub expected: String,
+}
+
+impl ConfigFault {
+    /// Names the key, what it held and what would be right.
+    pub fn new(
+        key: impl Into<String>,
+        value: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self {
+            key: key.into(),
+            value: value.into(),
+            expected: expected.into(),
+        }
+    }
+}
+
+/// Every fault of a configuration, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(pub Vec<ConfigFault>);
+
+impl std::error::Error for ConfigError {}
+
+impl From<ConfigFault> for ConfigError {
+    fn from(fault: ConfigFault) -> Self {
+        Self(vec![fault])
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults = self.0.len();
+        write!(
+            f,
+            "the configuration has {faults} fault{}:",
+            if faults == 1 { "" } else { "s" }
+        )?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}

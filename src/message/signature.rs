@@ -1,0 +1,606 @@
+//! Signature requests and what governance answers.
+
+use std::collections::BTreeSet;
+
+use bitcoin::{
+    Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut, Txid, Witness,
+    consensus::encode, hashes::Hash, hashes::HashEngine, hashes::sha256, secp256k1,
+};
+
+use super::{ChainId, InvalidMessage, RequestId};
+
+/// What a transaction is for; governance applies other rules to each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransactionType {
+    /// Pays burns of the sidechain.
+    Pegout,
+    /// Moves the federation's coins to its successor.
+    FederationChange,
+    /// Anything else an operator asks for in need.
+    Emergency,
+}
+
+/// Ties one output of a peg-out transaction to the burn on the sidechain that pays for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PegoutBinding {
+    /// Hash of the sidechain transaction that burnt.
+    pub burn_tx_hash: [u8; 32],
+    /// Index of the burn's log in its block.
+    pub log_index: u32,
+    /// Sidechain block that holds the burn.
+    pub block_hash: [u8; 32],
+    /// Its height.
+    pub block_height: u64,
+    /// Output of the transaction that pays the burn.
+    pub output_index: u32,
+    /// What the output pays.
+    pub amount: Amount,
+}
+
+/// What a caller fills in; [`SignatureRequest::new`] checks it.
+#[derive(Debug, Clone)]
+pub struct SignatureRequestParts {
+    /// The caller's idempotency key.
+    pub request_id: RequestId,
+    /// BIP-174 version 0, with `witness_utxo` and `witness_script` for each input to be signed.
+    pub psbt: Psbt,
+    /// Inputs to be signed, strictly ascending.
+    pub input_indices: Vec<u32>,
+    /// What the transaction is for.
+    pub tx_type: TransactionType,
+    /// The sidechain.
+    pub chain: ChainId,
+    /// The Bitcoin network.
+    pub network: Network,
+    /// The federation whose keys are asked for; at least 1.
+    pub federation_version: u32,
+    /// The burns it pays; at least one for a peg-out, none otherwise.
+    pub burns: Vec<PegoutBinding>,
+    /// Governance refuses a fee above this.
+    pub max_fee: Amount,
+    /// The request that this one replaces.
+    pub replaces: Option<RequestId>,
+}
+
+/// A transaction to be signed by the federation: complete, and consistent with itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SignatureRequest {
+    request_id: RequestId,
+    psbt: Psbt,
+    input_indices: Vec<u32>,
+    tx_type: TransactionType,
+    chain: ChainId,
+    network: Network,
+    federation_version: u32,
+    burns: Vec<PegoutBinding>,
+    max_fee: Amount,
+    replaces: Option<RequestId>,
+    payload_hash: PayloadHash,
+}
+
+/// What makes two requests the same: everything but id, deadline and trace.
+pub type PayloadHash = [u8; 32];
+
+/// Largest encoded PSBT.
+pub const MAX_PSBT_BYTES: usize = 524_288;
+/// Most inputs, or burns, in one request.
+pub const MAX_INPUTS: usize = 1000;
+
+const PAYLOAD_HASH_TAG: &[u8] = b"governance.v1.SignatureRequest";
+
+impl SignatureRequest {
+    /// Checks that the parts make a request that governance can judge.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that is out of bounds or disagrees with another.
+    pub fn new(parts: SignatureRequestParts) -> Result<Self, InvalidMessage> {
+        let SignatureRequestParts {
+            request_id,
+            psbt,
+            input_indices,
+            tx_type,
+            chain,
+            network,
+            federation_version,
+            burns,
+            max_fee,
+            replaces,
+        } = parts;
+        check_psbt(&psbt)?;
+        check_indices(&psbt, &input_indices)?;
+        check_fee(&psbt, max_fee)?;
+        check_burns(&psbt, tx_type, &burns)?;
+        if federation_version == 0 {
+            return Err(InvalidMessage::new("federation_version", 0, "at least 1"));
+        }
+        if replaces.as_ref() == Some(&request_id) {
+            return Err(InvalidMessage::new(
+                "replaces_request_id",
+                &request_id,
+                "the id of another request",
+            ));
+        }
+        let mut request = Self {
+            request_id,
+            psbt,
+            input_indices,
+            tx_type,
+            chain,
+            network,
+            federation_version,
+            burns,
+            max_fee,
+            replaces,
+            payload_hash: [0; 32],
+        };
+        request.payload_hash = request.compute_payload_hash();
+        Ok(request)
+    }
+
+    /// The caller's idempotency key.
+    #[must_use]
+    pub fn request_id(&self) -> &RequestId {
+        &self.request_id
+    }
+    /// The transaction with what signers need to know.
+    #[must_use]
+    pub fn psbt(&self) -> &Psbt {
+        &self.psbt
+    }
+    /// Id of the unsigned transaction; the signed one has the same (BIP-141).
+    #[must_use]
+    pub fn txid(&self) -> Txid {
+        self.psbt.unsigned_tx.compute_txid()
+    }
+    /// Inputs to be signed, strictly ascending.
+    #[must_use]
+    pub fn input_indices(&self) -> &[u32] {
+        &self.input_indices
+    }
+    /// What the transaction is for.
+    #[must_use]
+    pub fn tx_type(&self) -> TransactionType {
+        self.tx_type
+    }
+    /// The sidechain.
+    #[must_use]
+    pub fn chain(&self) -> &ChainId {
+        &self.chain
+    }
+    /// The Bitcoin network.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        self.network
+    }
+    /// The federation whose keys are asked for.
+    #[must_use]
+    pub fn federation_version(&self) -> u32 {
+        self.federation_version
+    }
+    /// The burns it pays.
+    #[must_use]
+    pub fn burns(&self) -> &[PegoutBinding] {
+        &self.burns
+    }
+    /// Governance refuses a fee above this.
+    #[must_use]
+    pub fn max_fee(&self) -> Amount {
+        self.max_fee
+    }
+    /// The request that this one replaces.
+    #[must_use]
+    pub fn replaces(&self) -> Option<&RequestId> {
+        self.replaces.as_ref()
+    }
+    /// What makes two requests the same.
+    #[must_use]
+    pub fn payload_hash(&self) -> PayloadHash {
+        self.payload_hash
+    }
+
+    /// The output each input spends; `new` has checked that every input names one.
+    pub fn spent_outputs(&self) -> impl Iterator<Item = &TxOut> {
+        self.psbt
+            .inputs
+            .iter()
+            .filter_map(|input| input.witness_utxo.as_ref())
+    }
+
+    /// As the proto's comment on `payload_hash` lays it out.
+    fn compute_payload_hash(&self) -> PayloadHash {
+        let mut hash = TaggedHash::new(PAYLOAD_HASH_TAG);
+        hash.bytes(&encode::serialize(&self.psbt.unsigned_tx));
+        for spent in self.spent_outputs() {
+            hash.u64(spent.value.to_sat());
+            hash.bytes(spent.script_pubkey.as_bytes());
+        }
+        hash.count(self.input_indices.len());
+        for index in &self.input_indices {
+            hash.u32(*index);
+        }
+        hash.u8(match self.tx_type {
+            TransactionType::Pegout => 1,
+            TransactionType::FederationChange => 2,
+            TransactionType::Emergency => 3,
+        });
+        hash.u32(self.federation_version);
+        hash.count(self.burns.len());
+        for burn in &self.burns {
+            hash.array(&burn.burn_tx_hash);
+            hash.u32(burn.log_index);
+            hash.array(&burn.block_hash);
+            hash.u64(burn.block_height);
+            hash.u32(burn.output_index);
+            hash.u64(burn.amount.to_sat());
+        }
+        hash.bytes(
+            self.replaces
+                .as_ref()
+                .map_or("", RequestId::as_str)
+                .as_bytes(),
+        );
+        hash.u64(self.max_fee.to_sat());
+        hash.finish()
+    }
+}
+
+fn check_psbt(psbt: &Psbt) -> Result<(), InvalidMessage> {
+    let size = psbt.serialize().len();
+    if size > MAX_PSBT_BYTES {
+        return Err(InvalidMessage::new(
+            "psbt",
+            format_args!("{size} bytes"),
+            format!("at most {MAX_PSBT_BYTES} bytes"),
+        ));
+    }
+    let inputs = &psbt.unsigned_tx.input;
+    if inputs.is_empty() || psbt.unsigned_tx.output.is_empty() {
+        return Err(InvalidMessage::new(
+            "psbt",
+            format_args!(
+                "{} inputs, {} outputs",
+                inputs.len(),
+                psbt.unsigned_tx.output.len()
+            ),
+            "at least one of each",
+        ));
+    }
+    let outpoints: BTreeSet<OutPoint> = inputs.iter().map(|input| input.previous_output).collect();
+    if outpoints.len() != inputs.len() {
+        return Err(InvalidMessage::new(
+            "psbt",
+            "spending an output twice",
+            "distinct inputs",
+        ));
+    }
+    for (index, input) in psbt.inputs.iter().enumerate() {
+        if input.witness_utxo.is_none() {
+            return Err(InvalidMessage::new(
+                format!("psbt.inputs[{index}].witness_utxo"),
+                "absent",
+                "the spent output (BIP-174), for every input",
+            ));
+        }
+        if input.final_script_witness.is_some() || input.final_script_sig.is_some() {
+            return Err(InvalidMessage::new(
+                format!("psbt.inputs[{index}]"),
+                "finalised",
+                "an input without final scripts",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_indices(psbt: &Psbt, indices: &[u32]) -> Result<(), InvalidMessage> {
+    if !(1..=MAX_INPUTS).contains(&indices.len()) {
+        return Err(InvalidMessage::new(
+            "input_indices",
+            format_args!("{} indices", indices.len()),
+            format!("1 to {MAX_INPUTS}"),
+        ));
+    }
+    if !indices.is_sorted_by(|a, b| a < b) {
+        return Err(InvalidMessage::new(
+            "input_indices",
+            format_args!("{indices:?}"),
+            "strictly ascending",
+        ));
+    }
+    for index in indices {
+        let input = usize::try_from(*index)
+            .ok()
+            .and_then(|index| psbt.inputs.get(index));
+        let Some(input) = input else {
+            return Err(InvalidMessage::new(
+                "input_indices",
+                index,
+                format!("below the transaction's {} inputs", psbt.inputs.len()),
+            ));
+        };
+        if input.witness_script.is_none() {
+            return Err(InvalidMessage::new(
+                format!("psbt.inputs[{index}].witness_script"),
+                "absent",
+                "the script to be signed for (BIP-174)",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_fee(psbt: &Psbt, max_fee: Amount) -> Result<(), InvalidMessage> {
+    let spent = total(
+        psbt.inputs
+            .iter()
+            .filter_map(|input| input.witness_utxo.as_ref()),
+    );
+    let paid = total(psbt.unsigned_tx.output.iter());
+    let fee = spent
+        .zip(paid)
+        .and_then(|(spent, paid)| spent.checked_sub(paid));
+    let Some(fee) = fee else {
+        return Err(InvalidMessage::new(
+            "psbt",
+            "paying more than it spends, or more than 21 million BTC",
+            "outputs worth at most the inputs",
+        ));
+    };
+    if fee > max_fee {
+        return Err(InvalidMessage::new(
+            "max_fee_sat",
+            max_fee.to_sat(),
+            format!("at least the transaction's fee of {} sat", fee.to_sat()),
+        ));
+    }
+    Ok(())
+}
+
+/// `None` above 21 million BTC.
+fn total<'a>(mut outputs: impl Iterator<Item = &'a TxOut>) -> Option<Amount> {
+    outputs.try_fold(Amount::ZERO, |sum, output| {
+        sum.checked_add(output.value)
+            .filter(|sum| *sum <= Amount::MAX_MONEY)
+    })
+}
+
+fn check_burns(
+    psbt: &Psbt,
+    tx_type: TransactionType,
+    burns: &[PegoutBinding],
+) -> Result<(), InvalidMessage> {
+    let allowed = match tx_type {
+        TransactionType::Pegout => 1..=MAX_INPUTS,
+        TransactionType::FederationChange | TransactionType::Emergency => 0..=0,
+    };
+    if !allowed.contains(&burns.len()) {
+        return Err(InvalidMessage::new(
+            "burns",
+            format_args!("{} burns", burns.len()),
+            format!("{} to {} for this tx_type", allowed.start(), allowed.end()),
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    let mut outputs = BTreeSet::new();
+    for (index, burn) in burns.iter().enumerate() {
+        let output = usize::try_from(burn.output_index)
+            .ok()
+            .and_then(|output| psbt.unsigned_tx.output.get(output));
+        if output.map(|output| output.value) != Some(burn.amount) {
+            return Err(InvalidMessage::new(
+                format!("burns[{index}].amount_sat"),
+                burn.amount.to_sat(),
+                format!("the amount of output {}", burn.output_index),
+            ));
+        }
+        if !seen.insert((burn.burn_tx_hash, burn.log_index)) || !outputs.insert(burn.output_index) {
+            return Err(InvalidMessage::new(
+                format!("burns[{index}]"),
+                "listed twice",
+                "each burn and each output once",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A transaction as nodes of the first protocol draft name it: raw hex, indices and amounts.
+#[derive(Debug, Clone)]
+pub struct RawTransaction<'a> {
+    /// Consensus encoding in hexadecimal, unsigned; a leading `0x` is accepted.
+    pub tx_hex: &'a str,
+    /// Inputs to be signed, all of them in the transaction's order.
+    pub input_indices: &'a [u32],
+    /// What each of `input_indices` spends.
+    pub amounts: &'a [Amount],
+}
+
+impl RawTransaction<'_> {
+    /// Builds the PSBT, for inputs that all spend the output script of `witness_script` (P2WSH).
+    ///
+    /// # Errors
+    ///
+    /// When the hex is no unsigned transaction, the lists disagree in length, or an index is
+    /// repeated, out of range or missing.
+    pub fn to_psbt(&self, witness_script: &ScriptBuf) -> Result<Psbt, InvalidMessage> {
+        let hex = self.tx_hex.strip_prefix("0x").unwrap_or(self.tx_hex);
+        let tx: Transaction = encode::deserialize_hex(hex).map_err(|error| {
+            InvalidMessage::new("tx_hex", error, "a consensus-encoded transaction")
+        })?;
+        if self.input_indices.len() != self.amounts.len() {
+            return Err(InvalidMessage::new(
+                "amounts",
+                format_args!("{} amounts", self.amounts.len()),
+                format!("one for each of {} input_indices", self.input_indices.len()),
+            ));
+        }
+        if !self
+            .input_indices
+            .iter()
+            .copied()
+            .eq(0..u32::try_from(tx.input.len()).unwrap_or(u32::MAX))
+        {
+            return Err(InvalidMessage::new(
+                "input_indices",
+                format_args!("{:?}", self.input_indices),
+                format!(
+                    "each of the transaction's {} inputs once, in order",
+                    tx.input.len()
+                ),
+            ));
+        }
+        if tx
+            .input
+            .iter()
+            .any(|input| input.witness != Witness::default() || !input.script_sig.is_empty())
+        {
+            return Err(InvalidMessage::new(
+                "tx_hex",
+                "signed",
+                "an unsigned transaction",
+            ));
+        }
+        let mut psbt = Psbt::from_unsigned_tx(tx)
+            .map_err(|error| InvalidMessage::new("tx_hex", error, "an unsigned transaction"))?;
+        for (input, amount) in psbt.inputs.iter_mut().zip(self.amounts) {
+            input.witness_utxo = Some(TxOut {
+                value: *amount,
+                script_pubkey: witness_script.to_p2wsh(),
+            });
+            input.witness_script = Some(witness_script.clone());
+        }
+        Ok(psbt)
+    }
+}
+
+/// One member's signature for one input, not yet verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialSignature {
+    /// The transaction's input.
+    pub input_index: u32,
+    /// The member's key.
+    pub public_key: secp256k1::PublicKey,
+    /// DER and sighash byte, 9 to 73 bytes; whether it verifies is the bridge's to find out, so
+    /// that one member's bad signature does not hide the others'.
+    pub signature: Vec<u8>,
+}
+
+/// Why governance will not sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureCode {
+    /// Malformed, or disagrees with itself.
+    InvalidRequest,
+    /// Same id, other payload.
+    Conflict,
+    /// A rule of governance forbids it.
+    Policy,
+    /// The federation version is unknown, not yet active or retired.
+    Federation,
+    /// Too few signers agreed.
+    Declined,
+    /// A burn is already paid by a request that shares no input with this one.
+    AlreadyPaid,
+}
+
+/// Where governance stands with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignatureStatus {
+    /// Accepted, not begun.
+    Pending,
+    /// Some signers have answered.
+    InProgress {
+        /// How many have.
+        collected: u32,
+        /// How many are needed.
+        required: u32,
+    },
+    /// Terminal: every input has its threshold of signatures.
+    Complete,
+    /// Terminal: governance will not sign.
+    Failed {
+        /// Which rule.
+        code: FailureCode,
+        /// For people.
+        reason: String,
+    },
+    /// Terminal: withdrawn at the node's word.
+    Cancelled {
+        /// Whether a signature had already been handed out.
+        signatures_released: bool,
+    },
+    /// Terminal: governance promises no further signatures.
+    Timeout {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// What governance says of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignatureResponse {
+    /// The request.
+    pub request_id: RequestId,
+    /// Id of the transaction that was asked for.
+    pub txid: Txid,
+    /// The federation whose keys signed.
+    pub federation_version: u32,
+    /// Where governance stands.
+    pub status: SignatureStatus,
+    /// Signatures collected so far; merged across responses by the bridge.
+    pub signatures: Vec<PartialSignature>,
+}
+
+/// Why a request is to be cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CancelReason {
+    /// The node asked for it.
+    Caller,
+    /// Its deadline passed.
+    Deadline,
+}
+
+/// Please do not sign (any more).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelRequest {
+    /// The request.
+    pub request_id: RequestId,
+    /// Why.
+    pub reason: CancelReason,
+}
+
+/// BIP-340 tagged SHA-256 over length-prefixed fields, integers little endian.
+pub(crate) struct TaggedHash(sha256::HashEngine);
+
+impl TaggedHash {
+    pub(crate) fn new(tag: &[u8]) -> Self {
+        let tag = sha256::Hash::hash(tag);
+        let mut engine = sha256::Hash::engine();
+        engine.input(tag.as_byte_array());
+        engine.input(tag.as_byte_array());
+        Self(engine)
+    }
+    pub(crate) fn u8(&mut self, value: u8) {
+        self.0.input(&[value]);
+    }
+    pub(crate) fn u32(&mut self, value: u32) {
+        self.0.input(&value.to_le_bytes());
+    }
+    pub(crate) fn u64(&mut self, value: u64) {
+        self.0.input(&value.to_le_bytes());
+    }
+    pub(crate) fn array<const N: usize>(&mut self, value: &[u8; N]) {
+        self.0.input(value);
+    }
+    /// How many of something follow. Messages are far smaller than 4 GiB.
+    pub(crate) fn count(&mut self, count: usize) {
+        self.u32(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+    pub(crate) fn bytes(&mut self, value: &[u8]) {
+        self.count(value.len());
+        self.0.input(value);
+    }
+    pub(crate) fn finish(self) -> [u8; 32] {
+        sha256::Hash::from_engine(self.0).to_byte_array()
+    }
+}
