@@ -1,11 +1,36 @@
 //! scaffold
+#![forbid(unsafe_code)]
+
+mod buffer;
 pub mod config;
-pub mod error;
+mod connection;
+mod error;
+mod health;
 pub mod message;
+mod names;
+mod request;
+mod routing;
+mod stream;
+mod supervisor;
+pub mod telemetry;
+mod timer;
+
 /// The generated wire types of `proto/governance/v1/governance.proto`, whose comments say what
 /// each field means.
 #[allow(missing_docs, clippy::all, unreachable_pub, unused_qualifications)]
 pub mod proto {
     tonic::include_proto!("governance.v1");
 }
-pub mod routing;
+
+pub use buffer::{
+    Leftover, MemoryJournal, RequestStanding, ResumeFault,
+    journal::{self, Journal, JournalError},
+    retained,
+};
+pub use connection::SessionFault;
+pub use error::{Retry, StreamError};
+pub use health::{ConnectionPhase, ConnectionStatus, Health, LaneStatus, StreamStatus};
+pub use routing::{
+    Answer, BridgeEvent, ChainEvent, Delivered, Delivery, Handled, Subscriber, SubscriberError,
+};
+pub use stream::{GovernanceStream, RequestHandle, StreamArguments};

@@ -3,6 +3,7 @@
 //! [`Config::new`] gives the defaults to a node developer; the `load` module merges a file, the
 //! environment and flags, and reports every fault at once.
 
+mod check;
 mod secret;
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};

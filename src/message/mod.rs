@@ -10,6 +10,7 @@ mod lane;
 mod outcome;
 mod pegin;
 mod proposal;
+mod session;
 mod signature;
 mod status;
 pub mod wire;
@@ -25,6 +26,7 @@ pub use lane::{Lane, PerLane};
 pub use outcome::{Outcome, Progress};
 pub use pegin::{EvmAddress, PeginAck, PeginNotification, PeginStatus};
 pub use proposal::{MAX_PROPOSAL_BYTES, ProposalAck, ProposalNotification, ProposalType};
+pub use session::{GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck};
 pub(crate) use signature::TaggedHash;
 pub use signature::{
     CancelReason, CancelRequest, FailureCode, MAX_INPUTS, MAX_PSBT_BYTES, PartialSignature,

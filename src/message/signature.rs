@@ -20,6 +20,18 @@ pub enum TransactionType {
     Emergency,
 }
 
+impl TransactionType {
+    /// Bounded label for logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pegout => "pegout",
+            Self::FederationChange => "federation_change",
+            Self::Emergency => "emergency",
+        }
+    }
+}
+
 /// Ties one output of a peg-out transaction to the burn on the sidechain that pays for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PegoutBinding {

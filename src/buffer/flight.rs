@@ -1,0 +1,231 @@
+//! What one session has in flight to governance, and what goes next. Pure.
+
+use std::collections::VecDeque;
+
+use super::retained::{Retained, RetainedLane};
+use crate::{
+    config::WindowConfig,
+    message::{Lane, PerLane},
+};
+
+/// Messages that each lane may send in one round, highest priority first. A higher lane goes
+/// first in every round, and a lower one is never left out of it.
+const SHARES: [(Lane, usize); 4] = [
+    (Lane::Signing, 16),
+    (Lane::Federation, 4),
+    (Lane::Pegin, 4),
+    (Lane::Proposal, 2),
+];
+
+/// The sending half of a session, within the windows that governance granted.
+#[derive(Debug)]
+pub(super) struct Flight {
+    lanes: PerLane<LaneFlight>,
+}
+
+#[derive(Debug)]
+struct LaneFlight {
+    window: WindowConfig,
+    /// Sequence to transmit next.
+    next: u64,
+    /// Payload sizes of what is in flight; the last one is that of `next - 1`.
+    sizes: VecDeque<u64>,
+    /// Their sum.
+    bytes: u64,
+}
+
+impl Flight {
+    /// Starts with nothing in flight, at each lane's first unacknowledged message.
+    pub(super) fn new(retained: &Retained, granted: impl Fn(Lane) -> WindowConfig) -> Self {
+        Self {
+            lanes: PerLane::from_fn(|lane| LaneFlight {
+                window: granted(lane),
+                next: retained.lanes.get(lane).first_unacknowledged,
+                sizes: VecDeque::new(),
+                bytes: 0,
+            }),
+        }
+    }
+
+    /// Takes what may be sent now, in the order in which it should be.
+    pub(super) fn take(&mut self, retained: &Retained) -> Vec<(Lane, u64)> {
+        let mut taken = Vec::new();
+        loop {
+            let before = taken.len();
+            for (lane, share) in SHARES {
+                let flight = self.lanes.get_mut(lane);
+                let retained = retained.lanes.get(lane);
+                taken.extend(
+                    std::iter::from_fn(|| flight.take_one(retained))
+                        .take(share)
+                        .map(|sequence| (lane, sequence)),
+                );
+            }
+            if taken.len() == before {
+                return taken;
+            }
+        }
+    }
+
+    /// Whether governance may acknowledge this much: no more than was sent.
+    pub(super) fn covers(&self, lane: Lane, through: u64) -> bool {
+        through < self.lanes.get(lane).next
+    }
+
+    /// Makes room for what was acknowledged.
+    pub(super) fn acknowledged(&mut self, lane: Lane, through: u64) {
+        let flight = self.lanes.get_mut(lane);
+        let left = usize::try_from(flight.next - 1 - through.min(flight.next - 1));
+        while flight.sizes.len() > left.unwrap_or(usize::MAX) {
+            flight.bytes -= flight.sizes.pop_front().unwrap_or_default();
+        }
+    }
+}
+
+impl LaneFlight {
+    fn take_one(&mut self, retained: &RetainedLane) -> Option<u64> {
+        let entry = retained.entries.get(&self.next)?;
+        let size = entry.payload.len() as u64;
+        let fits = self.sizes.len() < self.window.messages as usize
+            && self.bytes + size <= self.window.bytes;
+        if !fits && !self.sizes.is_empty() {
+            return None;
+        }
+        self.sizes.push_back(size);
+        self.bytes += size;
+        self.next += 1;
+        Some(entry.sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use prost::bytes::Bytes;
+
+    use super::{
+        super::journal::{Entry, Expects, Record},
+        *,
+    };
+    use crate::{message::MessageId, proto, telemetry::TraceContext};
+
+    fn holding(counts: [(Lane, u64); 4], size: usize) -> Retained {
+        let mut retained = Retained::default();
+        for (lane, count) in counts {
+            for sequence in 1..=count {
+                retained.apply(&Record::Appended(Entry {
+                    lane,
+                    sequence,
+                    message_id: MessageId::generate(),
+                    kind: proto::Kind::Reject,
+                    payload: Bytes::from(vec![0; size]),
+                    trace: TraceContext::default(),
+                    accepted_at: SystemTime::UNIX_EPOCH,
+                    deadline: None,
+                    expects: Expects::Nothing,
+                }));
+            }
+        }
+        retained
+    }
+
+    fn window(messages: u32, bytes: u64) -> impl Fn(Lane) -> WindowConfig {
+        move |_| WindowConfig { messages, bytes }
+    }
+
+    #[test]
+    fn a_replay_never_holds_up_a_signature_request() {
+        let mut retained = holding(
+            [
+                (Lane::Signing, 0),
+                (Lane::Federation, 0),
+                (Lane::Pegin, 500),
+                (Lane::Proposal, 0),
+            ],
+            10,
+        );
+        let mut flight = Flight::new(&retained, window(100, 1 << 20));
+        assert_eq!(flight.take(&retained).len(), 100);
+        let request = holding(
+            [
+                (Lane::Signing, 1),
+                (Lane::Federation, 0),
+                (Lane::Pegin, 0),
+                (Lane::Proposal, 0),
+            ],
+            10,
+        );
+        *retained.lanes.get_mut(Lane::Signing) = request.lanes.get(Lane::Signing).clone();
+        assert_eq!(flight.take(&retained), [(Lane::Signing, 1)]);
+    }
+
+    #[test]
+    fn every_lane_has_its_share_of_each_round() {
+        let retained = holding(
+            [
+                (Lane::Signing, 100),
+                (Lane::Federation, 100),
+                (Lane::Pegin, 100),
+                (Lane::Proposal, 100),
+            ],
+            10,
+        );
+        let taken = Flight::new(&retained, window(100, 1 << 20)).take(&retained);
+        for (lane, share) in SHARES {
+            let first_round = taken.iter().take(26).filter(|(l, _)| *l == lane).count();
+            assert_eq!(first_round, share, "{lane}");
+            let sequences: Vec<u64> = taken
+                .iter()
+                .filter(|(l, _)| *l == lane)
+                .map(|(_, s)| *s)
+                .collect();
+            assert_eq!(
+                sequences,
+                (1..=100).collect::<Vec<_>>(),
+                "{lane} in order, complete"
+            );
+        }
+    }
+
+    #[test]
+    fn a_window_in_bytes_closes_and_opens_with_acknowledgements() {
+        let retained = holding(
+            [
+                (Lane::Signing, 10),
+                (Lane::Federation, 0),
+                (Lane::Pegin, 0),
+                (Lane::Proposal, 0),
+            ],
+            100,
+        );
+        let mut flight = Flight::new(&retained, window(100, 250));
+        assert_eq!(flight.take(&retained).len(), 2);
+        assert!(flight.take(&retained).is_empty());
+        assert!(flight.covers(Lane::Signing, 2) && !flight.covers(Lane::Signing, 3));
+        flight.acknowledged(Lane::Signing, 1);
+        assert_eq!(flight.take(&retained), [(Lane::Signing, 3)]);
+        flight.acknowledged(Lane::Signing, 1);
+        assert!(
+            flight.take(&retained).is_empty(),
+            "a repeated acknowledgement opens nothing"
+        );
+    }
+
+    #[test]
+    fn a_message_larger_than_the_window_goes_alone() {
+        let retained = holding(
+            [
+                (Lane::Signing, 2),
+                (Lane::Federation, 0),
+                (Lane::Pegin, 0),
+                (Lane::Proposal, 0),
+            ],
+            1000,
+        );
+        let mut flight = Flight::new(&retained, window(100, 10));
+        assert_eq!(flight.take(&retained), [(Lane::Signing, 1)]);
+        flight.acknowledged(Lane::Signing, 1);
+        assert_eq!(flight.take(&retained), [(Lane::Signing, 2)]);
+    }
+}

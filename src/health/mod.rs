@@ -1,0 +1,6 @@
+//! How the stream is doing.
+
+mod status;
+
+pub(crate) use status::StatusBoard;
+pub use status::{ConnectionPhase, ConnectionStatus, Health, LaneStatus, StreamStatus};

@@ -1,0 +1,313 @@
+//! What two sides tell each other when a session begins, and what governance says went wrong.
+
+use std::{fmt, time::Duration};
+
+use super::{InvalidMessage, Lane, LedgerId, MessageId, PerLane, RequestId, SessionId};
+use crate::proto;
+
+/// One side's record of one lane, both directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneState {
+    /// Of what it sends: lowest sequence that it can still send again.
+    pub first_retained: u64,
+    /// Of what it sends: sequence of its next new message; at least `first_retained`.
+    pub next_new: u64,
+    /// Of what it receives: sequence that it expects next.
+    pub next_expected: u64,
+    /// Of what it receives: id of the message before that; `None` exactly when there is none.
+    pub last_received: Option<MessageId>,
+    /// Messages that may be in flight towards it.
+    pub window_messages: u32,
+    /// Payload bytes that may be in flight towards it.
+    pub window_bytes: u64,
+}
+
+/// Governance accepted a registration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RegistrationAck {
+    /// Names the session in governance's records.
+    pub session_id: SessionId,
+    /// Names governance's durable record.
+    pub ledger_id: LedgerId,
+    /// Governance's record of us.
+    pub lanes: PerLane<LaneState>,
+    /// What governance accepts.
+    pub limits: Limits,
+    /// How often it wants a heartbeat.
+    pub heartbeat_interval: Duration,
+    /// The federation version that it signs for by default.
+    pub federation_version: u32,
+}
+
+/// What governance accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Of one encoded frame.
+    pub max_frame_bytes: usize,
+    /// Of one message's payload.
+    pub max_message_bytes: usize,
+    /// Messages in one frame.
+    pub max_messages_per_frame: usize,
+    /// Sustained rate over all lanes; `None` for no limit.
+    pub max_messages_per_second: Option<u32>,
+}
+
+impl Default for Limits {
+    /// The defaults that the protocol states.
+    fn default() -> Self {
+        Self {
+            max_frame_bytes: 4 << 20,
+            max_message_bytes: 1 << 20,
+            max_messages_per_frame: 1024,
+            max_messages_per_second: None,
+        }
+    }
+}
+
+/// What governance says went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GovernanceError {
+    /// Which fault.
+    pub code: GovernanceErrorCode,
+    /// For people.
+    pub message: String,
+    /// The request that it is about.
+    pub request_id: Option<RequestId>,
+    /// Not before.
+    pub retry_after: Option<Duration>,
+}
+
+impl fmt::Display for GovernanceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.name(), self.message)
+    }
+}
+
+/// Which fault governance reports. A code of a later protocol is `Unspecified`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GovernanceErrorCode {
+    /// None that we know.
+    Unspecified,
+    /// Its own.
+    Internal,
+    /// Not serving now.
+    Unavailable,
+    /// Too much.
+    RateLimited,
+    /// Credentials missing, unknown or expired.
+    Unauthenticated,
+    /// Known, but not allowed.
+    PermissionDenied,
+    /// We broke the protocol.
+    ProtocolViolation,
+    /// A newer session of this node took over.
+    Fenced,
+    /// This node is known with another journal.
+    UnknownOutbox,
+    /// Our protocol version is not spoken there.
+    UnsupportedVersion,
+    /// Our chain or network is not served there.
+    WrongChain,
+}
+
+impl GovernanceErrorCode {
+    /// Bounded label for logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
+            Self::RateLimited => "rate_limited",
+            Self::Unauthenticated => "unauthenticated",
+            Self::PermissionDenied => "permission_denied",
+            Self::ProtocolViolation => "protocol_violation",
+            Self::Fenced => "fenced",
+            Self::UnknownOutbox => "unknown_outbox",
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::WrongChain => "wrong_chain",
+        }
+    }
+
+    /// Whether the session is over with it.
+    #[must_use]
+    pub const fn ends_session(self) -> bool {
+        !matches!(self, Self::Unspecified | Self::Internal | Self::RateLimited)
+    }
+}
+
+impl LaneState {
+    /// As the wire has it.
+    #[must_use]
+    pub fn to_wire(&self, lane: Lane) -> proto::LaneState {
+        proto::LaneState {
+            lane: proto::Lane::from(lane).into(),
+            first_retained: self.first_retained,
+            next_new: self.next_new,
+            next_expected: self.next_expected,
+            last_received_message_id: self
+                .last_received
+                .map(|message_id| message_id.to_bytes().to_vec().into())
+                .unwrap_or_default(),
+            window_messages: self.window_messages,
+            window_bytes: self.window_bytes,
+        }
+    }
+}
+
+impl TryFrom<proto::LaneState> for LaneState {
+    type Error = InvalidMessage;
+
+    fn try_from(wire: proto::LaneState) -> Result<Self, InvalidMessage> {
+        let at_least = |field, value: u64, least: u64| {
+            if value < least {
+                Err(InvalidMessage::new(
+                    field,
+                    value,
+                    format!("at least {least}"),
+                ))
+            } else {
+                Ok(value)
+            }
+        };
+        let first_retained = at_least("first_retained", wire.first_retained, 1)?;
+        let next_new = at_least("next_new", wire.next_new, first_retained)?;
+        let next_expected = at_least("next_expected", wire.next_expected, 1)?;
+        at_least("window_messages", wire.window_messages.into(), 1)?;
+        let id = &wire.last_received_message_id;
+        let last_received = if next_expected == 1 && id.is_empty() {
+            None
+        } else {
+            let id = MessageId::from_slice(id);
+            Some(id.map_err(|mut invalid| {
+                invalid.field = "last_received_message_id".to_owned();
+                invalid
+            })?)
+        };
+        if last_received.is_some() && next_expected == 1 {
+            return Err(InvalidMessage::new(
+                "last_received_message_id",
+                "present",
+                "empty while next_expected is 1",
+            ));
+        }
+        Ok(Self {
+            first_retained,
+            next_new,
+            next_expected,
+            last_received,
+            window_messages: wire.window_messages,
+            window_bytes: wire.window_bytes,
+        })
+    }
+}
+
+impl TryFrom<proto::RegistrationAck> for RegistrationAck {
+    type Error = InvalidMessage;
+
+    fn try_from(wire: proto::RegistrationAck) -> Result<Self, InvalidMessage> {
+        let given = wire.lanes.len();
+        let mut lanes: PerLane<Option<LaneState>> = PerLane::default();
+        for (index, state) in wire.lanes.into_iter().enumerate() {
+            let at = |invalid: InvalidMessage| invalid.within(format_args!("lanes[{index}]"));
+            let lane = super::wire::lane_from_wire(state.lane).map_err(at)?;
+            *lanes.get_mut(lane) = Some(LaneState::try_from(state).map_err(at)?);
+        }
+        let missing = lanes.iter().any(|(_, state)| state.is_none());
+        if missing || given != Lane::ALL.len() {
+            return Err(InvalidMessage::new(
+                "lanes",
+                format_args!("{given} states"),
+                "exactly one for each lane",
+            ));
+        }
+        let empty = LaneState {
+            first_retained: 1,
+            next_new: 1,
+            next_expected: 1,
+            last_received: None,
+            window_messages: 1,
+            window_bytes: 0,
+        };
+        if !(10..=600_000).contains(&wire.heartbeat_interval_ms) {
+            return Err(InvalidMessage::new(
+                "heartbeat_interval_ms",
+                wire.heartbeat_interval_ms,
+                "10 to 600000",
+            ));
+        }
+        Ok(Self {
+            session_id: SessionId::from_slice(&wire.session_id)?,
+            ledger_id: LedgerId::from_slice(&wire.ledger_id)?,
+            lanes: PerLane::from_fn(|lane| lanes.get(lane).unwrap_or(empty)),
+            limits: Limits::try_from(wire.limits.unwrap_or_default())
+                .map_err(|invalid| invalid.within("limits"))?,
+            heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
+            federation_version: wire.federation_version,
+        })
+    }
+}
+
+impl TryFrom<proto::Limits> for Limits {
+    type Error = InvalidMessage;
+
+    fn try_from(wire: proto::Limits) -> Result<Self, InvalidMessage> {
+        let limit = |field, value: u32, default: usize, least: usize| match value as usize {
+            0 => Ok(default),
+            value if value < least => Err(InvalidMessage::new(
+                field,
+                value,
+                format!("0, or at least {least}"),
+            )),
+            value => Ok(value),
+        };
+        let default = Self::default();
+        Ok(Self {
+            max_frame_bytes: limit(
+                "max_frame_bytes",
+                wire.max_frame_bytes,
+                default.max_frame_bytes,
+                4096,
+            )?,
+            max_message_bytes: limit(
+                "max_message_bytes",
+                wire.max_message_bytes,
+                default.max_message_bytes,
+                1024,
+            )?,
+            max_messages_per_frame: limit(
+                "max_messages_per_frame",
+                wire.max_messages_per_frame,
+                default.max_messages_per_frame,
+                1,
+            )?,
+            max_messages_per_second: Some(wire.max_messages_per_second).filter(|rate| *rate > 0),
+        })
+    }
+}
+
+impl From<proto::Error> for GovernanceError {
+    fn from(wire: proto::Error) -> Self {
+        use proto::ErrorCode as Wire;
+        let code = match wire.code() {
+            Wire::Unspecified => GovernanceErrorCode::Unspecified,
+            Wire::Internal => GovernanceErrorCode::Internal,
+            Wire::Unavailable => GovernanceErrorCode::Unavailable,
+            Wire::RateLimited => GovernanceErrorCode::RateLimited,
+            Wire::Unauthenticated => GovernanceErrorCode::Unauthenticated,
+            Wire::PermissionDenied => GovernanceErrorCode::PermissionDenied,
+            Wire::ProtocolViolation => GovernanceErrorCode::ProtocolViolation,
+            Wire::Fenced => GovernanceErrorCode::Fenced,
+            Wire::UnknownOutbox => GovernanceErrorCode::UnknownOutbox,
+            Wire::UnsupportedVersion => GovernanceErrorCode::UnsupportedVersion,
+            Wire::WrongChain => GovernanceErrorCode::WrongChain,
+        };
+        Self {
+            code,
+            message: super::wire::for_people(wire.message, 1024),
+            request_id: RequestId::new(wire.request_id).ok(),
+            retry_after: Some(Duration::from_millis(wire.retry_after_ms))
+                .filter(|pause| !pause.is_zero()),
+        }
+    }
+}

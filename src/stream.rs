@@ -1,0 +1,517 @@
+//! The handle that a node holds.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use ractor::{Actor, ActorCell, ActorRef, Message, RpcReplyPort, rpc::CallResult};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    buffer::{BufferMessage, Leftover, MemoryJournal, RequestStanding, journal::Journal},
+    config::{Config, Endpoint},
+    connection::ConnectionMessage,
+    error::StreamError,
+    health::{StatusBoard, StreamStatus},
+    message::{
+        CancelReason, NodeStatus, Outcome, PeginNotification, Progress, RequestId, SignatureRequest,
+    },
+    names,
+    request::{self, RequestMessage},
+    routing::{BridgeEvent, ChainEvent, Delivery, Subscriber, Subscribers},
+    supervisor::{StreamSupervisor, SupervisorMessage, TreeArguments},
+    telemetry::{Metrics, TraceContext},
+};
+
+/// Pause before an actor that is being restarted is looked up again.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// What stopping the actors may add to the drain.
+const STOP_MARGIN: Duration = Duration::from_secs(30);
+
+/// What a stream needs to start.
+#[derive(Clone)]
+pub struct StreamArguments {
+    /// Checked at the start.
+    pub config: Config,
+    /// Outlives the tree: a tree that is started again with it goes on where the last one ended.
+    pub journal: Arc<dyn Journal>,
+    /// Takes signatures and peg-in acknowledgements.
+    pub bridge: Subscriber<BridgeEvent>,
+    /// Takes federation updates and proposals.
+    pub chain: Subscriber<ChainEvent>,
+    /// Where the tree counts.
+    pub metrics: Metrics,
+}
+
+impl StreamArguments {
+    /// An in-memory journal, metrics that nobody reads, and subscribers under the configured
+    /// names whose message type is the bare [`Delivery`].
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            journal: Arc::new(MemoryJournal::new()),
+            bridge: Subscriber::named::<Delivery<BridgeEvent>>(&config.subscribers.bridge),
+            chain: Subscriber::named::<Delivery<ChainEvent>>(&config.subscribers.chain),
+            metrics: Metrics::default(),
+            config,
+        }
+    }
+}
+
+impl fmt::Debug for StreamArguments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamArguments")
+            .field("config", &self.config)
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running stream. Clones are the same stream. It finds its actors by name, so that it goes on
+/// working when they are restarted, and when the whole tree is started again under its name.
+#[derive(Debug, Clone)]
+pub struct GovernanceStream {
+    supervisor: ActorCell,
+    config: Arc<Config>,
+    board: StatusBoard,
+    federation_version: SharedVersion,
+}
+
+impl GovernanceStream {
+    /// Starts a tree of its own. When it gives up, [`status`](Self::status) shows it as not
+    /// running.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::Config`] with every fault of the configuration, [`StreamError::Startup`]
+    /// when an instance of this name runs already.
+    pub async fn start(arguments: StreamArguments) -> Result<Self, StreamError> {
+        Self::spawn(arguments, None).await
+    }
+
+    /// Starts a tree under the node's supervisor, which sees it fail when it gives up, and may
+    /// start another one with the same journal.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_linked(
+        arguments: StreamArguments,
+        supervisor: ActorCell,
+    ) -> Result<Self, StreamError> {
+        Self::spawn(arguments, Some(supervisor)).await
+    }
+
+    async fn spawn(
+        arguments: StreamArguments,
+        parent: Option<ActorCell>,
+    ) -> Result<Self, StreamError> {
+        let StreamArguments {
+            config,
+            journal,
+            bridge,
+            chain,
+            metrics,
+        } = arguments;
+        config.check()?;
+        let board = StatusBoard::new();
+        let federation_version = SharedVersion::default();
+        let name = names::supervisor(&config.instance);
+        let tree = TreeArguments {
+            config: config.clone(),
+            journal,
+            subscribers: Subscribers { bridge, chain },
+            federation_version: federation_version.clone(),
+            board: board.clone(),
+            metrics,
+        };
+        let spawned = match parent {
+            None => Actor::spawn(Some(name), StreamSupervisor, tree).await,
+            Some(parent) => Actor::spawn_linked(Some(name), StreamSupervisor, tree, parent).await,
+        };
+        let (supervisor, _) = spawned.map_err(|error| StreamError::Startup {
+            instance: config.instance.to_string(),
+            reason: error.to_string(),
+        })?;
+        let supervisor = supervisor.get_cell();
+        Ok(Self {
+            supervisor,
+            config: Arc::new(config),
+            board,
+            federation_version,
+        })
+    }
+
+    /// The root of the tree, for a node that wants to link or watch it.
+    #[must_use]
+    pub fn supervisor(&self) -> &ActorCell {
+        &self.supervisor
+    }
+
+    /// Asks the federation to sign. Returns once the request is accepted: from then on it
+    /// survives every actor, reaches governance, and has exactly one outcome. It is asked to be
+    /// cancelled after the configured deadline of its type.
+    ///
+    /// The same request under the same id may be made again at any time; it is accepted once.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::Conflict`] when the id was used for another payload,
+    /// [`StreamError::BufferFull`], [`StreamError::ShuttingDown`]: nothing was accepted.
+    /// [`StreamError::Indeterminate`], [`StreamError::DeadlineExceeded`]: it may have been; ask
+    /// again.
+    pub async fn request_signatures(
+        &self,
+        request: SignatureRequest,
+    ) -> Result<RequestHandle, StreamError> {
+        let deadline = request::deadline(&self.config.requests, request.tx_type());
+        self.request_signatures_within(request, deadline).await
+    }
+
+    /// As [`request_signatures`](Self::request_signatures), with a deadline of its own. It is
+    /// no part of the request: asking again with another one changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`request_signatures`](Self::request_signatures).
+    pub async fn request_signatures_within(
+        &self,
+        request: SignatureRequest,
+        deadline: Duration,
+    ) -> Result<RequestHandle, StreamError> {
+        let request_id = request.request_id().clone();
+        let (trace, now) = (TraceContext::current(), SystemTime::now());
+        let deadline = now
+            .checked_add(deadline)
+            .unwrap_or(now + Duration::from_secs(u32::MAX.into()));
+        let request = Box::new(request);
+        self.ask_buffer(
+            "request_signatures",
+            Some(format!("request {request_id}")),
+            |reply| BufferMessage::RequestSignatures {
+                request,
+                trace,
+                deadline,
+                reply,
+            },
+        )
+        .await??;
+        Ok(self.request(request_id))
+    }
+
+    /// A request that was accepted earlier, by this process or the one before.
+    #[must_use]
+    pub fn request(&self, request_id: RequestId) -> RequestHandle {
+        RequestHandle {
+            stream: self.clone(),
+            request_id,
+        }
+    }
+
+    /// Tells governance of a deposit. Returns once the notice is accepted; the bridge is told
+    /// when governance has answered. A notice for a known outpoint is accepted once.
+    ///
+    /// # Errors
+    ///
+    /// As [`request_signatures`](Self::request_signatures), but for the conflict.
+    pub async fn notify_pegin(&self, notification: PeginNotification) -> Result<(), StreamError> {
+        let trace = TraceContext::current();
+        let what = format!("peg-in {}", notification.outpoint());
+        self.ask_buffer("notify_pegin", Some(what), |reply| {
+            BufferMessage::NotifyPegin {
+                notification,
+                trace,
+                reply,
+            }
+        })
+        .await?
+    }
+
+    /// Withdraws a request that was never sent, or asks governance to cancel it. The outcome says
+    /// what came of it.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::UnknownRequest`].
+    pub async fn cancel(&self, request_id: RequestId) -> Result<(), StreamError> {
+        let trace = TraceContext::current();
+        let what = format!("cancel of {request_id}");
+        self.ask_buffer("cancel", Some(what), |reply| BufferMessage::Cancel {
+            request_id,
+            reason: CancelReason::Caller,
+            trace,
+            reply: Some(reply),
+        })
+        .await?
+    }
+
+    /// Tells governance how the node is, now or not at all: it is neither kept nor repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotConnected`].
+    pub async fn report_status(&self, status: NodeStatus) -> Result<(), StreamError> {
+        let name = names::connection(&self.config.instance);
+        let message = |reply| ConnectionMessage::ReportStatus { status, reply };
+        self.ask(name, "report_status", None, message).await?
+    }
+
+    /// The federation version that the node holds active; told at the next registration.
+    pub fn set_federation_version(&self, version: u32) {
+        self.federation_version.set(version);
+    }
+
+    /// Leaves the present endpoint for this one, and stays with it.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::Config`] when it may not be dialled with this configuration,
+    /// [`StreamError::NotRunning`].
+    pub fn connect(&self, target: Endpoint) -> Result<(), StreamError> {
+        let mut config = Config::clone(&self.config);
+        config.connection.endpoints = vec![target.clone()];
+        config.check()?;
+        self.tell_connection(ConnectionMessage::Connect { target })
+    }
+
+    /// Makes the connection actor panic, as a bug would: shows that the tree heals.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`].
+    #[cfg(feature = "simulator")]
+    pub fn panic_connection(&self) -> Result<(), StreamError> {
+        self.tell_connection(ConnectionMessage::Panic)
+    }
+
+    /// How everything is, as of now.
+    #[must_use]
+    pub fn status(&self) -> StreamStatus {
+        self.board.latest()
+    }
+
+    /// How everything is, and every change. Counters of messages do not wake the watcher.
+    #[must_use]
+    pub fn watch_status(&self) -> watch::Receiver<StreamStatus> {
+        self.board.watch()
+    }
+
+    /// Accepts nothing more, delivers what it can within the configured deadline, says goodbye to
+    /// governance, and stops every actor. What is left stays in the journal.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`] when it has stopped already, or someone else is stopping it.
+    pub async fn shutdown(&self) -> Result<Leftover, StreamError> {
+        let supervision = &self.config.supervision;
+        let within = self.config.drain_deadline + 4 * supervision.stop_deadline + STOP_MARGIN;
+        let supervisor: ActorRef<SupervisorMessage> = self.supervisor.clone().into();
+        let leftover = self
+            .call(supervisor, "shutdown", None, within, |reply| {
+                SupervisorMessage::Shutdown { reply }
+            })
+            .await?;
+        // The reply comes just before the supervisor's own end.
+        let _ = self.supervisor.wait(Some(supervision.stop_deadline)).await;
+        Ok(leftover)
+    }
+
+    async fn look_up(&self, request_id: &RequestId) -> Result<RequestStanding, StreamError> {
+        let request_id = request_id.clone();
+        self.ask_buffer("look_up", None, |reply| BufferMessage::LookUp {
+            request_id,
+            reply,
+        })
+        .await?
+    }
+
+    fn tell_connection(&self, message: ConnectionMessage) -> Result<(), StreamError> {
+        let actor = names::connection(&self.config.instance);
+        let not_running = || StreamError::NotRunning {
+            actor: actor.clone(),
+        };
+        let connection =
+            ActorRef::<ConnectionMessage>::where_is(actor.clone()).ok_or_else(not_running)?;
+        connection.cast(message).map_err(|_| not_running())
+    }
+
+    async fn ask_buffer<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        accepts: Option<String>,
+        message: impl FnOnce(RpcReplyPort<T>) -> BufferMessage,
+    ) -> Result<T, StreamError> {
+        let name = names::buffer(&self.config.instance);
+        self.ask(name, operation, accepts, message).await
+    }
+
+    async fn ask<M: Message, T: Send + 'static>(
+        &self,
+        name: String,
+        operation: &'static str,
+        accepts: Option<String>,
+        message: impl FnOnce(RpcReplyPort<T>) -> M,
+    ) -> Result<T, StreamError> {
+        let actor =
+            ActorRef::<M>::where_is(name.clone()).ok_or(StreamError::NotRunning { actor: name })?;
+        self.call(
+            actor,
+            operation,
+            accepts,
+            self.config.call_deadline,
+            message,
+        )
+        .await
+    }
+
+    /// `accepts` names what may have been accepted when the answer is lost.
+    async fn call<M: Message, T: Send + 'static>(
+        &self,
+        actor: ActorRef<M>,
+        operation: &'static str,
+        accepts: Option<String>,
+        deadline: Duration,
+        message: impl FnOnce(RpcReplyPort<T>) -> M,
+    ) -> Result<T, StreamError> {
+        let not_running = || StreamError::NotRunning {
+            actor: actor.get_name().unwrap_or_else(|| operation.to_owned()),
+        };
+        match actor.call(message, Some(deadline)).await {
+            Ok(CallResult::Success(answer)) => Ok(answer),
+            Ok(CallResult::Timeout) => Err(StreamError::DeadlineExceeded {
+                operation,
+                deadline,
+            }),
+            Ok(CallResult::SenderError) => Err(match accepts {
+                Some(what) => StreamError::Indeterminate { what },
+                None => not_running(),
+            }),
+            Err(_) => Err(not_running()),
+        }
+    }
+}
+
+/// One request that was accepted. It names the request and holds nothing: it may be dropped, and
+/// made again with [`GovernanceStream::request`].
+#[derive(Debug, Clone)]
+pub struct RequestHandle {
+    stream: GovernanceStream,
+    request_id: RequestId,
+}
+
+impl RequestHandle {
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> &RequestId {
+        &self.request_id
+    }
+
+    /// How the request stands now.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::UnknownRequest`], [`StreamError::NeedsOperator`],
+    /// [`StreamError::NotRunning`].
+    pub async fn standing(&self) -> Result<RequestStanding, StreamError> {
+        self.stream.look_up(&self.request_id).await
+    }
+
+    /// Waits for the outcome. Restarts of any actor meanwhile do not disturb it.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::DeadlineExceeded`] when there is none `within` this time (the request is
+    /// still open), otherwise as [`standing`](Self::standing).
+    pub async fn outcome(&self, within: Duration) -> Result<Outcome, StreamError> {
+        match self.wait("outcome", None, within).await? {
+            RequestStanding::Settled(outcome) => Ok(outcome),
+            RequestStanding::Open(_) => Err(StreamError::DeadlineExceeded {
+                operation: "outcome",
+                deadline: within,
+            }),
+        }
+    }
+
+    /// Waits until the request has come further than the caller has `seen`.
+    ///
+    /// # Errors
+    ///
+    /// As [`outcome`](Self::outcome).
+    pub async fn progress_beyond(
+        &self,
+        seen: Progress,
+        within: Duration,
+    ) -> Result<RequestStanding, StreamError> {
+        self.wait("progress_beyond", Some(seen), within).await
+    }
+
+    /// Asks the tracker; when that dies while it is asked, or is being restarted, the buffer.
+    async fn wait(
+        &self,
+        operation: &'static str,
+        beyond: Option<Progress>,
+        within: Duration,
+    ) -> Result<RequestStanding, StreamError> {
+        let until = Instant::now() + within;
+        let name = names::request(&self.stream.config.instance, &self.request_id);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let mut last = StreamError::DeadlineExceeded {
+                operation,
+                deadline: within,
+            };
+            if left.is_zero() {
+                return Err(last);
+            }
+            if let Some(tracker) = ActorRef::<RequestMessage>::where_is(name.clone()) {
+                let wait = |reply| RequestMessage::Await { beyond, reply };
+                if let Ok(CallResult::Success(standing)) = tracker.call(wait, Some(left)).await {
+                    return standing;
+                }
+            }
+            match self.standing().await {
+                Ok(RequestStanding::Open(progress))
+                    if beyond.is_none_or(|seen| seen == progress) => {}
+                Err(
+                    error @ (StreamError::NotRunning { .. } | StreamError::DeadlineExceeded { .. }),
+                ) => {
+                    last = error;
+                }
+                standing => return standing,
+            }
+            if until <= Instant::now() + LOOK_AGAIN {
+                return Err(last);
+            }
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "paces a caller's wait, not an actor"
+            )]
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// The federation version that the node holds active, shared with the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedVersion(Arc<AtomicU32>);
+
+impl Default for SharedVersion {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU32::new(1)))
+    }
+}
+
+impl SharedVersion {
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, version: u32) {
+        self.0.store(version, Ordering::Relaxed);
+    }
+}

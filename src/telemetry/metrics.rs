@@ -1,0 +1,419 @@
+//! Every metric, registered once in the registry that the node injects.
+
+use std::{sync::Arc, sync::atomic::AtomicU64, time::Duration};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::message::Lane;
+
+/// Label sets of bounded cardinality: endpoints and members come from the configuration, the rest
+/// from enums of this crate.
+mod label {
+    use super::EncodeLabelSet;
+
+    macro_rules! labels {
+        ($($name:ident { $($field:ident),+ })+) => {$(
+            #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+            pub(super) struct $name { $(pub(super) $field: String),+ }
+        )+};
+    }
+
+    labels! {
+        Endpoint { endpoint }
+        EndpointCause { endpoint, cause }
+        Lane { lane }
+        LaneKind { lane, kind }
+        LaneResult { lane, result }
+        TxType { tx_type }
+        Status { status }
+        Outcome { outcome }
+        Cause { cause }
+        Code { code }
+        Actor { actor }
+        Member { member }
+    }
+}
+
+type GaugeF64 = Gauge<f64, AtomicU64>;
+
+/// From accepting a message to handing it to the transport.
+const SEND_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+/// From accepting a request to its outcome: people and HSMs sign, so minutes count too.
+const REQUEST_BUCKETS: [f64; 12] = [
+    0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0, 300.0,
+];
+
+/// Makes histograms for a family; a plain function, since families need a nameable constructor.
+type NewHistogram = fn() -> Histogram;
+
+fn send_histogram() -> Histogram {
+    Histogram::new(SEND_BUCKETS)
+}
+fn request_histogram() -> Histogram {
+    Histogram::new(REQUEST_BUCKETS)
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $init:expr, $name:literal;)+) => {
+        #[derive(Debug)]
+        struct Families { $($field: $type),+ }
+
+        /// Every metric's base name, as an alert rule or a dashboard may use it. Counters get
+        /// `_total`, histograms `_bucket`, `_sum` and `_count` behind it.
+        pub const METRIC_NAMES: &[&str] = &[$(concat!("alys_stream_", $name)),+];
+
+        impl Families {
+            fn register(registry: &mut Registry) -> Self {
+                let families = Self { $($field: $init),+ };
+                let registry = registry.sub_registry_with_prefix("alys_stream");
+                $(registry.register($name, concat!($($doc),+).trim(), families.$field.clone());)+
+                families
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Sessions that governance accepted
+    connections_established: Family<label::Endpoint, Counter> = Family::default(), "connections_established";
+    /// Attempts and sessions that ended in a fault
+    connection_failures: Family<label::EndpointCause, Counter> = Family::default(), "connection_failures";
+    /// Sessions accepted after the first one
+    reconnections: Family<label::Endpoint, Counter> = Family::default(), "reconnections";
+    /// Age of the live session
+    connection_duration: Family<label::Endpoint, GaugeF64> = Family::default(), "connection_duration_seconds";
+    /// Whether there is a live session
+    connected: Gauge = Gauge::default(), "connected";
+    /// Sequenced messages handed to the transport
+    messages_sent: Family<label::LaneKind, Counter> = Family::default(), "messages_sent";
+    /// Sequenced messages taken from governance
+    messages_received: Family<label::LaneKind, Counter> = Family::default(), "messages_received";
+    /// Frames handed to the transport
+    frames_sent: Counter = Counter::default(), "frames_sent";
+    /// Frames taken from governance
+    frames_received: Counter = Counter::default(), "frames_received";
+    /// From accepting a message to handing it to the transport
+    message_send_latency: Family<label::Lane, Histogram, NewHistogram> = Family::new_with_constructor(send_histogram as NewHistogram), "message_send_latency_seconds";
+    /// Messages that governance has not acknowledged
+    message_buffer_size: Family<label::Lane, Gauge> = Family::default(), "message_buffer_size";
+    /// Payload bytes that governance has not acknowledged
+    message_buffer_bytes: Family<label::Lane, Gauge> = Family::default(), "message_buffer_bytes";
+    /// Signature requests accepted
+    signature_requests: Family<label::TxType, Counter> = Family::default(), "signature_requests";
+    /// Signature responses recorded
+    signature_responses: Family<label::Status, Counter> = Family::default(), "signature_responses";
+    /// Requests whose local deadline passed
+    request_timeouts: Family<label::TxType, Counter> = Family::default(), "request_timeouts";
+    /// From accepting a request to its recorded outcome
+    request_latency: Family<label::Outcome, Histogram, NewHistogram> = Family::new_with_constructor(request_histogram as NewHistogram), "request_latency_seconds";
+    /// Requests without an outcome
+    requests_open: Gauge = Gauge::default(), "requests_open";
+    /// Requests that need an operator
+    requests_parked: Gauge = Gauge::default(), "requests_parked";
+    /// Sessions that ended in a fault, by cause
+    stream_errors: Family<label::Cause, Counter> = Family::default(), "stream_errors";
+    /// Errors that governance reported
+    governance_errors: Family<label::Code, Counter> = Family::default(), "governance_errors";
+    /// Messages of governance that did not convert
+    serialization_errors: Family<label::Lane, Counter> = Family::default(), "serialization_errors";
+    /// Messages of governance kept as dead letters
+    dead_letters: Family<label::Lane, Counter> = Family::default(), "dead_letters";
+    /// Deliveries to subscribers
+    deliveries: Family<label::LaneResult, Counter> = Family::default(), "deliveries";
+    /// How long the lane's subscriber has not taken a message it was offered
+    delivery_blocked: Family<label::Lane, GaugeF64> = Family::default(), "delivery_blocked_seconds";
+    /// Restarts by the supervisor
+    actor_restarts: Family<label::Actor, Counter> = Family::default(), "actor_restarts";
+    /// From a heartbeat to its answer
+    heartbeat_round_trip: Histogram = send_histogram(), "heartbeat_round_trip_seconds";
+    /// Peg-outs handed to the Bitcoin network
+    successful_pegouts: Counter = Counter::default(), "successful_pegouts";
+    /// Verifying and applying one response's signatures
+    signature_application_time: Histogram = send_histogram(), "signature_application_time_seconds";
+    /// Signatures that did not verify, by member
+    bad_signatures: Family<label::Member, Counter> = Family::default(), "bad_signatures";
+}
+
+/// The stream's metrics. Clones share the same values, so that a restarted actor counts on.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Families>);
+
+impl Default for Metrics {
+    /// Counts into a registry that nobody reads.
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl Metrics {
+    /// Registers every metric. Call it once for a registry; instances that share a registry share
+    /// the value, or register with a label of their own (`Registry::sub_registry_with_label`).
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        Self(Arc::new(Families::register(registry)))
+    }
+
+    /// A session was accepted; `again` when it was not the first.
+    pub fn record_connection_established(&self, endpoint: &str, again: bool) {
+        let label = label::Endpoint {
+            endpoint: endpoint.to_owned(),
+        };
+        self.0.connections_established.get_or_create(&label).inc();
+        if again {
+            self.0.reconnections.get_or_create(&label).inc();
+        }
+        self.0.connected.set(1);
+    }
+
+    /// The session's age; `None` when it has ended.
+    pub fn set_connection_duration(&self, endpoint: &str, age: Option<Duration>) {
+        let label = label::Endpoint {
+            endpoint: endpoint.to_owned(),
+        };
+        self.0
+            .connection_duration
+            .get_or_create(&label)
+            .set(age.unwrap_or_default().as_secs_f64());
+        self.0.connected.set(i64::from(age.is_some()));
+    }
+
+    /// There is no session.
+    pub fn set_disconnected(&self) {
+        self.0.connected.set(0);
+    }
+
+    /// An attempt or a session ended in a fault.
+    pub fn record_connection_failure(&self, endpoint: &str, cause: &'static str) {
+        let label = label::EndpointCause {
+            endpoint: endpoint.to_owned(),
+            cause: cause.to_owned(),
+        };
+        self.0.connection_failures.get_or_create(&label).inc();
+        self.0
+            .stream_errors
+            .get_or_create(&label::Cause {
+                cause: cause.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A message was handed to the transport; `latency` is known for its first transmission.
+    pub fn record_message_sent(&self, lane: Lane, kind: &str, latency: Option<Duration>) {
+        self.0
+            .messages_sent
+            .get_or_create(&lane_kind(lane, kind))
+            .inc();
+        if let Some(latency) = latency {
+            self.0
+                .message_send_latency
+                .get_or_create(&lane_label(lane))
+                .observe(latency.as_secs_f64());
+        }
+    }
+
+    /// A message was taken from governance.
+    pub fn record_message_received(&self, lane: Lane, kind: &str) {
+        self.0
+            .messages_received
+            .get_or_create(&lane_kind(lane, kind))
+            .inc();
+    }
+
+    /// A frame was handed to the transport.
+    pub fn record_frame_sent(&self) {
+        self.0.frames_sent.inc();
+    }
+
+    /// A frame was taken from governance.
+    pub fn record_frame_received(&self) {
+        self.0.frames_received.inc();
+    }
+
+    /// What a lane holds for governance.
+    pub fn set_buffered(&self, lane: Lane, messages: u64, bytes: u64) {
+        let label = lane_label(lane);
+        self.0
+            .message_buffer_size
+            .get_or_create(&label)
+            .set(saturating(messages));
+        self.0
+            .message_buffer_bytes
+            .get_or_create(&label)
+            .set(saturating(bytes));
+    }
+
+    /// A signature request was accepted.
+    pub fn record_signature_request(&self, tx_type: &str) {
+        self.0
+            .signature_requests
+            .get_or_create(&label::TxType {
+                tx_type: tx_type.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A signature response was recorded.
+    pub fn record_signature_response(&self, status: &str) {
+        self.0
+            .signature_responses
+            .get_or_create(&label::Status {
+                status: status.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A request's local deadline passed.
+    pub fn record_request_timeout(&self, tx_type: &str) {
+        self.0
+            .request_timeouts
+            .get_or_create(&label::TxType {
+                tx_type: tx_type.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A request's outcome was recorded.
+    pub fn record_request_completed(&self, outcome: &str, latency: Duration) {
+        self.0
+            .request_latency
+            .get_or_create(&label::Outcome {
+                outcome: outcome.to_owned(),
+            })
+            .observe(latency.as_secs_f64());
+    }
+
+    /// Requests without an outcome, and those of them that need an operator.
+    pub fn set_requests(&self, open: usize, parked: usize) {
+        self.0
+            .requests_open
+            .set(i64::try_from(open).unwrap_or(i64::MAX));
+        self.0
+            .requests_parked
+            .set(i64::try_from(parked).unwrap_or(i64::MAX));
+    }
+
+    /// Governance reported an error.
+    pub fn record_governance_error(&self, code: &str) {
+        self.0
+            .governance_errors
+            .get_or_create(&label::Code {
+                code: code.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A message of governance did not convert.
+    pub fn record_serialization_error(&self, lane: Lane) {
+        self.0
+            .serialization_errors
+            .get_or_create(&lane_label(lane))
+            .inc();
+    }
+
+    /// A message of governance was kept as a dead letter.
+    pub fn record_dead_letter(&self, lane: Lane) {
+        self.0.dead_letters.get_or_create(&lane_label(lane)).inc();
+    }
+
+    /// A delivery ended.
+    pub fn record_delivery(&self, lane: Lane, result: &'static str) {
+        self.0
+            .deliveries
+            .get_or_create(&label::LaneResult {
+                lane: lane.name().to_owned(),
+                result: result.to_owned(),
+            })
+            .inc();
+    }
+
+    /// How long a lane's subscriber has not taken what it was offered; zero when it takes it.
+    pub fn set_delivery_blocked(&self, lane: Lane, blocked: Duration) {
+        self.0
+            .delivery_blocked
+            .get_or_create(&lane_label(lane))
+            .set(blocked.as_secs_f64());
+    }
+
+    /// The supervisor restarted a child of this kind.
+    pub fn record_restart(&self, actor: &'static str) {
+        self.0
+            .actor_restarts
+            .get_or_create(&label::Actor {
+                actor: actor.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A heartbeat was answered.
+    pub fn record_heartbeat(&self, round_trip: Duration) {
+        self.0
+            .heartbeat_round_trip
+            .observe(round_trip.as_secs_f64());
+    }
+
+    /// A peg-out was handed to the Bitcoin network.
+    pub fn record_pegout_broadcast(&self) {
+        self.0.successful_pegouts.inc();
+    }
+
+    /// One response's signatures were verified and applied.
+    pub fn record_signatures_applied(&self, took: Duration) {
+        self.0
+            .signature_application_time
+            .observe(took.as_secs_f64());
+    }
+
+    /// A member's signature did not verify. Members come from verified federations only.
+    pub fn record_bad_signature(&self, member: &str) {
+        self.0
+            .bad_signatures
+            .get_or_create(&label::Member {
+                member: member.to_owned(),
+            })
+            .inc();
+    }
+}
+
+fn lane_label(lane: Lane) -> label::Lane {
+    label::Lane {
+        lane: lane.name().to_owned(),
+    }
+}
+
+fn lane_kind(lane: Lane, kind: &str) -> label::LaneKind {
+    label::LaneKind {
+        lane: lane.name().to_owned(),
+        kind: kind.to_owned(),
+    }
+}
+
+fn saturating(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_name_is_exposed_once_it_has_a_value() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.record_connection_established("http://127.0.0.1:1", true);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
+        for name in METRIC_NAMES {
+            assert!(
+                text.contains(&format!("# HELP {name} ")),
+                "{name} is missing from:\n{text}"
+            );
+        }
+        assert!(
+            text.contains(r#"alys_stream_reconnections_total{endpoint="http://127.0.0.1:1"} 1"#)
+        );
+    }
+}
