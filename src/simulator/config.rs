@@ -1,0 +1,88 @@
+//! How a simulated governance service is set up.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bitcoin::Network;
+
+/// A governance service for one chain. The default is a 2-of-3 federation on regtest with one
+/// endpoint on a free loopback port.
+#[derive(Debug, Clone)]
+pub struct SimulatorConfig {
+    /// Signers of the first federation; 1 to 15.
+    pub members: usize,
+    /// Signatures needed to spend.
+    pub threshold: usize,
+    /// Every key is derived from it: the same seed gives the same federation.
+    pub seed: u64,
+    /// Network of its addresses.
+    pub network: Network,
+    /// The chain that it serves.
+    pub chain_id: String,
+    /// Bearer token that every call must carry, if any.
+    pub token: Option<String>,
+    /// Where it listens; port 0 takes a free one. Each address is an endpoint of the same service.
+    pub listen: Vec<SocketAddr>,
+    /// What it asks of nodes.
+    pub heartbeat_interval: Duration,
+    /// Messages in flight that it grants in each lane.
+    pub window_messages: u32,
+    /// Their payload bytes.
+    pub window_bytes: u64,
+    /// How it answers signature requests.
+    pub answering: Answering,
+    /// Whether it holds its response headers back until the registration has come, as some
+    /// servers do.
+    pub hold_headers: bool,
+}
+
+/// How signature requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answering {
+    /// Real signatures of as many members as needed, after a word on progress.
+    Sign,
+    /// `Complete` without a signature, unchecked: for measuring transport alone.
+    Canned,
+}
+
+impl Default for SimulatorConfig {
+    fn default() -> Self {
+        Self {
+            members: 3,
+            threshold: 2,
+            seed: 1,
+            network: Network::Regtest,
+            chain_id: "alys-regtest".to_owned(),
+            token: None,
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            heartbeat_interval: Duration::from_secs(5),
+            window_messages: 1024,
+            window_bytes: 8 << 20,
+            answering: Answering::Sign,
+            hold_headers: false,
+        }
+    }
+}
+
+/// Why a simulator did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulatorError {
+    /// The federation cannot exist.
+    #[error("a federation of {threshold} of {members} cannot exist: 1 to 15 members, and a threshold of at least 1 and at most all of them")]
+    Federation {
+        /// Signatures needed.
+        threshold: usize,
+        /// Signers.
+        members: usize,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Plaintext is for loopback only.
+    #[error("{0} is not a loopback address: the simulator speaks plaintext")]
+    NotLoopback(SocketAddr),
+}

@@ -1,0 +1,42 @@
+//! What a test makes the service do. What a script does not ask for does not happen, and what it
+//! does not expect of a node is a violation.
+
+use std::collections::VecDeque;
+
+use crate::proto::{ErrorCode, FailureCode};
+
+/// How the next signature request is answered, instead of well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Nobody signs, and nothing is said; a cancel is answered.
+    Never,
+    /// One signature too few, as progress; nothing more.
+    Partial,
+    /// Every member signs, one of them badly.
+    OneBadSignature,
+    /// Signatures for another transaction's id.
+    WrongTxid,
+    /// Governance will not sign.
+    Fail(FailureCode, String),
+    /// Governance gives up.
+    Timeout,
+    /// A response whose fields are out of bounds.
+    Malformed,
+    /// The final response twice, as two messages.
+    Duplicate,
+}
+
+/// What is asked of the service.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    /// For the next signature requests, in their order.
+    pub behaviours: VecDeque<Behaviour>,
+    /// Whether responses wait.
+    pub holding: bool,
+    /// Registrations still to be refused, and how.
+    pub refusals: VecDeque<ErrorCode>,
+    /// Whether nothing is read, and nothing said.
+    pub silent: bool,
+    /// Rejects that a script's garbage will cause.
+    pub expected_rejects: usize,
+}

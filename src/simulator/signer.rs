@@ -1,0 +1,129 @@
+//! What a federation's members check before they sign, and their signatures.
+
+use bitcoin::{
+    Psbt, Transaction, TxOut,
+    consensus::encode::serialize,
+    hashes::Hash,
+    secp256k1::{Message, Secp256k1},
+    sighash::{EcdsaSighashType, SighashCache},
+};
+
+use super::federation::{Federation, Member, tagged_sha256};
+use crate::proto::{self, FailureCode};
+
+/// Why the members will not sign.
+pub(super) type Refusal = (FailureCode, String);
+
+/// A request that the members would sign.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub transaction: Transaction,
+    inputs: Vec<(u32, TxOut)>,
+}
+
+/// Checks a request against itself and against the federation that it names.
+pub(super) fn check(
+    request: &proto::SignatureRequest,
+    federation: &Federation,
+) -> Result<Checked, Refusal> {
+    let invalid = |reason: &str| (FailureCode::InvalidRequest, reason.to_owned());
+    let psbt = Psbt::deserialize(&request.psbt).map_err(|error| invalid(&error.to_string()))?;
+    let transaction = psbt.unsigned_tx.clone();
+    let spent: Vec<TxOut> = psbt.inputs.iter().filter_map(|input| input.witness_utxo.clone()).collect();
+    if spent.len() != transaction.input.len() {
+        return Err(invalid("an input has no witness_utxo"));
+    }
+    if payload_hash(request, &transaction, &spent).as_slice() != request.payload_hash.as_ref() {
+        return Err(invalid("payload_hash is not that of the request"));
+    }
+    let fee = spent.iter().map(|output| output.value.to_sat()).sum::<u64>()
+        .checked_sub(transaction.output.iter().map(|output| output.value.to_sat()).sum::<u64>());
+    if fee.is_none_or(|fee| fee > request.max_fee_sat) {
+        return Err((FailureCode::Policy, "the fee is above max_fee_sat".to_owned()));
+    }
+    let mut inputs = Vec::new();
+    for index in &request.input_indices {
+        let at = *index as usize;
+        let (Some(input), Some(spent)) = (psbt.inputs.get(at), spent.get(at)) else {
+            return Err(invalid("an index is out of range"));
+        };
+        if input.witness_script.as_ref() != Some(&federation.witness_script)
+            || spent.script_pubkey != federation.address.script_pubkey()
+        {
+            let reason = format!("input {at} is not version {}'s to spend", federation.version);
+            return Err((FailureCode::Federation, reason));
+        }
+        inputs.push((*index, spent.clone()));
+    }
+    Ok(Checked { transaction, inputs })
+}
+
+/// One member's signatures, one for each input that was asked for.
+pub(super) fn sign(
+    checked: &Checked,
+    federation: &Federation,
+    member: &Member,
+) -> Vec<proto::PartialSignature> {
+    let secp = Secp256k1::signing_only();
+    let mut sighashes = SighashCache::new(&checked.transaction);
+    checked
+        .inputs
+        .iter()
+        .filter_map(|(index, spent)| {
+            let sighash = sighashes
+                .p2wsh_signature_hash(
+                    *index as usize,
+                    &federation.witness_script,
+                    spent.value,
+                    EcdsaSighashType::All,
+                )
+                .ok()?;
+            let signature =
+                secp.sign_ecdsa(&Message::from_digest(sighash.to_byte_array()), &member.secret);
+            let mut bytes = signature.serialize_der().to_vec();
+            bytes.push(EcdsaSighashType::All as u8);
+            Some(proto::PartialSignature {
+                input_index: *index,
+                public_key: member.public.serialize().to_vec().into(),
+                signature: bytes.into(),
+            })
+        })
+        .collect()
+}
+
+/// As the proto lays it out.
+fn payload_hash(
+    request: &proto::SignatureRequest,
+    transaction: &Transaction,
+    spent: &[TxOut],
+) -> [u8; 32] {
+    let mut bytes = Vec::new();
+    let count = |bytes: &mut Vec<u8>, count: usize| {
+        bytes.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+    };
+    let field = |bytes: &mut Vec<u8>, value: &[u8]| {
+        count(bytes, value.len());
+        bytes.extend(value);
+    };
+    field(&mut bytes, &serialize(transaction));
+    for output in spent {
+        bytes.extend(output.value.to_sat().to_le_bytes());
+        field(&mut bytes, output.script_pubkey.as_bytes());
+    }
+    count(&mut bytes, request.input_indices.len());
+    request.input_indices.iter().for_each(|index| bytes.extend(index.to_le_bytes()));
+    bytes.push(u8::try_from(request.tx_type).unwrap_or_default());
+    bytes.extend(request.federation_version.to_le_bytes());
+    count(&mut bytes, request.burns.len());
+    for burn in &request.burns {
+        bytes.extend(burn.burn_tx_hash.iter());
+        bytes.extend(burn.log_index.to_le_bytes());
+        bytes.extend(burn.block_hash.iter());
+        bytes.extend(burn.block_height.to_le_bytes());
+        bytes.extend(burn.output_index.to_le_bytes());
+        bytes.extend(burn.amount_sat.to_le_bytes());
+    }
+    field(&mut bytes, request.replaces_request_id.as_bytes());
+    bytes.extend(request.max_fee_sat.to_le_bytes());
+    tagged_sha256("governance.v1.SignatureRequest", &bytes)
+}
