@@ -10,6 +10,8 @@ pub mod message;
 mod names;
 mod request;
 mod routing;
+#[cfg(feature = "simulator")]
+pub mod simulator;
 mod stream;
 mod supervisor;
 pub mod telemetry;

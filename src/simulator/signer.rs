@@ -1,7 +1,9 @@
 //! What a federation's members check before they sign, and their signatures.
 
+use std::collections::BTreeSet;
+
 use bitcoin::{
-    Psbt, Transaction, TxOut,
+    OutPoint, Psbt, Transaction, TxOut,
     consensus::encode::serialize,
     hashes::Hash,
     secp256k1::{Message, Secp256k1},
@@ -19,6 +21,32 @@ pub(super) type Refusal = (FailureCode, String);
 pub(super) struct Checked {
     pub transaction: Transaction,
     inputs: Vec<(u32, TxOut)>,
+}
+
+impl Checked {
+    pub(super) fn txid(&self) -> Vec<u8> {
+        self.transaction.compute_txid().to_byte_array().to_vec()
+    }
+
+    pub(super) fn spends(&self) -> BTreeSet<OutPoint> {
+        self.transaction.input.iter().map(|input| input.previous_output).collect()
+    }
+}
+
+/// The id that a response to any request must name, if its transaction can be read.
+pub(super) fn txid(request: &proto::SignatureRequest) -> Option<Vec<u8>> {
+    let psbt = Psbt::deserialize(&request.psbt).ok()?;
+    Some(psbt.unsigned_tx.compute_txid().to_byte_array().to_vec())
+}
+
+/// Makes a signature one that is well formed and does not verify.
+pub(super) fn spoil(signature: &mut proto::PartialSignature) {
+    let mut bytes = signature.signature.to_vec();
+    // The last byte of S, before the sighash byte.
+    if let Some(byte) = bytes.len().checked_sub(2).and_then(|at| bytes.get_mut(at)) {
+        *byte ^= 1;
+    }
+    signature.signature = bytes.into();
 }
 
 /// Checks a request against itself and against the federation that it names.

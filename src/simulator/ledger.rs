@@ -1,0 +1,788 @@
+//! Governance's durable record: nodes, their lanes, requests, deposits and answers. It serves all
+//! endpoints, and knows no sockets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bitcoin::OutPoint;
+use prost::Message;
+use tracing::{Span, info_span};
+
+use super::{
+    config::{Answering, SimulatorConfig},
+    federation::Federation,
+    lane::{Arrival, LANES, LaneRecord, Queued, lane_of},
+    script::{Behaviour, Script},
+    signer,
+    trace,
+};
+use crate::proto::{self, Kind, SignatureStatus};
+
+/// Largest frame we send or take.
+const MAX_FRAME_BYTES: usize = 4 << 20;
+/// Most messages in one.
+const MAX_MESSAGES: usize = 1024;
+/// Largest payload.
+const MAX_MESSAGE_BYTES: u32 = 1 << 20;
+
+/// What every node must respect.
+pub(super) const LIMITS: proto::Limits = proto::Limits {
+    max_frame_bytes: MAX_FRAME_BYTES as u32,
+    max_message_bytes: MAX_MESSAGE_BYTES,
+    max_messages_per_frame: MAX_MESSAGES as u32,
+    max_messages_per_second: 0,
+};
+
+/// Names a live session: the node, and its session there.
+pub(super) type SessionKey = (String, [u8; 16]);
+
+/// Why a registration or a session is refused.
+pub(super) type Refusal = (proto::ErrorCode, String);
+
+/// The record.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    config: SimulatorConfig,
+    ledger_id: [u8; 16],
+    /// The current version is the last.
+    federations: Vec<Federation>,
+    updates: Vec<proto::FederationUpdate>,
+    nodes: BTreeMap<String, Node>,
+    /// What each burn's requests spend.
+    burns: BTreeMap<(Vec<u8>, u32), Vec<(String, BTreeSet<OutPoint>)>>,
+    pub script: Script,
+    violations: Vec<String>,
+    registrations: u64,
+    duplicates: u64,
+}
+
+#[derive(Debug)]
+struct Node {
+    outbox_id: Vec<u8>,
+    epoch: u64,
+    session: Option<Session>,
+    lanes: [LaneRecord; 4],
+    requests: BTreeMap<String, Request>,
+    pegins: BTreeSet<(Vec<u8>, u32)>,
+    /// Responses that a script holds back.
+    held: Vec<Queued>,
+    federation_acks: Vec<(u32, bool, String)>,
+    proposal_acks: Vec<String>,
+    rejects: Vec<String>,
+    withdrawn: u64,
+    status: Option<proto::StatusUpdate>,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: [u8; 16],
+    endpoint: usize,
+    heartbeats: u64,
+    heartbeat_due: Option<u64>,
+    control: Option<proto::stream_response::Control>,
+    /// A script's word to end it.
+    cut: bool,
+}
+
+#[derive(Debug)]
+struct Request {
+    payload_hash: Vec<u8>,
+    /// `None` while it is open.
+    settled: Option<SignatureStatus>,
+    signatures_released: bool,
+    txid: Vec<u8>,
+    federation_version: u32,
+}
+
+/// A request as anyone may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestView {
+    /// Who asked.
+    pub node_id: String,
+    /// Its id.
+    pub request_id: String,
+    /// How it ended; `None` while it is open.
+    pub settled: Option<SignatureStatus>,
+}
+
+/// The record as of now.
+#[derive(Debug, Clone, Default)]
+pub struct LedgerView {
+    /// Every request, in the order of node and id.
+    pub requests: Vec<RequestView>,
+    /// Deposits recorded.
+    pub pegins: usize,
+    /// Versions that nodes acknowledged, whether they accepted them, and why not.
+    pub federation_acks: Vec<(u32, bool, String)>,
+    /// Proposals that nodes acknowledged.
+    pub proposal_acks: Vec<String>,
+    /// Reasons that nodes gave for messages they could not use.
+    pub rejects: Vec<String>,
+    /// Messages that nodes withdrew before sending them.
+    pub withdrawn: u64,
+    /// What each node last reported of itself.
+    pub statuses: Vec<proto::StatusUpdate>,
+    /// Nodes with a live session, and the endpoint's index.
+    pub sessions: Vec<(String, usize)>,
+    /// Sessions accepted.
+    pub registrations: u64,
+    /// Requests that came a second time as a new message.
+    pub duplicates: u64,
+    /// Messages for nodes that they have not acknowledged.
+    pub unacknowledged: usize,
+    /// Everything that a node did and no script expected.
+    pub violations: Vec<String>,
+}
+
+impl Ledger {
+    pub(super) fn new(config: SimulatorConfig, first: Federation) -> Self {
+        Self {
+            config,
+            ledger_id: uuid::Uuid::new_v4().into_bytes(),
+            federations: vec![first],
+            updates: Vec::new(),
+            nodes: BTreeMap::new(),
+            burns: BTreeMap::new(),
+            script: Script::default(),
+            violations: Vec::new(),
+            registrations: 0,
+            duplicates: 0,
+        }
+    }
+
+    pub(super) fn config(&self) -> &SimulatorConfig {
+        &self.config
+    }
+
+    pub(super) fn federations(&self) -> &[Federation] {
+        &self.federations
+    }
+
+    /// A new version takes over, and every node is told.
+    pub(super) fn adopt(&mut self, federation: Federation, update: proto::FederationUpdate) {
+        self.federations.push(federation);
+        self.announce(&update);
+        self.updates.push(update);
+    }
+
+    /// Tells every known node of an update, be it right or wrong.
+    pub(super) fn announce(&mut self, update: &proto::FederationUpdate) {
+        self.tell_all(proto::Lane::Federation, Kind::FederationUpdate, &update.encode_to_vec());
+    }
+
+    pub(super) fn propose(&mut self, proposal: &proto::ProposalNotification) {
+        self.tell_all(proto::Lane::Proposal, Kind::ProposalNotification, &proposal.encode_to_vec());
+    }
+
+    /// Sends every node bytes that are no message.
+    pub(super) fn send_garbage(&mut self, lane: proto::Lane) {
+        let kind = match lane {
+            proto::Lane::Signing => Kind::SignatureResponse,
+            proto::Lane::Federation => Kind::FederationUpdate,
+            proto::Lane::Pegin => Kind::PeginAck,
+            proto::Lane::Proposal | proto::Lane::Unspecified => Kind::ProposalNotification,
+        };
+        self.script.expected_rejects += self.nodes.len();
+        self.tell_all(lane, kind, &[0xff; 40]);
+    }
+
+    fn tell_all(&mut self, lane: proto::Lane, kind: Kind, payload: &[u8]) {
+        for node in self.nodes.values_mut() {
+            node.lane(lane).push(queued(kind, payload.to_vec(), &Span::current()));
+        }
+    }
+
+    /// Lets go of what a script held back.
+    pub(super) fn release(&mut self) {
+        self.script.holding = false;
+        for node in self.nodes.values_mut() {
+            for message in std::mem::take(&mut node.held) {
+                node.lane(proto::Lane::Signing).push(message);
+            }
+        }
+    }
+
+    /// Ends every live session at `endpoint`, or everywhere.
+    pub(super) fn cut(&mut self, endpoint: Option<usize>) {
+        for session in self.nodes.values_mut().filter_map(|node| node.session.as_mut()) {
+            session.cut |= endpoint.is_none_or(|endpoint| session.endpoint == endpoint);
+        }
+    }
+
+    /// Has every live session told this.
+    pub(super) fn tell_sessions(&mut self, control: &proto::stream_response::Control) {
+        for session in self.nodes.values_mut().filter_map(|node| node.session.as_mut()) {
+            session.control = Some(control.clone());
+        }
+    }
+
+    /// Judges a registration; when it is accepted, older sessions of the node are over.
+    pub(super) fn register(
+        &mut self,
+        registration: &proto::NodeRegistration,
+        endpoint: usize,
+    ) -> Result<(SessionKey, proto::RegistrationAck), Refusal> {
+        use proto::ErrorCode::{
+            Fenced, ProtocolViolation, UnknownOutbox, UnsupportedVersion, WrongChain,
+        };
+        if let Some(code) = self.script.refusals.pop_front() {
+            return Err((code, "scripted refusal".to_owned()));
+        }
+        self.check_shape(registration).map_err(|fault| {
+            self.violations.push(format!("registration: {fault}"));
+            (ProtocolViolation, fault)
+        })?;
+        if registration.protocol_version != 1 {
+            return Err((UnsupportedVersion, "version 1 is spoken here".to_owned()));
+        }
+        let network = super::federation::wire_network(self.config.network);
+        if registration.chain_id != self.config.chain_id || registration.network() != network {
+            let served = format!("{} on {} is served here", self.config.chain_id, self.config.network);
+            return Err((WrongChain, served));
+        }
+        let updates = &self.updates;
+        let node = self.nodes.entry(registration.node_id.clone()).or_insert_with(|| {
+            let mut node = Node::new(registration.outbox_id.to_vec());
+            for update in updates {
+                let message = queued(Kind::FederationUpdate, update.encode_to_vec(), &Span::none());
+                node.lane(proto::Lane::Federation).push(message);
+            }
+            node
+        });
+        if node.outbox_id != registration.outbox_id {
+            return Err((UnknownOutbox, "this node came with another journal before".to_owned()));
+        }
+        if registration.epoch <= node.epoch {
+            let seen = format!("epoch {} was seen, {} came", node.epoch, registration.epoch);
+            return Err((Fenced, seen));
+        }
+        for theirs in &registration.lanes {
+            let lane = lane_of(theirs.lane).unwrap_or_default();
+            if let Err(fault) = node.lane(lane).resume(theirs) {
+                let fault = format!("{}: {fault}", lane.as_str_name());
+                self.violations.push(fault.clone());
+                return Err((ProtocolViolation, fault));
+            }
+        }
+        let id = uuid::Uuid::new_v4().into_bytes();
+        node.epoch = registration.epoch;
+        node.session = Some(Session {
+            id,
+            endpoint,
+            heartbeats: 0,
+            heartbeat_due: None,
+            control: None,
+            cut: false,
+        });
+        self.registrations += 1;
+        let ack = proto::RegistrationAck {
+            session_id: id.to_vec().into(),
+            ledger_id: self.ledger_id.to_vec().into(),
+            lanes: node.states(&self.config),
+            limits: Some(LIMITS),
+            heartbeat_interval_ms: u32::try_from(self.config.heartbeat_interval.as_millis())
+                .unwrap_or(u32::MAX),
+            federation_version: self.federations.last().map_or(1, |federation| federation.version),
+        };
+        Ok(((registration.node_id.clone(), id), ack))
+    }
+
+    fn check_shape(&self, registration: &proto::NodeRegistration) -> Result<(), String> {
+        let mut lanes: Vec<i32> = registration.lanes.iter().map(|state| state.lane).collect();
+        lanes.sort_unstable();
+        if lanes != LANES.map(i32::from) {
+            return Err(format!("lanes {lanes:?}, expected each lane once"));
+        }
+        if bitcoin::secp256k1::PublicKey::from_slice(&registration.public_key).is_err() {
+            return Err("public_key is no compressed point".to_owned());
+        }
+        if registration.outbox_id.len() != 16 || registration.epoch == 0 {
+            return Err("outbox_id needs 16 bytes, epoch at least 1".to_owned());
+        }
+        let known = registration.known_ledger_id.as_ref();
+        if !known.is_empty() && known != self.ledger_id {
+            return Err("known_ledger_id is not this ledger's".to_owned());
+        }
+        if !(1..=64).contains(&registration.node_id.len()) {
+            return Err("node_id needs 1 to 64 characters".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What `GetCapabilities` says of a node's lanes.
+    pub(super) fn capabilities(&self, node_id: &str) -> proto::Capabilities {
+        proto::Capabilities {
+            protocol_versions: vec![1],
+            features: Vec::new(),
+            limits: Some(LIMITS),
+            ledger_id: self.ledger_id.to_vec().into(),
+            lanes: self.nodes.get(node_id).map(|node| node.states(&self.config)).unwrap_or_default(),
+        }
+    }
+
+    /// Whether a session is still the node's, and not cut by a script.
+    pub(super) fn standing(&self, key: &SessionKey) -> Standing {
+        match self.nodes.get(&key.0).and_then(|node| node.session.as_ref()) {
+            Some(session) if session.id != key.1 => Standing::Fenced,
+            Some(session) if session.cut => Standing::Cut,
+            Some(_) => Standing::Live,
+            None => Standing::Fenced,
+        }
+    }
+
+    /// A session is over; nothing happens when another one took its place.
+    pub(super) fn end(&mut self, key: &SessionKey) {
+        if let Some(node) = self.nodes.get_mut(&key.0) {
+            node.session.take_if(|session| session.id == key.1);
+        }
+    }
+
+    /// Takes a frame of a live session. `Ok(true)` when the node said goodbye.
+    pub(super) fn take(
+        &mut self,
+        key: &SessionKey,
+        frame: proto::StreamRequest,
+    ) -> Result<bool, Refusal> {
+        let result = self.try_take(&key.0, frame);
+        result.map_err(|fault| {
+            let fault = format!("{}: {fault}", key.0);
+            self.violations.push(fault.clone());
+            (proto::ErrorCode::ProtocolViolation, fault)
+        })
+    }
+
+    fn try_take(&mut self, node_id: &str, frame: proto::StreamRequest) -> Result<bool, String> {
+        use proto::stream_request::Control;
+        if frame.messages.len() > MAX_MESSAGES || frame.encoded_len() > MAX_FRAME_BYTES {
+            return Err(format!("a frame of {} messages", frame.messages.len()));
+        }
+        let mut acknowledged = BTreeSet::new();
+        for ack in &frame.acknowledgements {
+            let lane = lane_of(ack.lane).ok_or("an acknowledgement without a lane")?;
+            if !acknowledged.insert(ack.lane) {
+                return Err(format!("{} is acknowledged twice in a frame", lane.as_str_name()));
+            }
+            self.node(node_id)?.lane(lane).acknowledge(ack.through_sequence)?;
+        }
+        let window = self.config.window_messages.into();
+        for message in frame.messages {
+            let lane = lane_of(message.lane).ok_or("a message without a lane")?;
+            let arrival = self.node(node_id)?.lane(lane).arrive(&message, window);
+            match arrival.map_err(|fault| format!("{}: {fault}", lane.as_str_name()))? {
+                Arrival::New => self.receive(node_id, lane, &message)?,
+                Arrival::Again => {}
+            }
+        }
+        match frame.control {
+            None => {}
+            Some(Control::Heartbeat(heartbeat)) => {
+                let session = self.node(node_id)?.session.as_mut().ok_or("no session")?;
+                if heartbeat.number != session.heartbeats + 1 {
+                    return Err(format!(
+                        "heartbeat {} after {}",
+                        heartbeat.number, session.heartbeats
+                    ));
+                }
+                session.heartbeats = heartbeat.number;
+                session.heartbeat_due = Some(heartbeat.number);
+            }
+            Some(Control::StatusUpdate(status)) => self.node(node_id)?.status = Some(status),
+            Some(Control::Disconnect(_)) => return Ok(true),
+            Some(Control::Registration(_)) => return Err("a second registration".to_owned()),
+            Some(Control::Reconcile(_)) => {
+                return Err("a reconciliation without a new ledger".to_owned());
+            }
+        }
+        Ok(false)
+    }
+
+    fn node(&mut self, node_id: &str) -> Result<&mut Node, String> {
+        self.nodes.get_mut(node_id).ok_or_else(|| format!("{node_id} never registered"))
+    }
+
+    fn receive(
+        &mut self,
+        node_id: &str,
+        lane: proto::Lane,
+        message: &proto::SequencedMessage,
+    ) -> Result<(), String> {
+        use proto::Lane::{Federation, Pegin, Proposal, Signing};
+        let span = info_span!("governance.receive", kind = message.kind().as_str_name());
+        trace::adopt(&span, message);
+        let _entered = span.enter();
+        let payload = message.payload.as_ref();
+        match (lane, message.kind()) {
+            (Signing, Kind::SignatureRequest) => self.request(node_id, decode(payload)?),
+            (Signing, Kind::CancelRequest) => self.cancel(node_id, &decode(payload)?),
+            (Federation, Kind::FederationUpdateAck) => {
+                let ack: proto::FederationUpdateAck = decode(payload)?;
+                self.node(node_id)?.federation_acks.push((ack.version, ack.accepted, ack.reason));
+                Ok(())
+            }
+            (Pegin, Kind::PeginNotification) => self.pegin(node_id, &decode(payload)?),
+            (Proposal, Kind::ProposalAck) => {
+                let ack: proto::ProposalAck = decode(payload)?;
+                self.node(node_id)?.proposal_acks.push(ack.proposal_id);
+                Ok(())
+            }
+            (_, Kind::Reject) => {
+                let reject: proto::Reject = decode(payload)?;
+                self.node(node_id)?.rejects.push(reject.reason.clone());
+                match self.script.expected_rejects.checked_sub(1) {
+                    Some(left) => self.script.expected_rejects = left,
+                    // What was sent was right, so that the refusal is the node's fault; the
+                    // session is not.
+                    None => self.violations.push(format!("{node_id} rejected: {}", reject.reason)),
+                }
+                Ok(())
+            }
+            (_, Kind::Withdrawn) => {
+                let withdrawn: proto::Withdrawn = decode(payload)?;
+                self.node(node_id)?.withdrawn += 1;
+                if withdrawn.message_id == message.message_id {
+                    Ok(())
+                } else {
+                    Err("a withdrawal under another message's id".to_owned())
+                }
+            }
+            (lane, kind) => {
+                Err(format!("{} in {}", kind.as_str_name(), lane.as_str_name()))
+            }
+        }
+    }
+
+    fn pegin(&mut self, node_id: &str, deposit: &proto::PeginNotification) -> Result<(), String> {
+        if deposit.txid.len() != 32 || deposit.evm_address.len() != 20 || deposit.amount_sat == 0 {
+            return Err("a deposit that cannot exist".to_owned());
+        }
+        let ack = proto::PeginAck {
+            txid: deposit.txid.clone(),
+            vout: deposit.vout,
+            status: proto::PeginStatus::Recorded.into(),
+            reason: String::new(),
+        };
+        let node = self.node(node_id)?;
+        if !node.pegins.insert((deposit.txid.to_vec(), deposit.vout)) {
+            return Err(format!("the deposit at vout {} was notified twice", deposit.vout));
+        }
+        node.lane(proto::Lane::Pegin).push(queued(
+            Kind::PeginAck,
+            ack.encode_to_vec(),
+            &Span::current(),
+        ));
+        Ok(())
+    }
+
+    fn cancel(&mut self, node_id: &str, cancel: &proto::CancelRequest) -> Result<(), String> {
+        let node = self.node(node_id)?;
+        // An id never seen leaves a tombstone: should it come later, it is not signed.
+        let request = node.requests.entry(cancel.request_id.clone()).or_insert_with(|| Request {
+            payload_hash: Vec::new(),
+            settled: None,
+            signatures_released: false,
+            txid: vec![0; 32],
+            federation_version: 1,
+        });
+        if request.settled.is_some() {
+            return Ok(());
+        }
+        let response = proto::SignatureResponse {
+            signatures_released: request.signatures_released,
+            ..response_to(&cancel.request_id, request, SignatureStatus::Cancelled)
+        };
+        request.settled = Some(SignatureStatus::Cancelled);
+        self.respond(node_id, response)
+    }
+
+    fn request(&mut self, node_id: &str, request: proto::SignatureRequest) -> Result<(), String> {
+        let node = self.node(node_id)?;
+        if let Some(known) = node.requests.get(&request.request_id) {
+            let mut response = response_to(&request.request_id, known, SignatureStatus::Cancelled);
+            match known.settled {
+                Some(SignatureStatus::Cancelled) if known.payload_hash.is_empty() => {}
+                _ if known.payload_hash == request.payload_hash => {
+                    self.duplicates += 1;
+                    return Ok(());
+                }
+                _ => {
+                    response.status = SignatureStatus::Failed.into();
+                    response.failure_code = proto::FailureCode::Conflict.into();
+                }
+            }
+            return self.respond(node_id, response);
+        }
+        let mut record = Request {
+            payload_hash: request.payload_hash.to_vec(),
+            settled: None,
+            signatures_released: false,
+            txid: vec![0; 32],
+            federation_version: request.federation_version,
+        };
+        let responses = match self.config.answering {
+            Answering::Canned => {
+                vec![response_to(&request.request_id, &record, SignatureStatus::Complete)]
+            }
+            Answering::Sign => {
+                // Nobody learns of a request that is refused here, as nobody would in an HSM.
+                match self.checked(&request) {
+                    Ok((checked, federation)) => {
+                        record.txid = checked.txid();
+                        let behaviour = self.script.behaviours.pop_front();
+                        answer(&request.request_id, &record, &checked, &federation, behaviour.as_ref())
+                    }
+                    Err((code, reason)) => vec![proto::SignatureResponse {
+                        failure_code: code.into(),
+                        failure_reason: reason,
+                        txid: signer::txid(&request).unwrap_or_else(|| vec![0; 32]).into(),
+                        ..response_to(&request.request_id, &record, SignatureStatus::Failed)
+                    }],
+                }
+            }
+        };
+        let terminal = |response: &proto::SignatureResponse| {
+            !matches!(
+                response.status(),
+                SignatureStatus::Unspecified | SignatureStatus::Pending | SignatureStatus::InProgress
+            )
+        };
+        record.settled = responses.iter().find(|r| terminal(r)).map(proto::SignatureResponse::status);
+        record.signatures_released = responses.iter().any(|r| !r.partial_signatures.is_empty());
+        self.node(node_id)?.requests.insert(request.request_id, record);
+        for response in responses {
+            if response.status() == SignatureStatus::Unspecified {
+                self.script.expected_rejects += 1;
+            }
+            self.respond(node_id, response)?;
+        }
+        Ok(())
+    }
+
+    /// What members check of a request, before any of them signs.
+    fn checked(
+        &mut self,
+        request: &proto::SignatureRequest,
+    ) -> Result<(signer::Checked, Federation), signer::Refusal> {
+        use proto::FailureCode;
+        let network = super::federation::wire_network(self.config.network);
+        if request.chain != self.config.chain_id || request.network() != network {
+            return Err((FailureCode::InvalidRequest, "another chain's request".to_owned()));
+        }
+        let named = |federation: &&Federation| federation.version == request.federation_version;
+        let federation = self.federations.iter().find(named).cloned().ok_or_else(|| {
+            let reason = format!("there is no version {}", request.federation_version);
+            (FailureCode::Federation, reason)
+        })?;
+        let checked = signer::check(request, &federation)?;
+        let spends = checked.spends();
+        for burn in &request.burns {
+            let paid = self.burns.entry((burn.burn_tx_hash.to_vec(), burn.log_index)).or_default();
+            if let Some((other, _)) = paid.iter().find(|(_, earlier)| earlier.is_disjoint(&spends)) {
+                let reason = format!("a burn is paid by request {other}");
+                return Err((FailureCode::AlreadyPaid, reason));
+            }
+            paid.push((request.request_id.clone(), spends.clone()));
+        }
+        Ok((checked, federation))
+    }
+
+    fn respond(&mut self, node_id: &str, response: proto::SignatureResponse) -> Result<(), String> {
+        let holding = self.script.holding;
+        let message =
+            queued(Kind::SignatureResponse, response.encode_to_vec(), &Span::current());
+        let node = self.node(node_id)?;
+        if holding {
+            node.held.push(message);
+        } else {
+            node.lane(proto::Lane::Signing).push(message);
+        }
+        Ok(())
+    }
+
+    /// The frame that a live session has to say now, if any.
+    pub(super) fn next_frame(&mut self, key: &SessionKey) -> Option<proto::StreamResponse> {
+        let node = self.nodes.get_mut(&key.0)?;
+        let session = node.session.as_mut().filter(|session| session.id == key.1)?;
+        let heartbeat = session.heartbeat_due.take();
+        let control = match heartbeat {
+            Some(number) => {
+                Some(proto::stream_response::Control::HeartbeatAck(proto::HeartbeatAck {
+                    number,
+                    sent_unix_ms: 0,
+                }))
+            }
+            None => session.control.take(),
+        };
+        let mut frame = proto::StreamResponse { control, ..Default::default() };
+        let mut size = 0;
+        for (lane, record) in LANES.into_iter().zip(&mut node.lanes) {
+            frame.acknowledgements.extend(record.acknowledgement(lane, heartbeat.is_some()));
+            while size < MAX_FRAME_BYTES / 2 && frame.messages.len() < MAX_MESSAGES {
+                let Some(message) = record.next_to_send(lane) else { break };
+                size += message.encoded_len();
+                frame.messages.push(message);
+            }
+        }
+        let empty = frame.control.is_none()
+            && frame.acknowledgements.is_empty()
+            && frame.messages.is_empty();
+        (!empty).then_some(frame)
+    }
+
+    /// The record as of now.
+    pub(super) fn view(&self) -> LedgerView {
+        let mut view = LedgerView {
+            registrations: self.registrations,
+            duplicates: self.duplicates,
+            violations: self.violations.clone(),
+            ..LedgerView::default()
+        };
+        for (node_id, node) in &self.nodes {
+            view.requests.extend(node.requests.iter().map(|(request_id, request)| RequestView {
+                node_id: node_id.clone(),
+                request_id: request_id.clone(),
+                settled: request.settled,
+            }));
+            view.pegins += node.pegins.len();
+            view.federation_acks.extend(node.federation_acks.iter().cloned());
+            view.proposal_acks.extend(node.proposal_acks.iter().cloned());
+            view.rejects.extend(node.rejects.iter().cloned());
+            view.withdrawn += node.withdrawn;
+            view.statuses.extend(node.status.clone());
+            view.sessions.extend(node.session.iter().map(|s| (node_id.clone(), s.endpoint)));
+            view.unacknowledged += node.lanes.iter().map(LaneRecord::unacknowledged).sum::<usize>();
+        }
+        view
+    }
+}
+
+/// How a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Live,
+    /// Another session of the node took over.
+    Fenced,
+    /// A script ended it.
+    Cut,
+}
+
+impl Node {
+    fn new(outbox_id: Vec<u8>) -> Self {
+        Self {
+            outbox_id,
+            epoch: 0,
+            session: None,
+            lanes: Default::default(),
+            requests: BTreeMap::new(),
+            pegins: BTreeSet::new(),
+            held: Vec::new(),
+            federation_acks: Vec::new(),
+            proposal_acks: Vec::new(),
+            rejects: Vec::new(),
+            withdrawn: 0,
+            status: None,
+        }
+    }
+
+    fn lane(&mut self, lane: proto::Lane) -> &mut LaneRecord {
+        let [signing, federation, pegin, proposal] = &mut self.lanes;
+        match lane {
+            proto::Lane::Signing => signing,
+            proto::Lane::Federation => federation,
+            proto::Lane::Pegin => pegin,
+            proto::Lane::Proposal | proto::Lane::Unspecified => proposal,
+        }
+    }
+
+    fn states(&self, config: &SimulatorConfig) -> Vec<proto::LaneState> {
+        let window = (config.window_messages, config.window_bytes);
+        let states = LANES.into_iter().zip(&self.lanes);
+        states.map(|(lane, record)| record.state(lane, window)).collect()
+    }
+}
+
+/// The responses to a good request: well, or as a script wants them.
+fn answer(
+    request_id: &str,
+    record: &Request,
+    checked: &signer::Checked,
+    federation: &Federation,
+    behaviour: Option<&Behaviour>,
+) -> Vec<proto::SignatureResponse> {
+    let required = u32::try_from(federation.threshold).unwrap_or(u32::MAX);
+    let response = |status| response_to(request_id, record, status);
+    let signed = |status, members: &[super::federation::Member]| proto::SignatureResponse {
+        partial_signatures: members
+            .iter()
+            .flat_map(|member| signer::sign(checked, federation, member))
+            .collect(),
+        ..response(status)
+    };
+    let quorum = federation.members.get(..federation.threshold).unwrap_or_default();
+    let (first, rest) = quorum.split_at(usize::from(quorum.len() > 1));
+    let progress = |members: &[super::federation::Member]| proto::SignatureResponse {
+        collected: u32::try_from(members.len()).unwrap_or(u32::MAX),
+        required,
+        ..signed(SignatureStatus::InProgress, members)
+    };
+    // Each member's signatures once: the node puts them together.
+    let well = || vec![progress(first), signed(SignatureStatus::Complete, rest)];
+    match behaviour {
+        None => well(),
+        Some(Behaviour::Never) => Vec::new(),
+        Some(Behaviour::Partial) => {
+            vec![progress(quorum.get(..quorum.len().saturating_sub(1)).unwrap_or_default())]
+        }
+        Some(Behaviour::OneBadSignature) => {
+            let mut response = signed(SignatureStatus::Complete, &federation.members);
+            let theirs = response.partial_signatures.first().map(|bad| bad.public_key.clone());
+            for signature in &mut response.partial_signatures {
+                if Some(&signature.public_key) == theirs.as_ref() {
+                    signer::spoil(signature);
+                }
+            }
+            vec![response]
+        }
+        Some(Behaviour::WrongTxid) => {
+            let mut responses = well();
+            responses.iter_mut().for_each(|response| response.txid = vec![0x77; 32].into());
+            responses
+        }
+        Some(Behaviour::Fail(code, reason)) => vec![proto::SignatureResponse {
+            failure_code: (*code).into(),
+            failure_reason: reason.clone(),
+            ..response(SignatureStatus::Failed)
+        }],
+        Some(Behaviour::Timeout) => vec![response(SignatureStatus::Timeout)],
+        Some(Behaviour::Malformed) => vec![response(SignatureStatus::Unspecified)],
+        Some(Behaviour::Duplicate) => {
+            let all = signed(SignatureStatus::Complete, quorum);
+            vec![all.clone(), all]
+        }
+    }
+}
+
+fn response_to(
+    request_id: &str,
+    record: &Request,
+    status: SignatureStatus,
+) -> proto::SignatureResponse {
+    proto::SignatureResponse {
+        request_id: request_id.to_owned(),
+        txid: record.txid.clone().into(),
+        federation_version: record.federation_version,
+        status: status.into(),
+        ..Default::default()
+    }
+}
+
+fn queued(kind: Kind, payload: Vec<u8>, span: &Span) -> Queued {
+    Queued {
+        message_id: uuid::Uuid::now_v7().into_bytes(),
+        kind,
+        payload,
+        trace: trace::of(span),
+    }
+}
+
+fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, String> {
+    M::decode(payload).map_err(|error| format!("a payload that is none: {error}"))
+}

@@ -1,0 +1,303 @@
+//! Governance itself, for the demo, the tests and the benches: a federation of real keys that
+//! signs real sighashes behind a real gRPC server.
+//!
+//! It shares only the generated wire types with the node, so that one bug cannot hide in both. It
+//! is strict: whatever a node does that the protocol does not allow, or that no script asked for,
+//! is a violation, and [`Simulator::assert_clean`] fails on it. It holds signing keys: the
+//! `simulator` feature never belongs into a node.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "governance signs")]
+
+mod config;
+mod federation;
+mod lane;
+mod ledger;
+mod script;
+mod service;
+mod signer;
+mod trace;
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Server;
+
+use crate::proto;
+use federation::Federation;
+use ledger::Ledger;
+use service::Shared;
+
+pub use config::{Answering, SimulatorConfig, SimulatorError};
+pub use federation::{FederationView, RotationPlan};
+pub use ledger::{LedgerView, RequestView};
+pub use script::Behaviour;
+
+/// A running governance service. Dropping it stops its endpoints; [`Simulator::shutdown`] also
+/// waits for them.
+#[derive(Debug)]
+pub struct Simulator {
+    shared: Shared,
+    endpoints: Vec<EndpointHandle>,
+}
+
+#[derive(Debug)]
+struct EndpointHandle {
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: CancellationToken,
+    sessions: TaskTracker,
+    server: JoinHandle<()>,
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        for running in self.endpoints.iter().filter_map(|endpoint| endpoint.running.as_ref()) {
+            running.stop.cancel();
+        }
+    }
+}
+
+impl Simulator {
+    /// Starts the service on every address of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// When the federation cannot exist, an address is not loopback or cannot be listened on.
+    pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
+        let SimulatorConfig { seed, members, threshold, network, .. } = config;
+        let listen = config.listen.clone();
+        let first = Federation::first(seed, members, threshold, network, &config.chain_id)
+            .ok_or(SimulatorError::Federation { threshold, members })?;
+        let shared = Shared::new(Ledger::new(config, first));
+        let mut simulator = Self { shared, endpoints: Vec::new() };
+        for (index, address) in listen.into_iter().enumerate() {
+            let (address, running) = simulator.serve(index, address).await?;
+            simulator.endpoints.push(EndpointHandle { address, running: Some(running) });
+        }
+        Ok(simulator)
+    }
+
+    async fn serve(
+        &self,
+        index: usize,
+        address: SocketAddr,
+    ) -> Result<(SocketAddr, Running), SimulatorError> {
+        if !address.ip().is_loopback() {
+            return Err(SimulatorError::NotLoopback(address));
+        }
+        let failed = |error| SimulatorError::Listen { address, error };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let (stop, sessions) = (CancellationToken::new(), TaskTracker::new());
+        let endpoint = service::Endpoint {
+            shared: self.shared.clone(),
+            index,
+            stop: stop.clone(),
+            sessions: sessions.clone(),
+        };
+        let service = proto::stream_server::StreamServer::new(endpoint);
+        let stopped = stop.clone().cancelled_owned();
+        let server = tokio::spawn(async move {
+            let serving = Server::builder()
+                .tcp_nodelay(true)
+                .add_service(service)
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
+            if let Err(error) = serving.await {
+                tracing::error!(%bound, %error, "the simulator's endpoint failed");
+            }
+        });
+        Ok((bound, Running { stop, sessions, server }))
+    }
+
+    /// The endpoints' URIs, in the configuration's order.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.endpoints.iter().map(|endpoint| format!("http://{}", endpoint.address)).collect()
+    }
+
+    /// Takes an endpoint away, with its sessions.
+    pub async fn stop_endpoint(&mut self, index: usize) {
+        let running = self.endpoints.get_mut(index).and_then(|endpoint| endpoint.running.take());
+        if let Some(running) = running {
+            running.stop.cancel();
+            running.sessions.close();
+            running.sessions.wait().await;
+            let _ = running.server.await;
+            self.shared.change(|ledger| ledger.cut(Some(index)));
+        }
+    }
+
+    /// Brings an endpoint back, on its old address.
+    ///
+    /// # Errors
+    ///
+    /// When someone else has taken the address.
+    pub async fn start_endpoint(&mut self, index: usize) -> Result<(), SimulatorError> {
+        let stopped = self.endpoints.get(index).filter(|endpoint| endpoint.running.is_none());
+        let Some(address) = stopped.map(|endpoint| endpoint.address) else { return Ok(()) };
+        let (_, running) = self.serve(index, address).await?;
+        if let Some(endpoint) = self.endpoints.get_mut(index) {
+            endpoint.running = Some(running);
+        }
+        Ok(())
+    }
+
+    /// Stops everything and waits for it.
+    pub async fn shutdown(mut self) {
+        for index in 0..self.endpoints.len() {
+            self.stop_endpoint(index).await;
+        }
+    }
+
+    /// Ends every live session without a warning.
+    pub fn cut(&self) {
+        self.shared.change(|ledger| ledger.cut(None));
+    }
+
+    /// Asks every live session to move elsewhere.
+    pub fn drain(&self, reason: &str) {
+        let drain = proto::Drain { grace_ms: 1000, reason: reason.to_owned() };
+        let control = proto::stream_response::Control::Drain(drain);
+        self.shared.change(|ledger| ledger.tell_sessions(&control));
+    }
+
+    /// Reports an error that does not end the session.
+    pub fn report_error(&self, code: proto::ErrorCode, message: &str) {
+        let message = message.to_owned();
+        let error = proto::Error { code: code.into(), message, ..Default::default() };
+        let control = proto::stream_response::Control::Error(error);
+        self.shared.change(|ledger| ledger.tell_sessions(&control));
+    }
+
+    /// Refuses the next registration.
+    pub fn refuse_next_registration(&self, code: proto::ErrorCode) {
+        self.shared.change(|ledger| ledger.script.refusals.push_back(code));
+    }
+
+    /// Reads nothing and says nothing, while the connections stay open.
+    pub fn go_silent(&self) {
+        self.shared.change(|ledger| ledger.script.silent = true);
+    }
+
+    /// Ends the silence.
+    pub fn speak(&self) {
+        self.shared.change(|ledger| ledger.script.silent = false);
+    }
+
+    /// Keeps responses to signature requests back.
+    pub fn hold_responses(&self) {
+        self.shared.change(|ledger| ledger.script.holding = true);
+    }
+
+    /// Lets go of them, in their order.
+    pub fn release_responses(&self) {
+        self.shared.change(Ledger::release);
+    }
+
+    /// How the next signature request is answered that no earlier call spoke for.
+    pub fn answer_next(&self, behaviour: Behaviour) {
+        self.shared.change(|ledger| ledger.script.behaviours.push_back(behaviour));
+    }
+
+    /// Sends every node a message of `lane` whose payload is none.
+    pub fn send_garbage(&self, lane: proto::Lane) {
+        self.shared.change(|ledger| ledger.send_garbage(lane));
+    }
+
+    /// Puts a proposal to every node.
+    pub fn propose(&self, proposal: &proto::ProposalNotification) {
+        self.shared.change(|ledger| ledger.propose(proposal));
+    }
+
+    /// The next federation takes over, approved by a quorum of the present one, and every node
+    /// is told. `None` when the plan cannot be.
+    pub fn rotate_federation(&self, plan: &RotationPlan) -> Option<FederationView> {
+        self.shared.change(|ledger| {
+            let (next, update) = next_federation(ledger, plan)?;
+            let view = next.view();
+            ledger.adopt(next, update);
+            Some(view)
+        })
+    }
+
+    /// The update that [`rotate_federation`](Self::rotate_federation) would announce, for a test
+    /// to spoil. `None` when the plan cannot be.
+    #[must_use]
+    pub fn build_update(&self, plan: &RotationPlan) -> Option<proto::FederationUpdate> {
+        next_federation(&self.shared.read(), plan).map(|(_, update)| update)
+    }
+
+    /// Announces an update, right or wrong, that changes nothing here.
+    pub fn announce(&self, update: &proto::FederationUpdate) {
+        self.shared.change(|ledger| ledger.announce(update));
+    }
+
+    /// A version of the federation, if there is one.
+    #[must_use]
+    pub fn federation(&self, version: u32) -> Option<FederationView> {
+        let ledger = self.shared.read();
+        ledger.federations().iter().find(|f| f.version == version).map(Federation::view)
+    }
+
+    /// The record as of now.
+    #[must_use]
+    pub fn ledger(&self) -> LedgerView {
+        self.shared.read().view()
+    }
+
+    /// Waits until the record is as wanted; the last look at it either way.
+    ///
+    /// # Errors
+    ///
+    /// The record as it was when the time was up.
+    pub async fn wait_for(
+        &self,
+        within: Duration,
+        wanted: impl Fn(&LedgerView) -> bool,
+    ) -> Result<LedgerView, Box<LedgerView>> {
+        let mut bell = self.shared.bell();
+        let arrives = async {
+            loop {
+                bell.mark_unchanged();
+                let view = self.ledger();
+                if wanted(&view) || bell.changed().await.is_err() {
+                    return view;
+                }
+            }
+        };
+        tokio::time::timeout(within, arrives).await.map_err(|_| Box::new(self.ledger()))
+    }
+
+    /// Fails when a node did what no script expected, or a script's expectation was not met.
+    ///
+    /// # Panics
+    ///
+    /// With every violation.
+    #[allow(clippy::panic, reason = "this is an assertion")]
+    pub fn assert_clean(&self) {
+        let ledger = self.shared.read();
+        let violations = ledger.view().violations;
+        let (rejects, behaviours) =
+            (ledger.script.expected_rejects, ledger.script.behaviours.clone());
+        drop(ledger);
+        if !violations.is_empty() || rejects > 0 || !behaviours.is_empty() {
+            panic!(
+                "violations: {violations:#?}; rejects still expected: {rejects}; behaviours never \
+                 used: {behaviours:?}"
+            );
+        }
+    }
+}
+
+fn next_federation(
+    ledger: &Ledger,
+    plan: &RotationPlan,
+) -> Option<(Federation, proto::FederationUpdate)> {
+    let config = ledger.config();
+    ledger.federations().last()?.next(config.seed, plan, config.network, &config.chain_id)
+}
