@@ -15,6 +15,7 @@ mod script;
 mod service;
 mod signer;
 mod trace;
+pub mod wallet;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,0 +1,62 @@
+//! A wallet that watches the federation's coins: it makes them up, and builds what a node's wallet
+//! would hand to its bridge.
+
+use bitcoin::{
+    Amount, OutPoint, Psbt, PubkeyHash, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid,
+    WPubkeyHash, Witness, absolute::LockTime, hashes::Hash, transaction::Version,
+};
+
+use super::{FederationView, federation::tagged_sha256};
+
+/// What each made-up coin holds.
+pub const COIN: Amount = Amount::from_sat(100_000_000);
+/// What each peg-out pays in fees.
+pub const FEE: Amount = Amount::from_sat(2_000);
+
+/// The unsigned transaction of peg-out `number`: it spends `coins` made-up coins of the federation
+/// that no other number spends, pays `amount` to its owner in output 0 and the rest back to the
+/// federation.
+///
+/// `None` when the coins do not cover amount and fee.
+#[must_use]
+pub fn pegout_psbt(
+    federation: &FederationView,
+    number: u64,
+    coins: u32,
+    amount: Amount,
+) -> Option<Psbt> {
+    let change = (COIN * u64::from(coins)).checked_sub(amount)?.checked_sub(FEE)?;
+    let inputs = (0..coins).map(|index| TxIn {
+        previous_output: OutPoint { txid: coin(number), vout: index },
+        script_sig: ScriptBuf::new(),
+        sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+        witness: Witness::new(),
+    });
+    let owner = WPubkeyHash::from_raw_hash(PubkeyHash::hash(&number.to_le_bytes()).to_raw_hash());
+    let transaction = Transaction {
+        version: Version::TWO,
+        lock_time: LockTime::ZERO,
+        input: inputs.collect(),
+        output: vec![
+            TxOut { value: amount, script_pubkey: ScriptBuf::new_p2wpkh(&owner) },
+            TxOut { value: change, script_pubkey: federation.address.script_pubkey() },
+        ],
+    };
+    let mut psbt = Psbt::from_unsigned_tx(transaction).ok()?;
+    for input in &mut psbt.inputs {
+        input.witness_utxo =
+            Some(TxOut { value: COIN, script_pubkey: federation.address.script_pubkey() });
+        input.witness_script = Some(federation.witness_script.clone());
+    }
+    Some(psbt)
+}
+
+/// The hash of the burn that peg-out `number` pays.
+#[must_use]
+pub fn burn_hash(number: u64) -> [u8; 32] {
+    tagged_sha256("governance simulator burn", &number.to_le_bytes())
+}
+
+fn coin(number: u64) -> Txid {
+    Txid::from_byte_array(tagged_sha256("governance simulator coin", &number.to_le_bytes()))
+}

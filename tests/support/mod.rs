@@ -1,0 +1,201 @@
+//! What the integration tests share: a governance service and a node's stream, each test with its
+//! own instance prefix, and subscribers that record what they are told.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+pub mod recorder;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
+use governance_stream::{
+    GovernanceStream, Journal, MemoryJournal, RequestHandle, StreamArguments, StreamStatus,
+    config::{Config, NodeConfig},
+    message::{
+        EvmAddress, PeginNotification, PegoutBinding, RequestId, SignatureRequest,
+        SignatureRequestParts, TransactionType,
+    },
+    simulator::{FederationView, LedgerView, Simulator, SimulatorConfig, wallet},
+};
+
+/// Longest wait for anything; far more than it takes, so that only a fault reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+static INSTANCES: AtomicU64 = AtomicU64::new(1);
+
+/// A prefix that no other test of this process has.
+pub fn instance() -> String {
+    format!("t{}", INSTANCES.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A configuration for `endpoints` with short intervals and an instance of its own.
+pub fn config(endpoints: &[String]) -> Config {
+    let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
+    let node = NodeConfig {
+        node_id: "node-1".parse().expect("valid"),
+        public_key: key.parse().expect("on the curve"),
+        chain_id: "alys-regtest".parse().expect("valid"),
+        network: Network::Regtest,
+    };
+    let endpoints = endpoints.iter().map(|uri| uri.parse().expect("loopback")).collect();
+    let mut config = Config::new(node, endpoints);
+    let instance = instance();
+    config.instance = instance.parse().expect("valid");
+    config.subscribers.bridge = format!("{instance}.bridge");
+    config.subscribers.chain = format!("{instance}.chain");
+    config.connection.backoff.initial = Duration::from_millis(10);
+    config.connection.backoff.max = Duration::from_millis(200);
+    config.connection.heartbeat_interval = Duration::from_millis(500);
+    config.supervision.restart_pause = Duration::from_millis(5);
+    config
+}
+
+/// A service with one endpoint.
+pub async fn governance() -> Simulator {
+    Simulator::start(SimulatorConfig::default()).await.expect("the simulator starts")
+}
+
+/// Peg-out `number` of `federation`, as a request.
+pub fn pegout(federation: &FederationView, number: u64) -> SignatureRequest {
+    SignatureRequest::new(pegout_parts(federation, number)).expect("valid")
+}
+
+/// Its parts, for a test to change.
+pub fn pegout_parts(federation: &FederationView, number: u64) -> SignatureRequestParts {
+    let amount = Amount::from_sat(50_000 + number);
+    let psbt = wallet::pegout_psbt(federation, number, 1, amount).expect("covered");
+    SignatureRequestParts {
+        request_id: request_id(number),
+        psbt,
+        input_indices: vec![0],
+        tx_type: TransactionType::Pegout,
+        chain: "alys-regtest".parse().expect("valid"),
+        network: Network::Regtest,
+        federation_version: federation.version,
+        burns: vec![PegoutBinding {
+            burn_tx_hash: wallet::burn_hash(number),
+            log_index: 0,
+            block_hash: [1; 32],
+            block_height: number,
+            output_index: 0,
+            amount,
+        }],
+        max_fee: wallet::FEE,
+        replaces: None,
+    }
+}
+
+pub fn request_id(number: u64) -> RequestId {
+    format!("pegout-{number}").parse().expect("valid")
+}
+
+/// Deposit `number`.
+pub fn deposit(number: u32) -> PeginNotification {
+    let outpoint = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: number };
+    PeginNotification::new(outpoint, Amount::from_sat(1_000), EvmAddress::from_bytes([7; 20]))
+        .expect("valid")
+}
+
+/// A node's stream with recording subscribers, and what it talks to.
+pub struct Node {
+    pub stream: GovernanceStream,
+    pub config: Config,
+    pub journal: Arc<dyn Journal>,
+    pub bridge: recorder::Bridge,
+    pub chain: recorder::Chain,
+}
+
+impl Node {
+    /// Starts a node of `simulator`'s first endpoints.
+    pub async fn start(simulator: &Simulator) -> Self {
+        Self::with(config(&simulator.endpoints())).await
+    }
+
+    pub async fn with(config: Config) -> Self {
+        let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
+        let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
+        let chain = recorder::Chain::start(&config.subscribers.chain).await;
+        let arguments =
+            StreamArguments { journal: Arc::clone(&journal), ..StreamArguments::new(config.clone()) };
+        let stream = GovernanceStream::start(arguments).await.expect("the stream starts");
+        Self { stream, config, journal, bridge, chain }
+    }
+
+    /// Asks for each of these peg-outs.
+    pub async fn request(
+        &self,
+        federation: &FederationView,
+        numbers: impl IntoIterator<Item = u64>,
+    ) -> Vec<RequestHandle> {
+        let mut handles = Vec::new();
+        for number in numbers {
+            let request = pegout(federation, number);
+            handles.push(accepted(&self.stream, request).await);
+        }
+        handles
+    }
+
+    /// Waits until the status is as wanted.
+    pub async fn until(&self, what: &str, wanted: impl FnMut(&StreamStatus) -> bool) {
+        until(&self.stream, what, wanted).await;
+    }
+
+    /// Stops everything, and shows that nothing is left.
+    pub async fn stop(self) {
+        self.stream.shutdown().await.expect("shuts down");
+        self.bridge.stop().await;
+        self.chain.stop().await;
+        assert_nothing_left(self.config.instance.as_str());
+    }
+}
+
+pub async fn until(
+    stream: &GovernanceStream,
+    what: &str,
+    wanted: impl FnMut(&StreamStatus) -> bool,
+) {
+    let mut status = stream.watch_status();
+    let waited = tokio::time::timeout(PATIENCE, status.wait_for(wanted)).await;
+    assert!(matches!(waited, Ok(Ok(_))), "never {what}: {:#?}", stream.status());
+}
+
+/// Makes a request as a careful caller does: again, when it is unknown whether it was accepted.
+pub async fn accepted(stream: &GovernanceStream, request: SignatureRequest) -> RequestHandle {
+    use governance_stream::Retry;
+    let asking = async {
+        loop {
+            match stream.request_signatures(request.clone()).await {
+                Ok(handle) => return handle,
+                Err(error) => match error.retry() {
+                    Retry::Now => {}
+                    Retry::After(pause) => tokio::time::sleep(pause.min(Duration::from_millis(5))).await,
+                    Retry::Operator | Retry::Never => panic!("{error}"),
+                },
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.expect("accepted in time")
+}
+
+/// No actor of the instance is registered any more.
+pub fn assert_nothing_left(instance: &str) {
+    let left: Vec<String> = ractor::registry::registered()
+        .into_iter()
+        .filter(|name| name == instance || name.starts_with(&format!("{instance}.")))
+        .collect();
+    assert!(left.is_empty(), "still registered: {left:?}");
+}
+
+/// Waits for the simulator's record.
+pub async fn ledger(simulator: &Simulator, wanted: impl Fn(&LedgerView) -> bool) -> LedgerView {
+    match simulator.wait_for(PATIENCE, wanted).await {
+        Ok(view) => view,
+        Err(view) => panic!("the ledger never came to it: {view:#?}"),
+    }
+}
