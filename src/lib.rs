@@ -1,7 +1,9 @@
 //! scaffold
 #![forbid(unsafe_code)]
 
+pub mod bridge;
 mod buffer;
+pub mod chain;
 pub mod config;
 mod connection;
 mod error;
