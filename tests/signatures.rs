@@ -12,9 +12,18 @@ async fn requests_complete_and_nothing_is_left() {
     let node = Node::start(&simulator).await;
     let handles = node.request(&federation, 0..20).await;
     for handle in handles {
-        assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete), "{}", handle.id());
+        assert_eq!(
+            handle.outcome(PATIENCE).await,
+            Ok(Outcome::Complete),
+            "{}",
+            handle.id()
+        );
     }
-    assert_eq!(node.bridge.recorded(40).await.len(), 40, "progress and completion of each");
+    assert_eq!(
+        node.bridge.recorded(40).await.len(),
+        40,
+        "progress and completion of each"
+    );
     let view = support::ledger(&simulator, |view| view.unacknowledged == 0).await;
     assert_eq!(view.requests.len(), 20);
     node.stop().await;

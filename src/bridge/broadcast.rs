@@ -61,7 +61,10 @@ impl Broadcaster for MemoryBroadcaster {
         let txid = transaction.compute_txid();
         let mut taken = self.network.lock().unwrap_or_else(PoisonError::into_inner);
         for input in &transaction.input {
-            let other = taken.spent_by.get(&input.previous_output).filter(|other| **other != txid);
+            let other = taken
+                .spent_by
+                .get(&input.previous_output)
+                .filter(|other| **other != txid);
             if let Some(other) = other {
                 let reason = format!("{} is spent by {other}", input.previous_output);
                 return Err(BroadcastError::Refused(reason));
@@ -109,9 +112,10 @@ impl FileBroadcaster {
 impl Broadcaster for FileBroadcaster {
     fn broadcast(&self, transaction: &Transaction, _: &[TxOut]) -> Result<(), BroadcastError> {
         let name = PathBuf::from(format!("{}.hex", transaction.compute_txid()));
-        self.write(&name, &serialize_hex(transaction)).map_err(|error| {
-            let path = self.directory.join(&name);
-            BroadcastError::Unavailable(format!("cannot write {}: {error}", path.display()))
-        })
+        self.write(&name, &serialize_hex(transaction))
+            .map_err(|error| {
+                let path = self.directory.join(&name);
+                BroadcastError::Unavailable(format!("cannot write {}: {error}", path.display()))
+            })
     }
 }

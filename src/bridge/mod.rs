@@ -10,7 +10,10 @@ mod pegout;
 mod signatures;
 mod store;
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bitcoin::{Transaction, TxOut};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -155,10 +158,15 @@ impl Actor for BridgeActor {
         args: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let pegouts = args.store.pegouts();
-        let mut state = BridgeState { args, errands: JoinSet::new() };
+        let mut state = BridgeState {
+            args,
+            errands: JoinSet::new(),
+        };
         for pegout in pegouts {
             match pegout.stage() {
-                PegoutStage::Registered => state.ask(&myself, pegout.request().clone(), Span::none()),
+                PegoutStage::Registered => {
+                    state.ask(&myself, pegout.request().clone(), Span::none())
+                }
                 PegoutStage::Signed => state.offer(&myself, &pegout),
                 PegoutStage::Requested | PegoutStage::Broadcast | PegoutStage::Failed(_) => {}
             }
@@ -177,7 +185,11 @@ impl Actor for BridgeActor {
             BridgeMessage::Deliver(delivery) => {
                 delivery.handle_each(|message| Ok(state.receive(&myself, message)));
             }
-            BridgeMessage::InitiatePegout { request, span, reply } => {
+            BridgeMessage::InitiatePegout {
+                request,
+                span,
+                reply,
+            } => {
                 let verdict = state.initiate(&myself, *request, span);
                 let _ = reply.send(verdict);
             }
@@ -188,7 +200,10 @@ impl Actor for BridgeActor {
                 let _ = reply.send(state.args.store.pegouts());
             }
             BridgeMessage::UpdateFederations { federations, reply } => {
-                state.args.store.change(|known| known.federations = federations);
+                state
+                    .args
+                    .store
+                    .change(|known| known.federations = federations);
                 let _ = reply.send(());
             }
             BridgeMessage::Accepted { request_id, result } => {
@@ -235,7 +250,9 @@ impl BridgeState {
                 };
             }
             check(&request, &known.federations)?;
-            known.pegouts.insert(request_id.clone(), Pegout::new(request.clone()));
+            known
+                .pegouts
+                .insert(request_id.clone(), Pegout::new(request.clone()));
             Ok(true)
         })?;
         if begun {
@@ -269,7 +286,9 @@ impl BridgeState {
 
     /// Offers a signed transaction until it is taken, or never will be.
     fn offer(&mut self, myself: &ActorRef<BridgeMessage>, pegout: &Pegout) {
-        let Some(transaction) = pegout.transaction().cloned() else { return };
+        let Some(transaction) = pegout.transaction().cloned() else {
+            return;
+        };
         let spent: Vec<TxOut> = pegout.request().spent_outputs().cloned().collect();
         let (broadcaster, bridge) = (Arc::clone(&self.args.broadcaster), myself.clone());
         let request_id = pegout.request_id().clone();
@@ -314,7 +333,9 @@ impl BridgeState {
             BridgeEvent::PeginAck(ack) => {
                 info!(outpoint = %ack.outpoint, status = ?ack.status, "peg-in");
                 let (outpoint, status) = (ack.outpoint, ack.status.clone());
-                self.args.store.change(|known| known.pegins.insert(outpoint, status));
+                self.args
+                    .store
+                    .change(|known| known.pegins.insert(outpoint, status));
                 None
             }
         }
@@ -328,14 +349,18 @@ impl BridgeState {
         let began = Instant::now();
         let (bad, signed) = self.args.store.change(|known| {
             let version = response.federation_version;
-            let federation = known.federation(version).map(|(federation, _)| federation.clone());
+            let federation = known
+                .federation(version)
+                .map(|(federation, _)| federation.clone());
             let pegout = known
                 .pegouts
                 .get_mut(&response.request_id)
                 .ok_or_else(|| format!("no peg-out of this bridge is {}", response.request_id))?;
             let federation = federation.ok_or_else(|| format!("no federation {version} here"))?;
             let was_signed = pegout.transaction().is_some();
-            let bad = pegout.respond(response, &federation).map_err(|misfit| misfit.to_string())?;
+            let bad = pegout
+                .respond(response, &federation)
+                .map_err(|misfit| misfit.to_string())?;
             let signed = !was_signed && pegout.transaction().is_some();
             match pegout.stage() {
                 PegoutStage::Failed(failure) => {
@@ -348,7 +373,9 @@ impl BridgeState {
         self.args.metrics.record_signatures_applied(began.elapsed());
         for fault in bad {
             warn!(request_id = %response.request_id, %fault, "bad signature");
-            let member = fault.member().map_or_else(|| "none".to_owned(), ToString::to_string);
+            let member = fault
+                .member()
+                .map_or_else(|| "none".to_owned(), ToString::to_string);
             self.args.metrics.record_bad_signature(&member);
         }
         if let Some(pegout) = signed {
@@ -371,11 +398,17 @@ fn check(request: &SignatureRequest, federations: &Federations) -> Result<(), Pe
     let inputs = &request.psbt().inputs;
     let asked = request.input_indices().len();
     if asked != inputs.len() {
-        return Err(PegoutRefusal::Incomplete { asked, inputs: inputs.len() });
+        return Err(PegoutRefusal::Incomplete {
+            asked,
+            inputs: inputs.len(),
+        });
     }
     let address = federation.address().script_pubkey();
     for (index, input) in inputs.iter().enumerate() {
-        let spent = input.witness_utxo.as_ref().map(|output| &output.script_pubkey);
+        let spent = input
+            .witness_utxo
+            .as_ref()
+            .map(|output| &output.script_pubkey);
         if spent != Some(&address) || input.witness_script.as_ref() != Some(federation.script()) {
             return Err(PegoutRefusal::NotOurs(index));
         }
@@ -408,7 +441,10 @@ async fn offer_once(
         .unwrap_or_else(|error| Err(BroadcastError::Unavailable(error.to_string())))
 }
 
-#[allow(clippy::disallowed_methods, reason = "paces an errand's task, not an actor")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "paces an errand's task, not an actor"
+)]
 async fn wait(pause: Duration) {
     tokio::time::sleep(pause).await;
 }

@@ -124,12 +124,18 @@ impl Pegout {
         response: &SignatureResponse,
         federation: &Federation,
     ) -> Result<Vec<BadSignature>, Misfit> {
-        let ours = self.request.psbt().unsigned_tx.compute_txid();
+        let ours = self.request.txid();
         if response.txid != ours {
-            return Err(Misfit::Txid { theirs: response.txid, ours });
+            return Err(Misfit::Txid {
+                theirs: response.txid,
+                ours,
+            });
         }
         if response.federation_version != self.request.federation_version() {
-            let (theirs, ours) = (response.federation_version, self.request.federation_version());
+            let (theirs, ours) = (
+                response.federation_version,
+                self.request.federation_version(),
+            );
             return Err(Misfit::Version { theirs, ours });
         }
         self.responses += 1;

@@ -95,15 +95,27 @@ impl<'a> Verifier<'a> {
             .input_indices()
             .binary_search(&input)
             .ok()
-            .and_then(|_| self.request.psbt().inputs.get(input as usize)?.witness_utxo.as_ref())
+            .and_then(|_| {
+                self.request
+                    .psbt()
+                    .inputs
+                    .get(input as usize)?
+                    .witness_utxo
+                    .as_ref()
+            })
             .ok_or(BadSignature::NotAskedFor { input })?;
         let key = partial.public_key;
         let version = self.federation.version();
-        let member = self
-            .federation
-            .member(&key)
-            .ok_or(BadSignature::Stranger { input, key, version })?;
-        let invalid = |fault| BadSignature::Invalid { input, member: member.id.clone(), fault };
+        let member = self.federation.member(&key).ok_or(BadSignature::Stranger {
+            input,
+            key,
+            version,
+        })?;
+        let invalid = |fault| BadSignature::Invalid {
+            input,
+            member: member.id.clone(),
+            fault,
+        };
         let signature = ecdsa::Signature::from_slice(&partial.signature)
             .map_err(|_| invalid("is not strict DER with a sighash byte"))?;
         if signature.sighash_type != EcdsaSighashType::All {
@@ -138,7 +150,10 @@ pub(super) fn suffice(
     signatures: &Signatures,
 ) -> bool {
     request.input_indices().iter().all(|input| {
-        let signed = signatures.keys().filter(|(signed, _)| signed == input).count();
+        let signed = signatures
+            .keys()
+            .filter(|(signed, _)| signed == input)
+            .count();
         signed >= federation.threshold() as usize
     })
 }
@@ -170,10 +185,11 @@ pub fn finalise(
         }
     }
     let unsatisfied = |text: String| FinaliseError::Unsatisfied(text);
-    psbt.finalize_mut(&Secp256k1::verification_only()).map_err(|faults| {
-        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        unsatisfied(faults.join("; "))
-    })?;
+    psbt.finalize_mut(&Secp256k1::verification_only())
+        .map_err(|faults| {
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            unsatisfied(faults.join("; "))
+        })?;
     // The fee was checked against its maximum when the request was made.
     let transaction = psbt.extract_tx_unchecked_fee_rate();
     let spent: Vec<TxOut> = request.spent_outputs().cloned().collect();
@@ -188,8 +204,12 @@ pub fn finalise(
 ///
 /// The consensus code's words.
 pub fn check_consensus(transaction: &Transaction, spent: &[TxOut]) -> Result<(), String> {
-    let outputs: BTreeMap<_, _> =
-        transaction.input.iter().map(|input| input.previous_output).zip(spent).collect();
+    let outputs: BTreeMap<_, _> = transaction
+        .input
+        .iter()
+        .map(|input| input.previous_output)
+        .zip(spent)
+        .collect();
     transaction
         .verify(|outpoint| outputs.get(outpoint).map(|output| TxOut::clone(output)))
         .map_err(|error| error.to_string())

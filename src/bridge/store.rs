@@ -30,7 +30,9 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn federation(&self, version: u32) -> Option<&(Federation, FederationStanding)> {
-        self.federations.iter().find(|(federation, _)| federation.version() == version)
+        self.federations
+            .iter()
+            .find(|(federation, _)| federation.version() == version)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 
 /// Numbers a batch of records; commits happen in the order of their tickets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub u64);
+pub(crate) struct Ticket(u64);
 
 /// The actor's end of the thread. Dropping it ends the thread once what was queued is committed.
 #[derive(Debug)]

@@ -32,7 +32,10 @@ pub struct FederationPolicy {
 impl Default for FederationPolicy {
     /// More than half of the members; any notice.
     fn default() -> Self {
-        Self { min_threshold_percent: 51, min_notice_blocks: 0 }
+        Self {
+            min_threshold_percent: 51,
+            min_notice_blocks: 0,
+        }
     }
 }
 
@@ -77,7 +80,9 @@ pub enum FederationFault {
     #[error("version {0} is known already, and it is another one")]
     Replaced(u32),
     /// A count of active members, or a threshold, that cannot be.
-    #[error("{threshold} of {active} active members: at most {MAX_ACTIVE} members, and a threshold between 1 and all of them")]
+    #[error(
+        "{threshold} of {active} active members: at most {MAX_ACTIVE} members, and a threshold between 1 and all of them"
+    )]
     Impossible {
         /// Signatures needed.
         threshold: u32,
@@ -130,7 +135,9 @@ pub enum FederationFault {
         height: u64,
     },
     /// Would be active before the version that it follows.
-    #[error("it would be active at {activation}, before the version that it follows, at {previous}")]
+    #[error(
+        "it would be active at {activation}, before the version that it follows, at {previous}"
+    )]
     Overtakes {
         /// Its activation height.
         activation: u64,
@@ -185,7 +192,10 @@ impl Federation {
     ) -> Result<Self, FederationFault> {
         if update.network != self.network {
             let announced = update.network;
-            return Err(FederationFault::Network { announced, ours: self.network });
+            return Err(FederationFault::Network {
+                announced,
+                ours: self.network,
+            });
         }
         if update.previous_version != self.version || update.version != self.version + 1 {
             let (version, latest) = (update.version, self.version);
@@ -199,7 +209,11 @@ impl Federation {
         let percent = policy.min_threshold_percent;
         if u64::from(update.threshold) * 100 < u64::from(percent) * active as u64 {
             let threshold = update.threshold;
-            return Err(FederationFault::WeakThreshold { threshold, active, percent });
+            return Err(FederationFault::WeakThreshold {
+                threshold,
+                active,
+                percent,
+            });
         }
         let paused = match update.kind {
             FederationUpdateKind::Scheduled | FederationUpdateKind::Emergency => self.paused,
@@ -215,7 +229,10 @@ impl Federation {
         }
         let ours = Address::p2wsh(&script, self.network);
         if update.address != ours.to_string() {
-            return Err(FederationFault::Address { announced: update.address.clone(), ours });
+            return Err(FederationFault::Address {
+                announced: update.address.clone(),
+                ours,
+            });
         }
         if update.activation_height < self.activation_height {
             return Err(FederationFault::Overtakes {
@@ -263,12 +280,16 @@ impl Federation {
             .filter_map(|approval| {
                 let member = self.member(&approval.public_key)?;
                 // libsecp256k1 refuses high S.
-                secp.verify_ecdsa(&message, &approval.signature, &member.public_key).ok()?;
+                secp.verify_ecdsa(&message, &approval.signature, &member.public_key)
+                    .ok()?;
                 Some(&member.id)
             })
             .collect();
         if approving.len() < self.threshold as usize {
-            return Err(FederationFault::Quorum { valid: approving.len(), needed: self.threshold });
+            return Err(FederationFault::Quorum {
+                valid: approving.len(),
+                needed: self.threshold,
+            });
         }
         Ok(())
     }
@@ -334,20 +355,27 @@ fn describe(
     threshold: u32,
     members: &[FederationMember],
 ) -> Result<(Descriptor<PublicKey>, ScriptBuf), FederationFault> {
-    let keys: Vec<PublicKey> =
-        active(members).map(|member| PublicKey::new(member.public_key)).collect();
-    let impossible = FederationFault::Impossible { threshold, active: keys.len() };
+    let keys: Vec<PublicKey> = active(members)
+        .map(|member| PublicKey::new(member.public_key))
+        .collect();
+    let impossible = FederationFault::Impossible {
+        threshold,
+        active: keys.len(),
+    };
     let ids: BTreeSet<&MemberId> = members.iter().map(|member| &member.id).collect();
     let distinct: BTreeSet<_> = members.iter().map(|member| member.public_key).collect();
     if ids.len() != members.len() || distinct.len() != members.len() {
         return Err(FederationFault::RepeatedMember);
     }
-    if !(1..=MAX_ACTIVE).contains(&keys.len()) || !(1..=keys.len()).contains(&(threshold as usize)) {
+    if !(1..=MAX_ACTIVE).contains(&keys.len()) || !(1..=keys.len()).contains(&(threshold as usize))
+    {
         return Err(impossible);
     }
     let sortedmulti = Threshold::new(threshold as usize, keys).ok();
     let descriptor = sortedmulti.and_then(|keys| Descriptor::new_wsh_sortedmulti(keys).ok());
-    let Some(descriptor) = descriptor else { return Err(impossible) };
+    let Some(descriptor) = descriptor else {
+        return Err(impossible);
+    };
     let script = descriptor.explicit_script().map_err(|_| impossible)?;
     Ok((descriptor, script))
 }

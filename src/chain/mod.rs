@@ -20,7 +20,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
     bridge::BridgeMessage,
-    message::{FederationUpdate, FederationUpdateAck, ProposalAck, ProposalId, ProposalNotification},
+    message::{
+        FederationUpdate, FederationUpdateAck, ProposalAck, ProposalId, ProposalNotification,
+    },
     routing::{Answer, ChainEvent, Delivered, Delivery},
     stream::GovernanceStream,
     timer::Timer,
@@ -51,7 +53,10 @@ impl ChainStore {
     /// A store that knows the configured first federation.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
-        Self(Arc::new(Mutex::new(Known { schedule, proposals: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Known {
+            schedule,
+            proposals: BTreeMap::new(),
+        })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -63,7 +68,11 @@ impl ChainStore {
     #[must_use]
     pub fn federations(&self) -> Federations {
         let known = self.lock();
-        known.schedule.versions().map(|(version, standing)| (version.clone(), standing)).collect()
+        known
+            .schedule
+            .versions()
+            .map(|(version, standing)| (version.clone(), standing))
+            .collect()
     }
 }
 
@@ -138,8 +147,7 @@ impl Actor for ChainActor {
         myself: ActorRef<Self::Msg>,
         args: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut state =
-            ChainState {
+        let mut state = ChainState {
             args,
             revision: 0,
             told: Vec::new(),
@@ -171,11 +179,22 @@ impl Actor for ChainActor {
                 let _ = reply.send(active);
             }
             ChainMessage::ListProposals { reply } => {
-                let _ = reply.send(state.args.store.lock().proposals.values().cloned().collect());
+                let _ = reply.send(
+                    state
+                        .args
+                        .store
+                        .lock()
+                        .proposals
+                        .values()
+                        .cloned()
+                        .collect(),
+                );
             }
             ChainMessage::BridgeTold { revision, noted } => {
                 if !noted && revision == state.revision {
-                    state.tell_again.arm(TELL_AGAIN, &myself, || ChainMessage::TellBridge);
+                    state
+                        .tell_again
+                        .arm(TELL_AGAIN, &myself, || ChainMessage::TellBridge);
                 }
             }
             ChainMessage::TellBridge => state.tell_bridge(&myself),
@@ -192,18 +211,33 @@ fn receive(store: &ChainStore, message: &Delivered<ChainEvent>) -> Answer {
         ChainEvent::FederationUpdate(update) => Answer::FederationUpdate(judge(store, update)),
         ChainEvent::Proposal(proposal) => {
             info!(proposal = %proposal.proposal_id, kind = proposal.proposal_type.as_str(), "proposal kept");
-            store.lock().proposals.insert(proposal.proposal_id.clone(), proposal.clone());
-            Answer::Proposal(ProposalAck { proposal_id: proposal.proposal_id.clone() })
+            store
+                .lock()
+                .proposals
+                .insert(proposal.proposal_id.clone(), proposal.clone());
+            Answer::Proposal(ProposalAck {
+                proposal_id: proposal.proposal_id.clone(),
+            })
         }
     }
 }
 
 fn judge(store: &ChainStore, update: &FederationUpdate) -> FederationUpdateAck {
-    let verdict = store.lock().schedule.add(update).map_err(|fault| fault.to_string());
+    let verdict = store
+        .lock()
+        .schedule
+        .add(update)
+        .map_err(|fault| fault.to_string());
     let (version, activation_height) = (update.version, update.activation_height);
     match &verdict {
-        Ok(()) => info!(version, activation_height, "federation update verified and scheduled"),
-        Err(reason) => warn!(version, reason, "federation update refused; it is not followed"),
+        Ok(()) => info!(
+            version,
+            activation_height, "federation update verified and scheduled"
+        ),
+        Err(reason) => warn!(
+            version,
+            reason, "federation update refused; it is not followed"
+        ),
     }
     FederationUpdateAck { version, verdict }
 }

@@ -32,7 +32,13 @@ impl Schedule {
     /// With the configured first federation, at height 0.
     #[must_use]
     pub fn new(first: Federation, chain: ChainId, policy: FederationPolicy) -> Self {
-        Self { chain, policy, first, followers: Vec::new(), height: 0 }
+        Self {
+            chain,
+            policy,
+            first,
+            followers: Vec::new(),
+            height: 0,
+        }
     }
 
     /// Verifies an update and schedules it. The same one again is fine.
@@ -43,7 +49,9 @@ impl Schedule {
     pub fn add(&mut self, update: &FederationUpdate) -> Result<(), FederationFault> {
         if let Some(index) = update.version.checked_sub(2).map(|index| index as usize) {
             if let Some(known) = self.followers.get(index) {
-                let before = index.checked_sub(1).and_then(|index| self.followers.get(index));
+                let before = index
+                    .checked_sub(1)
+                    .and_then(|index| self.followers.get(index));
                 let previous = before.unwrap_or(&self.first);
                 // Verified again, it gives the same version or a reason.
                 return match previous.follow(update, &self.chain, &self.policy) {
@@ -68,7 +76,11 @@ impl Schedule {
         let notice = update.notice_blocks.max(demanded);
         let (activation, height) = (update.activation_height, self.height);
         if activation < height.saturating_add(notice.into()) {
-            return Err(FederationFault::Notice { activation, notice, height });
+            return Err(FederationFault::Notice {
+                activation,
+                notice,
+                height,
+            });
         }
         Ok(())
     }
@@ -92,7 +104,11 @@ impl Schedule {
     #[must_use]
     pub fn active(&self) -> &Federation {
         let reached = |federation: &&Federation| federation.activation_height() <= self.height;
-        self.followers.iter().rev().find(reached).unwrap_or(&self.first)
+        self.followers
+            .iter()
+            .rev()
+            .find(reached)
+            .unwrap_or(&self.first)
     }
 
     /// Every version with its standing, the first one first.
@@ -118,5 +134,7 @@ impl Schedule {
 
 /// When the version before `federation` is no longer good.
 fn grace_end(federation: &Federation) -> u64 {
-    federation.activation_height().saturating_add(federation.grace_blocks().into())
+    federation
+        .activation_height()
+        .saturating_add(federation.grace_blocks().into())
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Config, ConfigError, ConfigFault};
+use super::{
+    BufferConfig, Config, ConfigError, ConfigFault, ConnectionConfig, RequestConfig,
+    SubscriberConfig, SupervisionConfig,
+};
 
 impl Config {
     /// Checks what the types alone cannot: bounds, and values that must agree.
@@ -11,10 +14,43 @@ impl Config {
     ///
     /// Every fault at once.
     pub fn check(&self) -> Result<(), ConfigError> {
+        let faults = Checked {
+            connection: &self.connection,
+            buffer: &self.buffer,
+            requests: &self.requests,
+            supervision: &self.supervision,
+            subscribers: &self.subscribers,
+            call_deadline: self.call_deadline,
+            drain_deadline: self.drain_deadline,
+        }
+        .faults();
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError(faults))
+        }
+    }
+}
+
+/// What has something to check; it can be checked while the rest is not yet known.
+#[derive(Debug)]
+pub(super) struct Checked<'a> {
+    pub connection: &'a ConnectionConfig,
+    pub buffer: &'a BufferConfig,
+    pub requests: &'a RequestConfig,
+    pub supervision: &'a SupervisionConfig,
+    pub subscribers: &'a SubscriberConfig,
+    pub call_deadline: Duration,
+    pub drain_deadline: Duration,
+}
+
+impl Checked<'_> {
+    /// Everything that is wrong.
+    pub(super) fn faults(&self) -> Vec<ConfigFault> {
         let mut faults = Faults::default();
-        faults.connection(self);
+        faults.connection(self.connection);
         faults.limits(self);
-        faults.supervision(self);
+        faults.supervision(self.supervision);
         for (key, name) in [
             ("subscribers.bridge", &self.subscribers.bridge),
             ("subscribers.chain", &self.subscribers.chain),
@@ -26,11 +62,7 @@ impl Config {
                 "the registry name of an actor",
             );
         }
-        if faults.0.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError(faults.0))
-        }
+        faults.0
     }
 }
 
@@ -50,8 +82,7 @@ impl Faults {
         self.require(value >= least, key, format!("{value:?}"), &expected);
     }
 
-    fn connection(&mut self, config: &Config) {
-        let connection = &config.connection;
+    fn connection(&mut self, connection: &ConnectionConfig) {
         let endpoints = &connection.endpoints;
         self.require(
             !endpoints.is_empty(),
@@ -128,7 +159,7 @@ impl Faults {
         );
     }
 
-    fn limits(&mut self, config: &Config) {
+    fn limits(&mut self, config: &Checked<'_>) {
         let window = &config.connection.inbound_window;
         self.require(
             (1..=65_536).contains(&window.messages),
@@ -149,7 +180,7 @@ impl Faults {
             frame,
             "4096 to 268435456",
         );
-        let buffer = &config.buffer;
+        let buffer = config.buffer;
         self.require(
             buffer.lane_messages >= 1,
             "buffer.lane_messages",
@@ -162,7 +193,7 @@ impl Faults {
             buffer.lane_bytes,
             "at least 1048576: one request may be that large",
         );
-        let (second, requests) = (Duration::from_secs(1), &config.requests);
+        let (second, requests) = (Duration::from_secs(1), config.requests);
         self.at_least("requests.pegout_deadline", requests.pegout_deadline, second);
         self.at_least(
             "requests.federation_change_deadline",
@@ -179,8 +210,7 @@ impl Faults {
         self.at_least("drain_deadline", config.drain_deadline, tick);
     }
 
-    fn supervision(&mut self, config: &Config) {
-        let supervision = &config.supervision;
+    fn supervision(&mut self, supervision: &SupervisionConfig) {
         let tick = Duration::from_millis(1);
         self.at_least(
             "supervision.restart_window",

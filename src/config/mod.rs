@@ -1,10 +1,12 @@
 //! Configuration that cannot be wrong: every value here has been checked.
 //!
-//! [`Config::new`] gives the defaults to a node developer; the `load` module merges a file, the
-//! environment and flags, and reports every fault at once.
+//! [`Config::new`] gives the defaults to a node developer. [`Settings::load`] merges a file, the
+//! environment and flags for a program, and reports every fault at once.
 
 mod check;
+mod layers;
 mod secret;
+mod settings;
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -13,7 +15,11 @@ use tonic::transport::Uri;
 
 use crate::message::{ChainId, FederationMember, NodeId};
 
+pub use layers::{Layers, Origin};
 pub use secret::{Secret, TokenSource};
+pub use settings::{
+    EffectiveValue, Features, HttpSettings, LogFormat, Settings, TelemetrySettings,
+};
 
 /// Everything a stream needs to know.
 #[derive(Debug, Clone)]
@@ -181,56 +187,93 @@ impl Config {
     /// The defaults for a node and its endpoints.
     #[must_use]
     pub fn new(node: NodeConfig, endpoints: Vec<Endpoint>) -> Self {
-        let seconds = Duration::from_secs;
-        let millis = Duration::from_millis;
         Self {
             instance: InstanceName::default(),
             node,
-            connection: ConnectionConfig {
-                endpoints,
-                token: None,
-                tls: None,
-                connect_deadline: seconds(10),
-                registration_deadline: seconds(10),
-                heartbeat_interval: seconds(5),
-                keepalive_interval: seconds(10),
-                keepalive_timeout: seconds(5),
-                backoff: BackoffConfig {
-                    initial: millis(200),
-                    max: seconds(30),
-                    multiplier: 2.0,
-                    stable_after: seconds(30),
-                },
-                inbound_window: WindowConfig {
-                    messages: 1024,
-                    bytes: 8 << 20,
-                },
-                max_frame_bytes: 4 << 20,
+            connection: ConnectionConfig::new(endpoints),
+            buffer: BufferConfig::default(),
+            requests: RequestConfig::default(),
+            supervision: SupervisionConfig::default(),
+            subscribers: SubscriberConfig::default(),
+            call_deadline: Duration::from_secs(10),
+            drain_deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ConnectionConfig {
+    /// The defaults for these endpoints, without credentials.
+    #[must_use]
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            endpoints,
+            token: None,
+            tls: None,
+            connect_deadline: seconds(10),
+            registration_deadline: seconds(10),
+            heartbeat_interval: seconds(5),
+            keepalive_interval: seconds(10),
+            keepalive_timeout: seconds(5),
+            backoff: BackoffConfig::default(),
+            inbound_window: WindowConfig {
+                messages: 1024,
+                bytes: 8 << 20,
             },
-            buffer: BufferConfig {
-                lane_messages: 100_000,
-                lane_bytes: 256 << 20,
-                settled_retained: 100_000,
-            },
-            requests: RequestConfig {
-                pegout_deadline: seconds(600),
-                federation_change_deadline: seconds(3600),
-                emergency_deadline: seconds(600),
-            },
-            supervision: SupervisionConfig {
-                max_restarts: 5,
-                restart_window: seconds(60),
-                max_tracker_restarts: 3,
-                restart_pause: millis(50),
-                max_restart_pause: seconds(5),
-                stop_deadline: seconds(5),
-            },
-            subscribers: SubscriberConfig {
-                bridge: "bridge".to_owned(),
-                chain: "chain".to_owned(),
-            },
-            call_deadline: seconds(10),
-            drain_deadline: seconds(10),
+            max_frame_bytes: 4 << 20,
+        }
+    }
+}
+
+impl Default for BackoffConfig {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_millis(200),
+            max: Duration::from_secs(30),
+            multiplier: 2.0,
+            stable_after: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for BufferConfig {
+    fn default() -> Self {
+        Self {
+            lane_messages: 100_000,
+            lane_bytes: 256 << 20,
+            settled_retained: 100_000,
+        }
+    }
+}
+
+impl Default for RequestConfig {
+    fn default() -> Self {
+        Self {
+            pegout_deadline: Duration::from_secs(600),
+            federation_change_deadline: Duration::from_secs(3600),
+            emergency_deadline: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Default for SupervisionConfig {
+    fn default() -> Self {
+        Self {
+            max_restarts: 5,
+            restart_window: Duration::from_secs(60),
+            max_tracker_restarts: 3,
+            restart_pause: Duration::from_millis(50),
+            max_restart_pause: Duration::from_secs(5),
+            stop_deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for SubscriberConfig {
+    fn default() -> Self {
+        Self {
+            bridge: "bridge".to_owned(),
+            chain: "chain".to_owned(),
         }
     }
 }
@@ -335,7 +378,7 @@ impl FromStr for Endpoint {
         }
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let loopback = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if host.is_empty() || uri.path().trim_matches('/') != "" || uri.query().is_some() {
+        if host.is_empty() || !uri.path().trim_matches('/').is_empty() || uri.query().is_some() {
             return Err(fault(text, "https://HOST:PORT without a path"));
         }
         match uri.scheme_str() {

@@ -23,7 +23,7 @@ const FRAMES_IN_MAILBOX: usize = 32;
 pub(crate) struct InboundFrame {
     pub frame: proto::StreamResponse,
     /// Lets the reader read on once the frame is handled, or lost with its actor.
-    pub permit: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// A session to be run.
@@ -83,7 +83,10 @@ impl Session {
                 .await
                 .map_err(status)?
                 .ok_or(SessionFault::Closed)?;
-            let frame = Box::new(InboundFrame { frame, permit });
+            let frame = Box::new(InboundFrame {
+                frame,
+                _permit: permit,
+            });
             connection
                 .cast(ConnectionMessage::FrameReceived { epoch, frame })
                 .map_err(gone)?;

@@ -3,6 +3,7 @@
 //! A value of these types cannot be invalid: constructors and the conversions of [`wire`] check
 //! lengths, ranges, uniqueness, networks and that public keys lie on the curve.
 
+mod cancel;
 mod federation;
 mod identity;
 mod invalid;
@@ -10,11 +11,15 @@ mod lane;
 mod outcome;
 mod pegin;
 mod proposal;
+mod raw_transaction;
 mod session;
-mod signature;
+mod signature_request;
+mod signature_response;
 mod status;
+mod tagged_hash;
 pub mod wire;
 
+pub use cancel::{CancelReason, CancelRequest};
 pub use federation::{
     Approval, FederationMember, FederationUpdate, FederationUpdateAck, FederationUpdateKind,
 };
@@ -26,14 +31,15 @@ pub use lane::{Lane, PerLane};
 pub use outcome::{Outcome, Progress};
 pub use pegin::{EvmAddress, PeginAck, PeginNotification, PeginStatus};
 pub use proposal::{MAX_PROPOSAL_BYTES, ProposalAck, ProposalNotification, ProposalType};
+pub use raw_transaction::RawTransaction;
 pub use session::{GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck};
-pub(crate) use signature::TaggedHash;
-pub use signature::{
-    CancelReason, CancelRequest, FailureCode, MAX_INPUTS, MAX_PSBT_BYTES, PartialSignature,
-    PayloadHash, PegoutBinding, RawTransaction, SignatureRequest, SignatureRequestParts,
-    SignatureResponse, SignatureStatus, TransactionType,
+pub use signature_request::{
+    MAX_INPUTS, MAX_PSBT_BYTES, PayloadHash, PegoutBinding, SignatureRequest,
+    SignatureRequestParts, TransactionType,
 };
+pub use signature_response::{FailureCode, PartialSignature, SignatureResponse, SignatureStatus};
 pub use status::NodeStatus;
+pub(crate) use tagged_hash::TaggedHash;
 
 /// A message from node to governance that is delivered in order and recorded once.
 #[derive(Debug, Clone, PartialEq)]

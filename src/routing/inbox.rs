@@ -31,7 +31,7 @@ pub(crate) struct Arrived {
     /// The trace that it belongs to.
     pub trace: TraceContext,
     /// Open until the message is handled.
-    pub span: Span,
+    pub _span: Span,
     /// What it claims to be, as on the wire.
     pub kind: i32,
     /// Its raw bytes.
@@ -256,7 +256,7 @@ mod tests {
             message_id,
             redelivered: false,
             trace: TraceContext::default(),
-            span: Span::none(),
+            _span: Span::none(),
             kind: 0,
             payload: Bytes::from_static(&[0; 10]),
             content: if usable {

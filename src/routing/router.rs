@@ -142,7 +142,7 @@ impl Router {
                 message_id,
                 redelivered: message.redelivered,
                 trace: TraceContext::of(&span).or(trace),
-                span,
+                _span: span,
                 kind: message.kind,
                 payload: message.payload,
                 content,

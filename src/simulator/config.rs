@@ -67,7 +67,9 @@ impl Default for SimulatorConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorError {
     /// The federation cannot exist.
-    #[error("a federation of {threshold} of {members} cannot exist: 1 to 15 members, and a threshold of at least 1 and at most all of them")]
+    #[error(
+        "a federation of {threshold} of {members} cannot exist: 1 to 15 members, and a threshold of at least 1 and at most all of them"
+    )]
     Federation {
         /// Signatures needed.
         threshold: usize,

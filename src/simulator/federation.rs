@@ -75,16 +75,20 @@ impl Federation {
         network: Network,
         chain_id: &str,
     ) -> Option<Self> {
-        let (mut federation, _) =
-            Self::build(seed, 1, members, threshold, network)?;
-        let unapproved = federation.update(network, 0, [0; 32], &RotationPlan {
-            members,
-            threshold,
-            activation_height: 0,
-            notice_blocks: 0,
-            grace_blocks: 0,
-            kind: proto::FederationUpdateKind::Scheduled,
-        });
+        let (mut federation, _) = Self::build(seed, 1, members, threshold, network)?;
+        let unapproved = federation.update(
+            network,
+            0,
+            [0; 32],
+            &RotationPlan {
+                members,
+                threshold,
+                activation_height: 0,
+                notice_blocks: 0,
+                grace_blocks: 0,
+                kind: proto::FederationUpdateKind::Scheduled,
+            },
+        );
         federation.digest = digest(&unapproved, chain_id);
         Some(federation)
     }
@@ -97,8 +101,13 @@ impl Federation {
         network: Network,
         chain_id: &str,
     ) -> Option<(Self, proto::FederationUpdate)> {
-        let (mut next, secp) =
-            Self::build(seed, self.version + 1, plan.members, plan.threshold, network)?;
+        let (mut next, secp) = Self::build(
+            seed,
+            self.version + 1,
+            plan.members,
+            plan.threshold,
+            network,
+        )?;
         let mut update = next.update(network, self.version, self.digest, plan);
         next.digest = digest(&update, chain_id);
         update.approvals = self
@@ -134,10 +143,17 @@ impl Federation {
             .take(members)
             .map(|index| {
                 let secret = secret_key(seed, index);
-                Member { id: format!("member-{index}"), secret, public: secret.public_key(&secp) }
+                Member {
+                    id: format!("member-{index}"),
+                    secret,
+                    public: secret.public_key(&secp),
+                }
             })
             .collect();
-        let keys: Vec<String> = members.iter().map(|member| member.public.to_string()).collect();
+        let keys: Vec<String> = members
+            .iter()
+            .map(|member| member.public.to_string())
+            .collect();
         let text = format!("wsh(sortedmulti({threshold},{}))", keys.join(","));
         let descriptor = Descriptor::<bitcoin::PublicKey>::from_str(&text).ok()?;
         let federation = Self {
@@ -224,7 +240,11 @@ pub(super) fn digest(update: &proto::FederationUpdate, chain_id: &str) -> [u8; 3
     bytes.extend(update.version.to_le_bytes());
     bytes.extend(update.previous_version.to_le_bytes());
     bytes.extend(update.previous_config_hash.iter());
-    bytes.extend(u32::try_from(update.members.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend(
+        u32::try_from(update.members.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes(),
+    );
     for member in &update.members {
         field(&mut bytes, member.id.as_bytes());
         bytes.extend(member.public_key.iter());
@@ -274,15 +294,24 @@ mod tests {
         let build = |seed| Federation::first(seed, 3, 2, Network::Regtest, "alys").expect("valid");
         assert_eq!(build(1).address, build(1).address);
         assert_ne!(build(1).address, build(2).address);
-        assert_eq!(build(1).address.script_pubkey(), build(1).witness_script.to_p2wsh());
+        assert_eq!(
+            build(1).address.script_pubkey(),
+            build(1).witness_script.to_p2wsh()
+        );
     }
 
     #[test]
     fn an_update_is_approved_by_a_quorum_of_its_predecessor() {
         let first = Federation::first(1, 3, 2, Network::Regtest, "alys").expect("valid");
-        let (next, update) = first.next(1, &PLAN, Network::Regtest, "alys").expect("valid");
+        let (next, update) = first
+            .next(1, &PLAN, Network::Regtest, "alys")
+            .expect("valid");
         assert_eq!(update.approvals.len(), 2);
-        assert_eq!(digest(&update, "alys"), next.digest, "approvals are not part of it");
+        assert_eq!(
+            digest(&update, "alys"),
+            next.digest,
+            "approvals are not part of it"
+        );
         assert_ne!(digest(&update, "other"), next.digest);
         let secp = Secp256k1::verification_only();
         for approval in &update.approvals {
@@ -290,7 +319,8 @@ mod tests {
             let signature = bitcoin::secp256k1::ecdsa::Signature::from_compact(&approval.signature)
                 .expect("a signature");
             let message = Message::from_digest(next.digest);
-            secp.verify_ecdsa(&message, &signature, &key).expect("verifies");
+            secp.verify_ecdsa(&message, &signature, &key)
+                .expect("verifies");
             assert!(first.members.iter().any(|member| member.public == key));
         }
     }

@@ -14,9 +14,7 @@ pub(super) const LANES: [proto::Lane; 4] = [
 
 /// The lane that a number names.
 pub(super) fn lane_of(number: i32) -> Option<proto::Lane> {
-    LANES
-        .into_iter()
-        .find(|lane| i32::from(*lane) == number)
+    LANES.into_iter().find(|lane| i32::from(*lane) == number)
 }
 
 /// What waits for a node, or was sent to it and is not acknowledged.
@@ -58,7 +56,9 @@ pub(super) enum Arrival {
 
 impl LaneRecord {
     fn next_expected(&self) -> u64 {
-        self.received.last_key_value().map_or(1, |(last, _)| last + 1)
+        self.received
+            .last_key_value()
+            .map_or(1, |(last, _)| last + 1)
     }
 
     /// Adds a message for the node.
@@ -97,7 +97,10 @@ impl LaneRecord {
         }
         let (first, next) = (self.acknowledged + 1, self.last_queued + 1);
         if !(first..=next).contains(&theirs.next_expected) {
-            return Err(format!("the node expects {}, we have {first} to {next}", theirs.next_expected));
+            return Err(format!(
+                "the node expects {}, we have {first} to {next}",
+                theirs.next_expected
+            ));
         }
         let through = theirs.next_expected - 1;
         let known = match self.queue.get(&through) {
@@ -118,7 +121,10 @@ impl LaneRecord {
     /// Takes the node's acknowledgement.
     pub(super) fn acknowledge(&mut self, through: u64) -> Result<(), String> {
         if through > self.sent_through {
-            return Err(format!("acknowledged {through}, sent {}", self.sent_through));
+            return Err(format!(
+                "acknowledged {through}, sent {}",
+                self.sent_through
+            ));
         }
         if through > self.acknowledged {
             self.acknowledged_id = self.queue.get(&through).map(|queued| queued.message_id);
@@ -136,7 +142,10 @@ impl LaneRecord {
     ) -> Result<Arrival, String> {
         let (sequence, id) = (message.sequence, message.message_id.as_ref());
         if id.len() != 16 {
-            return Err(format!("sequence {sequence} has a message_id of {} bytes", id.len()));
+            return Err(format!(
+                "sequence {sequence} has a message_id of {} bytes",
+                id.len()
+            ));
         }
         if let Some(known) = self.received.get(&sequence) {
             return if known != id {
@@ -152,7 +161,9 @@ impl LaneRecord {
             return Err(format!("sequence {sequence} came, {expected} was due"));
         }
         if sequence - self.told_through > window {
-            return Err(format!("sequence {sequence} is beyond the window of {window}"));
+            return Err(format!(
+                "sequence {sequence} is beyond the window of {window}"
+            ));
         }
         self.received.insert(sequence, id.to_vec());
         Ok(Arrival::New)
@@ -169,14 +180,20 @@ impl LaneRecord {
             return None;
         }
         self.told_through = through_sequence;
-        Some(proto::Acknowledgement { lane: lane.into(), through_sequence })
+        Some(proto::Acknowledgement {
+            lane: lane.into(),
+            through_sequence,
+        })
     }
 
     /// The next message that the node's window has room for.
     pub(super) fn next_to_send(&mut self, lane: proto::Lane) -> Option<proto::SequencedMessage> {
         let sequence = self.sent_through + 1;
         let queued = self.queue.get(&sequence)?;
-        let in_flight = self.queue.range(..sequence).map(|(_, queued)| queued.payload.len() as u64);
+        let in_flight = self
+            .queue
+            .range(..sequence)
+            .map(|(_, queued)| queued.payload.len() as u64);
         let (messages, bytes) = in_flight.fold((0, 0), |(n, sum), size| (n + 1, sum + size));
         let room = messages < self.window.0 && bytes + queued.payload.len() as u64 <= self.window.1;
         if messages > 0 && !room {
@@ -205,7 +222,12 @@ mod tests {
 
     fn queued(id: u8) -> Queued {
         let trace = (String::new(), String::new());
-        Queued { message_id: [id; 16], kind: proto::Kind::PeginAck, payload: vec![0; 10], trace }
+        Queued {
+            message_id: [id; 16],
+            kind: proto::Kind::PeginAck,
+            payload: vec![0; 10],
+            trace,
+        }
     }
 
     fn arriving(sequence: u64, id: u8, redelivered: bool) -> proto::SequencedMessage {
@@ -233,22 +255,36 @@ mod tests {
     fn what_is_not_acknowledged_is_sent_again_in_order_and_marked() {
         let lane = proto::Lane::Pegin;
         let mut record = LaneRecord::default();
-        record.resume(&theirs(1, Vec::new(), (10, 1000))).expect("fresh");
+        record
+            .resume(&theirs(1, Vec::new(), (10, 1000)))
+            .expect("fresh");
         (1..=3).for_each(|id| record.push(queued(id)));
         let sent: Vec<_> = std::iter::from_fn(|| record.next_to_send(lane)).collect();
-        assert_eq!(sent.iter().map(|m| (m.sequence, m.redelivered)).collect::<Vec<_>>(), [
-            (1, false),
-            (2, false),
-            (3, false)
-        ]);
-        record.resume(&theirs(2, vec![1; 16], (10, 1000))).expect("agrees");
+        assert_eq!(
+            sent.iter()
+                .map(|m| (m.sequence, m.redelivered))
+                .collect::<Vec<_>>(),
+            [(1, false), (2, false), (3, false)]
+        );
+        record
+            .resume(&theirs(2, vec![1; 16], (10, 1000)))
+            .expect("agrees");
         let again: Vec<_> = std::iter::from_fn(|| record.next_to_send(lane)).collect();
-        assert_eq!(again.iter().map(|m| (m.sequence, m.redelivered)).collect::<Vec<_>>(), [
-            (2, true),
-            (3, true)
-        ]);
-        assert!(record.resume(&theirs(3, vec![9; 16], (10, 1000))).is_err(), "another history");
-        assert!(record.resume(&theirs(5, vec![3; 16], (10, 1000))).is_err(), "never made");
+        assert_eq!(
+            again
+                .iter()
+                .map(|m| (m.sequence, m.redelivered))
+                .collect::<Vec<_>>(),
+            [(2, true), (3, true)]
+        );
+        assert!(
+            record.resume(&theirs(3, vec![9; 16], (10, 1000))).is_err(),
+            "another history"
+        );
+        assert!(
+            record.resume(&theirs(5, vec![3; 16], (10, 1000))).is_err(),
+            "never made"
+        );
         assert!(record.acknowledge(4).is_err(), "never sent");
     }
 
@@ -256,9 +292,15 @@ mod tests {
     fn the_nodes_window_is_kept_and_one_message_always_fits() {
         let lane = proto::Lane::Pegin;
         let mut record = LaneRecord::default();
-        record.resume(&theirs(1, Vec::new(), (2, 5))).expect("fresh");
+        record
+            .resume(&theirs(1, Vec::new(), (2, 5)))
+            .expect("fresh");
         (1..=3).for_each(|id| record.push(queued(id)));
-        assert_eq!(std::iter::from_fn(|| record.next_to_send(lane)).count(), 1, "bytes");
+        assert_eq!(
+            std::iter::from_fn(|| record.next_to_send(lane)).count(),
+            1,
+            "bytes"
+        );
         record.acknowledge(1).expect("sent");
         assert_eq!(std::iter::from_fn(|| record.next_to_send(lane)).count(), 1);
     }
@@ -268,13 +310,24 @@ mod tests {
         let mut record = LaneRecord::default();
         assert_eq!(record.arrive(&arriving(1, 1, false), 2), Ok(Arrival::New));
         assert_eq!(record.arrive(&arriving(1, 1, true), 2), Ok(Arrival::Again));
-        assert!(record.arrive(&arriving(1, 1, false), 2).is_err(), "unmarked");
-        assert!(record.arrive(&arriving(1, 2, true), 2).is_err(), "another id");
+        assert!(
+            record.arrive(&arriving(1, 1, false), 2).is_err(),
+            "unmarked"
+        );
+        assert!(
+            record.arrive(&arriving(1, 2, true), 2).is_err(),
+            "another id"
+        );
         assert!(record.arrive(&arriving(3, 3, false), 2).is_err(), "a gap");
         assert_eq!(record.arrive(&arriving(2, 2, false), 2), Ok(Arrival::New));
-        assert!(record.arrive(&arriving(3, 3, false), 2).is_err(), "beyond the window");
+        assert!(
+            record.arrive(&arriving(3, 3, false), 2).is_err(),
+            "beyond the window"
+        );
         assert_eq!(
-            record.acknowledgement(proto::Lane::Pegin, false).map(|ack| ack.through_sequence),
+            record
+                .acknowledgement(proto::Lane::Pegin, false)
+                .map(|ack| ack.through_sequence),
             Some(2)
         );
         assert!(record.acknowledgement(proto::Lane::Pegin, false).is_none());

@@ -12,8 +12,7 @@ use super::{
     federation::Federation,
     lane::{Arrival, LANES, LaneRecord, Queued, lane_of},
     script::{Behaviour, Script},
-    signer,
-    trace,
+    signer, trace,
 };
 use crate::proto::{self, Kind, SignatureStatus};
 
@@ -166,11 +165,19 @@ impl Ledger {
 
     /// Tells every known node of an update, be it right or wrong.
     pub(super) fn announce(&mut self, update: &proto::FederationUpdate) {
-        self.tell_all(proto::Lane::Federation, Kind::FederationUpdate, &update.encode_to_vec());
+        self.tell_all(
+            proto::Lane::Federation,
+            Kind::FederationUpdate,
+            &update.encode_to_vec(),
+        );
     }
 
     pub(super) fn propose(&mut self, proposal: &proto::ProposalNotification) {
-        self.tell_all(proto::Lane::Proposal, Kind::ProposalNotification, &proposal.encode_to_vec());
+        self.tell_all(
+            proto::Lane::Proposal,
+            Kind::ProposalNotification,
+            &proposal.encode_to_vec(),
+        );
     }
 
     /// Sends every node bytes that are no message.
@@ -187,7 +194,8 @@ impl Ledger {
 
     fn tell_all(&mut self, lane: proto::Lane, kind: Kind, payload: &[u8]) {
         for node in self.nodes.values_mut() {
-            node.lane(lane).push(queued(kind, payload.to_vec(), &Span::current()));
+            node.lane(lane)
+                .push(queued(kind, payload.to_vec(), &Span::current()));
         }
     }
 
@@ -203,14 +211,22 @@ impl Ledger {
 
     /// Ends every live session at `endpoint`, or everywhere.
     pub(super) fn cut(&mut self, endpoint: Option<usize>) {
-        for session in self.nodes.values_mut().filter_map(|node| node.session.as_mut()) {
+        for session in self
+            .nodes
+            .values_mut()
+            .filter_map(|node| node.session.as_mut())
+        {
             session.cut |= endpoint.is_none_or(|endpoint| session.endpoint == endpoint);
         }
     }
 
     /// Has every live session told this.
     pub(super) fn tell_sessions(&mut self, control: &proto::stream_response::Control) {
-        for session in self.nodes.values_mut().filter_map(|node| node.session.as_mut()) {
+        for session in self
+            .nodes
+            .values_mut()
+            .filter_map(|node| node.session.as_mut())
+        {
             session.control = Some(control.clone());
         }
     }
@@ -236,20 +252,33 @@ impl Ledger {
         }
         let network = super::federation::wire_network(self.config.network);
         if registration.chain_id != self.config.chain_id || registration.network() != network {
-            let served = format!("{} on {} is served here", self.config.chain_id, self.config.network);
+            let served = format!(
+                "{} on {} is served here",
+                self.config.chain_id, self.config.network
+            );
             return Err((WrongChain, served));
         }
         let updates = &self.updates;
-        let node = self.nodes.entry(registration.node_id.clone()).or_insert_with(|| {
-            let mut node = Node::new(registration.outbox_id.to_vec());
-            for update in updates {
-                let message = queued(Kind::FederationUpdate, update.encode_to_vec(), &Span::none());
-                node.lane(proto::Lane::Federation).push(message);
-            }
-            node
-        });
+        let node = self
+            .nodes
+            .entry(registration.node_id.clone())
+            .or_insert_with(|| {
+                let mut node = Node::new(registration.outbox_id.to_vec());
+                for update in updates {
+                    let message = queued(
+                        Kind::FederationUpdate,
+                        update.encode_to_vec(),
+                        &Span::none(),
+                    );
+                    node.lane(proto::Lane::Federation).push(message);
+                }
+                node
+            });
         if node.outbox_id != registration.outbox_id {
-            return Err((UnknownOutbox, "this node came with another journal before".to_owned()));
+            return Err((
+                UnknownOutbox,
+                "this node came with another journal before".to_owned(),
+            ));
         }
         if registration.epoch <= node.epoch {
             let seen = format!("epoch {} was seen, {} came", node.epoch, registration.epoch);
@@ -281,7 +310,10 @@ impl Ledger {
             limits: Some(LIMITS),
             heartbeat_interval_ms: u32::try_from(self.config.heartbeat_interval.as_millis())
                 .unwrap_or(u32::MAX),
-            federation_version: self.federations.last().map_or(1, |federation| federation.version),
+            federation_version: self
+                .federations
+                .last()
+                .map_or(1, |federation| federation.version),
         };
         Ok(((registration.node_id.clone(), id), ack))
     }
@@ -315,13 +347,21 @@ impl Ledger {
             features: Vec::new(),
             limits: Some(LIMITS),
             ledger_id: self.ledger_id.to_vec().into(),
-            lanes: self.nodes.get(node_id).map(|node| node.states(&self.config)).unwrap_or_default(),
+            lanes: self
+                .nodes
+                .get(node_id)
+                .map(|node| node.states(&self.config))
+                .unwrap_or_default(),
         }
     }
 
     /// Whether a session is still the node's, and not cut by a script.
     pub(super) fn standing(&self, key: &SessionKey) -> Standing {
-        match self.nodes.get(&key.0).and_then(|node| node.session.as_ref()) {
+        match self
+            .nodes
+            .get(&key.0)
+            .and_then(|node| node.session.as_ref())
+        {
             Some(session) if session.id != key.1 => Standing::Fenced,
             Some(session) if session.cut => Standing::Cut,
             Some(_) => Standing::Live,
@@ -359,9 +399,14 @@ impl Ledger {
         for ack in &frame.acknowledgements {
             let lane = lane_of(ack.lane).ok_or("an acknowledgement without a lane")?;
             if !acknowledged.insert(ack.lane) {
-                return Err(format!("{} is acknowledged twice in a frame", lane.as_str_name()));
+                return Err(format!(
+                    "{} is acknowledged twice in a frame",
+                    lane.as_str_name()
+                ));
             }
-            self.node(node_id)?.lane(lane).acknowledge(ack.through_sequence)?;
+            self.node(node_id)?
+                .lane(lane)
+                .acknowledge(ack.through_sequence)?;
         }
         let window = self.config.window_messages.into();
         for message in frame.messages {
@@ -396,7 +441,9 @@ impl Ledger {
     }
 
     fn node(&mut self, node_id: &str) -> Result<&mut Node, String> {
-        self.nodes.get_mut(node_id).ok_or_else(|| format!("{node_id} never registered"))
+        self.nodes
+            .get_mut(node_id)
+            .ok_or_else(|| format!("{node_id} never registered"))
     }
 
     fn receive(
@@ -415,7 +462,9 @@ impl Ledger {
             (Signing, Kind::CancelRequest) => self.cancel(node_id, &decode(payload)?),
             (Federation, Kind::FederationUpdateAck) => {
                 let ack: proto::FederationUpdateAck = decode(payload)?;
-                self.node(node_id)?.federation_acks.push((ack.version, ack.accepted, ack.reason));
+                self.node(node_id)?
+                    .federation_acks
+                    .push((ack.version, ack.accepted, ack.reason));
                 Ok(())
             }
             (Pegin, Kind::PeginNotification) => self.pegin(node_id, &decode(payload)?),
@@ -431,7 +480,9 @@ impl Ledger {
                     Some(left) => self.script.expected_rejects = left,
                     // What was sent was right, so that the refusal is the node's fault; the
                     // session is not.
-                    None => self.violations.push(format!("{node_id} rejected: {}", reject.reason)),
+                    None => self
+                        .violations
+                        .push(format!("{node_id} rejected: {}", reject.reason)),
                 }
                 Ok(())
             }
@@ -444,9 +495,7 @@ impl Ledger {
                     Err("a withdrawal under another message's id".to_owned())
                 }
             }
-            (lane, kind) => {
-                Err(format!("{} in {}", kind.as_str_name(), lane.as_str_name()))
-            }
+            (lane, kind) => Err(format!("{} in {}", kind.as_str_name(), lane.as_str_name())),
         }
     }
 
@@ -462,7 +511,10 @@ impl Ledger {
         };
         let node = self.node(node_id)?;
         if !node.pegins.insert((deposit.txid.to_vec(), deposit.vout)) {
-            return Err(format!("the deposit at vout {} was notified twice", deposit.vout));
+            return Err(format!(
+                "the deposit at vout {} was notified twice",
+                deposit.vout
+            ));
         }
         node.lane(proto::Lane::Pegin).push(queued(
             Kind::PeginAck,
@@ -475,13 +527,16 @@ impl Ledger {
     fn cancel(&mut self, node_id: &str, cancel: &proto::CancelRequest) -> Result<(), String> {
         let node = self.node(node_id)?;
         // An id never seen leaves a tombstone: should it come later, it is not signed.
-        let request = node.requests.entry(cancel.request_id.clone()).or_insert_with(|| Request {
-            payload_hash: Vec::new(),
-            settled: None,
-            signatures_released: false,
-            txid: vec![0; 32],
-            federation_version: 1,
-        });
+        let request = node
+            .requests
+            .entry(cancel.request_id.clone())
+            .or_insert_with(|| Request {
+                payload_hash: Vec::new(),
+                settled: None,
+                signatures_released: false,
+                txid: vec![0; 32],
+                federation_version: 1,
+            });
         if request.settled.is_some() {
             return Ok(());
         }
@@ -519,7 +574,11 @@ impl Ledger {
         };
         let responses = match self.config.answering {
             Answering::Canned => {
-                vec![response_to(&request.request_id, &record, SignatureStatus::Complete)]
+                vec![response_to(
+                    &request.request_id,
+                    &record,
+                    SignatureStatus::Complete,
+                )]
             }
             Answering::Sign => {
                 // Nobody learns of a request that is refused here, as nobody would in an HSM.
@@ -527,7 +586,13 @@ impl Ledger {
                     Ok((checked, federation)) => {
                         record.txid = checked.txid();
                         let behaviour = self.script.behaviours.pop_front();
-                        answer(&request.request_id, &record, &checked, &federation, behaviour.as_ref())
+                        answer(
+                            &request.request_id,
+                            &record,
+                            &checked,
+                            &federation,
+                            behaviour.as_ref(),
+                        )
                     }
                     Err((code, reason)) => vec![proto::SignatureResponse {
                         failure_code: code.into(),
@@ -541,12 +606,19 @@ impl Ledger {
         let terminal = |response: &proto::SignatureResponse| {
             !matches!(
                 response.status(),
-                SignatureStatus::Unspecified | SignatureStatus::Pending | SignatureStatus::InProgress
+                SignatureStatus::Unspecified
+                    | SignatureStatus::Pending
+                    | SignatureStatus::InProgress
             )
         };
-        record.settled = responses.iter().find(|r| terminal(r)).map(proto::SignatureResponse::status);
+        record.settled = responses
+            .iter()
+            .find(|r| terminal(r))
+            .map(proto::SignatureResponse::status);
         record.signatures_released = responses.iter().any(|r| !r.partial_signatures.is_empty());
-        self.node(node_id)?.requests.insert(request.request_id, record);
+        self.node(node_id)?
+            .requests
+            .insert(request.request_id, record);
         for response in responses {
             if response.status() == SignatureStatus::Unspecified {
                 self.script.expected_rejects += 1;
@@ -564,18 +636,32 @@ impl Ledger {
         use proto::FailureCode;
         let network = super::federation::wire_network(self.config.network);
         if request.chain != self.config.chain_id || request.network() != network {
-            return Err((FailureCode::InvalidRequest, "another chain's request".to_owned()));
+            return Err((
+                FailureCode::InvalidRequest,
+                "another chain's request".to_owned(),
+            ));
         }
         let named = |federation: &&Federation| federation.version == request.federation_version;
-        let federation = self.federations.iter().find(named).cloned().ok_or_else(|| {
-            let reason = format!("there is no version {}", request.federation_version);
-            (FailureCode::Federation, reason)
-        })?;
+        let federation = self
+            .federations
+            .iter()
+            .find(named)
+            .cloned()
+            .ok_or_else(|| {
+                let reason = format!("there is no version {}", request.federation_version);
+                (FailureCode::Federation, reason)
+            })?;
         let checked = signer::check(request, &federation)?;
         let spends = checked.spends();
         for burn in &request.burns {
-            let paid = self.burns.entry((burn.burn_tx_hash.to_vec(), burn.log_index)).or_default();
-            if let Some((other, _)) = paid.iter().find(|(_, earlier)| earlier.is_disjoint(&spends)) {
+            let paid = self
+                .burns
+                .entry((burn.burn_tx_hash.to_vec(), burn.log_index))
+                .or_default();
+            if let Some((other, _)) = paid
+                .iter()
+                .find(|(_, earlier)| earlier.is_disjoint(&spends))
+            {
                 let reason = format!("a burn is paid by request {other}");
                 return Err((FailureCode::AlreadyPaid, reason));
             }
@@ -586,8 +672,11 @@ impl Ledger {
 
     fn respond(&mut self, node_id: &str, response: proto::SignatureResponse) -> Result<(), String> {
         let holding = self.script.holding;
-        let message =
-            queued(Kind::SignatureResponse, response.encode_to_vec(), &Span::current());
+        let message = queued(
+            Kind::SignatureResponse,
+            response.encode_to_vec(),
+            &Span::current(),
+        );
         let node = self.node(node_id)?;
         if holding {
             node.held.push(message);
@@ -600,23 +689,33 @@ impl Ledger {
     /// The frame that a live session has to say now, if any.
     pub(super) fn next_frame(&mut self, key: &SessionKey) -> Option<proto::StreamResponse> {
         let node = self.nodes.get_mut(&key.0)?;
-        let session = node.session.as_mut().filter(|session| session.id == key.1)?;
+        let session = node
+            .session
+            .as_mut()
+            .filter(|session| session.id == key.1)?;
         let heartbeat = session.heartbeat_due.take();
         let control = match heartbeat {
-            Some(number) => {
-                Some(proto::stream_response::Control::HeartbeatAck(proto::HeartbeatAck {
+            Some(number) => Some(proto::stream_response::Control::HeartbeatAck(
+                proto::HeartbeatAck {
                     number,
                     sent_unix_ms: 0,
-                }))
-            }
+                },
+            )),
             None => session.control.take(),
         };
-        let mut frame = proto::StreamResponse { control, ..Default::default() };
+        let mut frame = proto::StreamResponse {
+            control,
+            ..Default::default()
+        };
         let mut size = 0;
         for (lane, record) in LANES.into_iter().zip(&mut node.lanes) {
-            frame.acknowledgements.extend(record.acknowledgement(lane, heartbeat.is_some()));
+            frame
+                .acknowledgements
+                .extend(record.acknowledgement(lane, heartbeat.is_some()));
             while size < MAX_FRAME_BYTES / 2 && frame.messages.len() < MAX_MESSAGES {
-                let Some(message) = record.next_to_send(lane) else { break };
+                let Some(message) = record.next_to_send(lane) else {
+                    break;
+                };
                 size += message.encoded_len();
                 frame.messages.push(message);
             }
@@ -636,19 +735,30 @@ impl Ledger {
             ..LedgerView::default()
         };
         for (node_id, node) in &self.nodes {
-            view.requests.extend(node.requests.iter().map(|(request_id, request)| RequestView {
-                node_id: node_id.clone(),
-                request_id: request_id.clone(),
-                settled: request.settled,
-            }));
+            view.requests.extend(
+                node.requests
+                    .iter()
+                    .map(|(request_id, request)| RequestView {
+                        node_id: node_id.clone(),
+                        request_id: request_id.clone(),
+                        settled: request.settled,
+                    }),
+            );
             view.pegins += node.pegins.len();
-            view.federation_acks.extend(node.federation_acks.iter().cloned());
-            view.proposal_acks.extend(node.proposal_acks.iter().cloned());
+            view.federation_acks
+                .extend(node.federation_acks.iter().cloned());
+            view.proposal_acks
+                .extend(node.proposal_acks.iter().cloned());
             view.rejects.extend(node.rejects.iter().cloned());
             view.withdrawn += node.withdrawn;
             view.statuses.extend(node.status.clone());
-            view.sessions.extend(node.session.iter().map(|s| (node_id.clone(), s.endpoint)));
-            view.unacknowledged += node.lanes.iter().map(LaneRecord::unacknowledged).sum::<usize>();
+            view.sessions
+                .extend(node.session.iter().map(|s| (node_id.clone(), s.endpoint)));
+            view.unacknowledged += node
+                .lanes
+                .iter()
+                .map(LaneRecord::unacknowledged)
+                .sum::<usize>();
         }
         view
     }
@@ -695,7 +805,9 @@ impl Node {
     fn states(&self, config: &SimulatorConfig) -> Vec<proto::LaneState> {
         let window = (config.window_messages, config.window_bytes);
         let states = LANES.into_iter().zip(&self.lanes);
-        states.map(|(lane, record)| record.state(lane, window)).collect()
+        states
+            .map(|(lane, record)| record.state(lane, window))
+            .collect()
     }
 }
 
@@ -716,7 +828,10 @@ fn answer(
             .collect(),
         ..response(status)
     };
-    let quorum = federation.members.get(..federation.threshold).unwrap_or_default();
+    let quorum = federation
+        .members
+        .get(..federation.threshold)
+        .unwrap_or_default();
     let (first, rest) = quorum.split_at(usize::from(quorum.len() > 1));
     let progress = |members: &[super::federation::Member]| proto::SignatureResponse {
         collected: u32::try_from(members.len()).unwrap_or(u32::MAX),
@@ -729,11 +844,18 @@ fn answer(
         None => well(),
         Some(Behaviour::Never) => Vec::new(),
         Some(Behaviour::Partial) => {
-            vec![progress(quorum.get(..quorum.len().saturating_sub(1)).unwrap_or_default())]
+            vec![progress(
+                quorum
+                    .get(..quorum.len().saturating_sub(1))
+                    .unwrap_or_default(),
+            )]
         }
         Some(Behaviour::OneBadSignature) => {
             let mut response = signed(SignatureStatus::Complete, &federation.members);
-            let theirs = response.partial_signatures.first().map(|bad| bad.public_key.clone());
+            let theirs = response
+                .partial_signatures
+                .first()
+                .map(|bad| bad.public_key.clone());
             for signature in &mut response.partial_signatures {
                 if Some(&signature.public_key) == theirs.as_ref() {
                     signer::spoil(signature);
@@ -743,7 +865,9 @@ fn answer(
         }
         Some(Behaviour::WrongTxid) => {
             let mut responses = well();
-            responses.iter_mut().for_each(|response| response.txid = vec![0x77; 32].into());
+            responses
+                .iter_mut()
+                .for_each(|response| response.txid = vec![0x77; 32].into());
             responses
         }
         Some(Behaviour::Fail(code, reason)) => vec![proto::SignatureResponse {

@@ -5,7 +5,11 @@
 //! is strict: whatever a node does that the protocol does not allow, or that no script asked for,
 //! is a violation, and [`Simulator::assert_clean`] fails on it. It holds signing keys: the
 //! `simulator` feature never belongs into a node.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "governance signs")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "governance signs"
+)]
 
 mod config;
 mod federation;
@@ -57,7 +61,11 @@ struct Running {
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        for running in self.endpoints.iter().filter_map(|endpoint| endpoint.running.as_ref()) {
+        for running in self
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.running.as_ref())
+        {
             running.stop.cancel();
         }
     }
@@ -70,15 +78,27 @@ impl Simulator {
     ///
     /// When the federation cannot exist, an address is not loopback or cannot be listened on.
     pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
-        let SimulatorConfig { seed, members, threshold, network, .. } = config;
+        let SimulatorConfig {
+            seed,
+            members,
+            threshold,
+            network,
+            ..
+        } = config;
         let listen = config.listen.clone();
         let first = Federation::first(seed, members, threshold, network, &config.chain_id)
             .ok_or(SimulatorError::Federation { threshold, members })?;
         let shared = Shared::new(Ledger::new(config, first));
-        let mut simulator = Self { shared, endpoints: Vec::new() };
+        let mut simulator = Self {
+            shared,
+            endpoints: Vec::new(),
+        };
         for (index, address) in listen.into_iter().enumerate() {
             let (address, running) = simulator.serve(index, address).await?;
-            simulator.endpoints.push(EndpointHandle { address, running: Some(running) });
+            simulator.endpoints.push(EndpointHandle {
+                address,
+                running: Some(running),
+            });
         }
         Ok(simulator)
     }
@@ -112,18 +132,31 @@ impl Simulator {
                 tracing::error!(%bound, %error, "the simulator's endpoint failed");
             }
         });
-        Ok((bound, Running { stop, sessions, server }))
+        Ok((
+            bound,
+            Running {
+                stop,
+                sessions,
+                server,
+            },
+        ))
     }
 
     /// The endpoints' URIs, in the configuration's order.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.endpoints.iter().map(|endpoint| format!("http://{}", endpoint.address)).collect()
+        self.endpoints
+            .iter()
+            .map(|endpoint| format!("http://{}", endpoint.address))
+            .collect()
     }
 
     /// Takes an endpoint away, with its sessions.
     pub async fn stop_endpoint(&mut self, index: usize) {
-        let running = self.endpoints.get_mut(index).and_then(|endpoint| endpoint.running.take());
+        let running = self
+            .endpoints
+            .get_mut(index)
+            .and_then(|endpoint| endpoint.running.take());
         if let Some(running) = running {
             running.stop.cancel();
             running.sessions.close();
@@ -139,8 +172,13 @@ impl Simulator {
     ///
     /// When someone else has taken the address.
     pub async fn start_endpoint(&mut self, index: usize) -> Result<(), SimulatorError> {
-        let stopped = self.endpoints.get(index).filter(|endpoint| endpoint.running.is_none());
-        let Some(address) = stopped.map(|endpoint| endpoint.address) else { return Ok(()) };
+        let stopped = self
+            .endpoints
+            .get(index)
+            .filter(|endpoint| endpoint.running.is_none());
+        let Some(address) = stopped.map(|endpoint| endpoint.address) else {
+            return Ok(());
+        };
         let (_, running) = self.serve(index, address).await?;
         if let Some(endpoint) = self.endpoints.get_mut(index) {
             endpoint.running = Some(running);
@@ -162,7 +200,10 @@ impl Simulator {
 
     /// Asks every live session to move elsewhere.
     pub fn drain(&self, reason: &str) {
-        let drain = proto::Drain { grace_ms: 1000, reason: reason.to_owned() };
+        let drain = proto::Drain {
+            grace_ms: 1000,
+            reason: reason.to_owned(),
+        };
         let control = proto::stream_response::Control::Drain(drain);
         self.shared.change(|ledger| ledger.tell_sessions(&control));
     }
@@ -170,14 +211,19 @@ impl Simulator {
     /// Reports an error that does not end the session.
     pub fn report_error(&self, code: proto::ErrorCode, message: &str) {
         let message = message.to_owned();
-        let error = proto::Error { code: code.into(), message, ..Default::default() };
+        let error = proto::Error {
+            code: code.into(),
+            message,
+            ..Default::default()
+        };
         let control = proto::stream_response::Control::Error(error);
         self.shared.change(|ledger| ledger.tell_sessions(&control));
     }
 
     /// Refuses the next registration.
     pub fn refuse_next_registration(&self, code: proto::ErrorCode) {
-        self.shared.change(|ledger| ledger.script.refusals.push_back(code));
+        self.shared
+            .change(|ledger| ledger.script.refusals.push_back(code));
     }
 
     /// Reads nothing and says nothing, while the connections stay open.
@@ -202,7 +248,8 @@ impl Simulator {
 
     /// How the next signature request is answered that no earlier call spoke for.
     pub fn answer_next(&self, behaviour: Behaviour) {
-        self.shared.change(|ledger| ledger.script.behaviours.push_back(behaviour));
+        self.shared
+            .change(|ledger| ledger.script.behaviours.push_back(behaviour));
     }
 
     /// Sends every node a message of `lane` whose payload is none.
@@ -242,7 +289,11 @@ impl Simulator {
     #[must_use]
     pub fn federation(&self, version: u32) -> Option<FederationView> {
         let ledger = self.shared.read();
-        ledger.federations().iter().find(|f| f.version == version).map(Federation::view)
+        ledger
+            .federations()
+            .iter()
+            .find(|f| f.version == version)
+            .map(Federation::view)
     }
 
     /// The record as of now.
@@ -271,7 +322,9 @@ impl Simulator {
                 }
             }
         };
-        tokio::time::timeout(within, arrives).await.map_err(|_| Box::new(self.ledger()))
+        tokio::time::timeout(within, arrives)
+            .await
+            .map_err(|_| Box::new(self.ledger()))
     }
 
     /// Fails when a node did what no script expected, or a script's expectation was not met.
@@ -283,8 +336,10 @@ impl Simulator {
     pub fn assert_clean(&self) {
         let ledger = self.shared.read();
         let violations = ledger.view().violations;
-        let (rejects, behaviours) =
-            (ledger.script.expected_rejects, ledger.script.behaviours.clone());
+        let (rejects, behaviours) = (
+            ledger.script.expected_rejects,
+            ledger.script.behaviours.clone(),
+        );
         drop(ledger);
         if !violations.is_empty() || rejects > 0 || !behaviours.is_empty() {
             panic!(
@@ -300,5 +355,8 @@ fn next_federation(
     plan: &RotationPlan,
 ) -> Option<(Federation, proto::FederationUpdate)> {
     let config = ledger.config();
-    ledger.federations().last()?.next(config.seed, plan, config.network, &config.chain_id)
+    ledger
+        .federations()
+        .last()?
+        .next(config.seed, plan, config.network, &config.chain_id)
 }

@@ -22,7 +22,10 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(ledger: Ledger) -> Self {
-        Self { ledger: Arc::new(Mutex::new(ledger)), bell: watch::Sender::new(()) }
+        Self {
+            ledger: Arc::new(Mutex::new(ledger)),
+            bell: watch::Sender::new(()),
+        }
     }
 
     /// The ledger to look at.
@@ -67,7 +70,11 @@ impl stream_server::Stream for Endpoint {
         let mut requests = request.into_inner();
         let hold_headers = self.shared.read().config().hold_headers;
         // Some servers answer a call only when its first message has come.
-        let first = if hold_headers { requests.message().await? } else { None };
+        let first = if hold_headers {
+            requests.message().await?
+        } else {
+            None
+        };
         let (responses, frames) = mpsc::channel(FRAMES);
         let endpoint = self.clone();
         self.sessions.spawn(async move {
@@ -92,7 +99,13 @@ impl stream_server::Stream for Endpoint {
 
 impl Endpoint {
     fn authenticate<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let expected = self.shared.read().config().token.as_ref().map(|token| format!("Bearer {token}"));
+        let expected = self
+            .shared
+            .read()
+            .config()
+            .token
+            .as_ref()
+            .map(|token| format!("Bearer {token}"));
         let given = request.metadata().get("authorization");
         match expected {
             Some(expected) if given.map(|value| value.as_bytes()) != Some(expected.as_bytes()) => {
@@ -120,7 +133,9 @@ impl Endpoint {
             refuse(responses, (proto::ErrorCode::ProtocolViolation, fault)).await;
             return;
         };
-        let accepted = self.shared.change(|ledger| ledger.register(&registration, self.index));
+        let accepted = self
+            .shared
+            .change(|ledger| ledger.register(&registration, self.index));
         let (key, ack) = match accepted {
             Ok(accepted) => accepted,
             Err(refusal) => return refuse(responses, refusal).await,
@@ -139,7 +154,9 @@ impl Endpoint {
             End::Gone => {}
             End::Refused(refusal) => refuse(responses, refusal).await,
             End::Cut => {
-                let _ = responses.send(Err(Status::unavailable("cut by the script"))).await;
+                let _ = responses
+                    .send(Err(Status::unavailable("cut by the script")))
+                    .await;
             }
         }
     }
@@ -157,7 +174,11 @@ impl Endpoint {
                 let mut ledger = self.shared.read();
                 let (standing, silent) = (ledger.standing(key), ledger.script.silent);
                 let speaks = standing == Standing::Live && !silent;
-                (standing, silent, if speaks { ledger.next_frame(key) } else { None })
+                (
+                    standing,
+                    silent,
+                    if speaks { ledger.next_frame(key) } else { None },
+                )
             };
             match standing {
                 Standing::Live => {}
@@ -199,7 +220,11 @@ enum End {
 
 /// Says why the session ends; its end follows when the sender is dropped.
 async fn refuse(responses: &Responses, (code, message): Refusal) {
-    let error = proto::Error { code: code.into(), message, ..Default::default() };
+    let error = proto::Error {
+        code: code.into(),
+        message,
+        ..Default::default()
+    };
     let frame = proto::StreamResponse {
         control: Some(stream_response::Control::Error(error)),
         ..Default::default()

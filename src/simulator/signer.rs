@@ -29,7 +29,11 @@ impl Checked {
     }
 
     pub(super) fn spends(&self) -> BTreeSet<OutPoint> {
-        self.transaction.input.iter().map(|input| input.previous_output).collect()
+        self.transaction
+            .input
+            .iter()
+            .map(|input| input.previous_output)
+            .collect()
     }
 }
 
@@ -57,17 +61,33 @@ pub(super) fn check(
     let invalid = |reason: &str| (FailureCode::InvalidRequest, reason.to_owned());
     let psbt = Psbt::deserialize(&request.psbt).map_err(|error| invalid(&error.to_string()))?;
     let transaction = psbt.unsigned_tx.clone();
-    let spent: Vec<TxOut> = psbt.inputs.iter().filter_map(|input| input.witness_utxo.clone()).collect();
+    let spent: Vec<TxOut> = psbt
+        .inputs
+        .iter()
+        .filter_map(|input| input.witness_utxo.clone())
+        .collect();
     if spent.len() != transaction.input.len() {
         return Err(invalid("an input has no witness_utxo"));
     }
     if payload_hash(request, &transaction, &spent).as_slice() != request.payload_hash.as_ref() {
         return Err(invalid("payload_hash is not that of the request"));
     }
-    let fee = spent.iter().map(|output| output.value.to_sat()).sum::<u64>()
-        .checked_sub(transaction.output.iter().map(|output| output.value.to_sat()).sum::<u64>());
+    let fee = spent
+        .iter()
+        .map(|output| output.value.to_sat())
+        .sum::<u64>()
+        .checked_sub(
+            transaction
+                .output
+                .iter()
+                .map(|output| output.value.to_sat())
+                .sum::<u64>(),
+        );
     if fee.is_none_or(|fee| fee > request.max_fee_sat) {
-        return Err((FailureCode::Policy, "the fee is above max_fee_sat".to_owned()));
+        return Err((
+            FailureCode::Policy,
+            "the fee is above max_fee_sat".to_owned(),
+        ));
     }
     let mut inputs = Vec::new();
     for index in &request.input_indices {
@@ -78,12 +98,18 @@ pub(super) fn check(
         if input.witness_script.as_ref() != Some(&federation.witness_script)
             || spent.script_pubkey != federation.address.script_pubkey()
         {
-            let reason = format!("input {at} is not version {}'s to spend", federation.version);
+            let reason = format!(
+                "input {at} is not version {}'s to spend",
+                federation.version
+            );
             return Err((FailureCode::Federation, reason));
         }
         inputs.push((*index, spent.clone()));
     }
-    Ok(Checked { transaction, inputs })
+    Ok(Checked {
+        transaction,
+        inputs,
+    })
 }
 
 /// One member's signatures, one for each input that was asked for.
@@ -106,8 +132,10 @@ pub(super) fn sign(
                     EcdsaSighashType::All,
                 )
                 .ok()?;
-            let signature =
-                secp.sign_ecdsa(&Message::from_digest(sighash.to_byte_array()), &member.secret);
+            let signature = secp.sign_ecdsa(
+                &Message::from_digest(sighash.to_byte_array()),
+                &member.secret,
+            );
             let mut bytes = signature.serialize_der().to_vec();
             bytes.push(EcdsaSighashType::All as u8);
             Some(proto::PartialSignature {
@@ -139,7 +167,10 @@ fn payload_hash(
         field(&mut bytes, output.script_pubkey.as_bytes());
     }
     count(&mut bytes, request.input_indices.len());
-    request.input_indices.iter().for_each(|index| bytes.extend(index.to_le_bytes()));
+    request
+        .input_indices
+        .iter()
+        .for_each(|index| bytes.extend(index.to_le_bytes()));
     bytes.push(u8::try_from(request.tx_type).unwrap_or_default());
     bytes.extend(request.federation_version.to_le_bytes());
     count(&mut bytes, request.burns.len());

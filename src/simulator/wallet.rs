@@ -25,9 +25,14 @@ pub fn pegout_psbt(
     coins: u32,
     amount: Amount,
 ) -> Option<Psbt> {
-    let change = (COIN * u64::from(coins)).checked_sub(amount)?.checked_sub(FEE)?;
+    let change = (COIN * u64::from(coins))
+        .checked_sub(amount)?
+        .checked_sub(FEE)?;
     let inputs = (0..coins).map(|index| TxIn {
-        previous_output: OutPoint { txid: coin(number), vout: index },
+        previous_output: OutPoint {
+            txid: coin(number),
+            vout: index,
+        },
         script_sig: ScriptBuf::new(),
         sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
         witness: Witness::new(),
@@ -38,14 +43,22 @@ pub fn pegout_psbt(
         lock_time: LockTime::ZERO,
         input: inputs.collect(),
         output: vec![
-            TxOut { value: amount, script_pubkey: ScriptBuf::new_p2wpkh(&owner) },
-            TxOut { value: change, script_pubkey: federation.address.script_pubkey() },
+            TxOut {
+                value: amount,
+                script_pubkey: ScriptBuf::new_p2wpkh(&owner),
+            },
+            TxOut {
+                value: change,
+                script_pubkey: federation.address.script_pubkey(),
+            },
         ],
     };
     let mut psbt = Psbt::from_unsigned_tx(transaction).ok()?;
     for input in &mut psbt.inputs {
-        input.witness_utxo =
-            Some(TxOut { value: COIN, script_pubkey: federation.address.script_pubkey() });
+        input.witness_utxo = Some(TxOut {
+            value: COIN,
+            script_pubkey: federation.address.script_pubkey(),
+        });
         input.witness_script = Some(federation.witness_script.clone());
     }
     Some(psbt)
@@ -58,5 +71,8 @@ pub fn burn_hash(number: u64) -> [u8; 32] {
 }
 
 fn coin(number: u64) -> Txid {
-    Txid::from_byte_array(tagged_sha256("governance simulator coin", &number.to_le_bytes()))
+    Txid::from_byte_array(tagged_sha256(
+        "governance simulator coin",
+        &number.to_le_bytes(),
+    ))
 }

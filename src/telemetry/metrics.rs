@@ -403,7 +403,30 @@ mod tests {
     fn every_listed_name_is_exposed_once_it_has_a_value() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        let (lane, moment) = (Lane::Signing, Duration::from_millis(1));
         metrics.record_connection_established("http://127.0.0.1:1", true);
+        metrics.set_connection_duration("http://127.0.0.1:1", Some(moment));
+        metrics.record_connection_failure("http://127.0.0.1:1", "closed");
+        metrics.record_message_sent(lane, "signature_request", Some(moment));
+        metrics.record_message_received(lane, "signature_response");
+        metrics.record_frame_sent();
+        metrics.record_frame_received();
+        metrics.set_buffered(lane, 1, 1);
+        metrics.record_signature_request("pegout");
+        metrics.record_signature_response("complete");
+        metrics.record_request_timeout("pegout");
+        metrics.record_request_completed("complete", moment);
+        metrics.set_requests(1, 0);
+        metrics.record_governance_error("rate_limited");
+        metrics.record_serialization_error(lane);
+        metrics.record_dead_letter(lane);
+        metrics.record_delivery(lane, "handled");
+        metrics.set_delivery_blocked(lane, moment);
+        metrics.record_restart("connection");
+        metrics.record_heartbeat(moment);
+        metrics.record_pegout_broadcast();
+        metrics.record_signatures_applied(moment);
+        metrics.record_bad_signature("member-0");
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
         for name in METRIC_NAMES {

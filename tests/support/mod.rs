@@ -1,7 +1,11 @@
 //! What the integration tests share: a governance service and a node's stream, each test with its
 //! own instance prefix, and subscribers that record what they are told.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
 
 pub mod recorder;
 
@@ -43,7 +47,10 @@ pub fn config(endpoints: &[String]) -> Config {
         chain_id: "alys-regtest".parse().expect("valid"),
         network: Network::Regtest,
     };
-    let endpoints = endpoints.iter().map(|uri| uri.parse().expect("loopback")).collect();
+    let endpoints = endpoints
+        .iter()
+        .map(|uri| uri.parse().expect("loopback"))
+        .collect();
     let mut config = Config::new(node, endpoints);
     let instance = instance();
     config.instance = instance.parse().expect("valid");
@@ -58,7 +65,9 @@ pub fn config(endpoints: &[String]) -> Config {
 
 /// A service with one endpoint.
 pub async fn governance() -> Simulator {
-    Simulator::start(SimulatorConfig::default()).await.expect("the simulator starts")
+    Simulator::start(SimulatorConfig::default())
+        .await
+        .expect("the simulator starts")
 }
 
 /// Peg-out `number` of `federation`, as a request.
@@ -97,9 +106,16 @@ pub fn request_id(number: u64) -> RequestId {
 
 /// Deposit `number`.
 pub fn deposit(number: u32) -> PeginNotification {
-    let outpoint = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: number };
-    PeginNotification::new(outpoint, Amount::from_sat(1_000), EvmAddress::from_bytes([7; 20]))
-        .expect("valid")
+    let outpoint = OutPoint {
+        txid: Txid::from_byte_array([9; 32]),
+        vout: number,
+    };
+    PeginNotification::new(
+        outpoint,
+        Amount::from_sat(1_000),
+        EvmAddress::from_bytes([7; 20]),
+    )
+    .expect("valid")
 }
 
 /// A node's stream with recording subscribers, and what it talks to.
@@ -121,10 +137,20 @@ impl Node {
         let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
-        let arguments =
-            StreamArguments { journal: Arc::clone(&journal), ..StreamArguments::new(config.clone()) };
-        let stream = GovernanceStream::start(arguments).await.expect("the stream starts");
-        Self { stream, config, journal, bridge, chain }
+        let arguments = StreamArguments {
+            journal: Arc::clone(&journal),
+            ..StreamArguments::new(config.clone())
+        };
+        let stream = GovernanceStream::start(arguments)
+            .await
+            .expect("the stream starts");
+        Self {
+            stream,
+            config,
+            journal,
+            bridge,
+            chain,
+        }
     }
 
     /// Asks for each of these peg-outs.
@@ -162,7 +188,11 @@ pub async fn until(
 ) {
     let mut status = stream.watch_status();
     let waited = tokio::time::timeout(PATIENCE, status.wait_for(wanted)).await;
-    assert!(matches!(waited, Ok(Ok(_))), "never {what}: {:#?}", stream.status());
+    assert!(
+        matches!(waited, Ok(Ok(_))),
+        "never {what}: {:#?}",
+        stream.status()
+    );
 }
 
 /// Makes a request as a careful caller does: again, when it is unknown whether it was accepted.
@@ -174,13 +204,17 @@ pub async fn accepted(stream: &GovernanceStream, request: SignatureRequest) -> R
                 Ok(handle) => return handle,
                 Err(error) => match error.retry() {
                     Retry::Now => {}
-                    Retry::After(pause) => tokio::time::sleep(pause.min(Duration::from_millis(5))).await,
+                    Retry::After(pause) => {
+                        tokio::time::sleep(pause.min(Duration::from_millis(5))).await
+                    }
                     Retry::Operator | Retry::Never => panic!("{error}"),
                 },
             }
         }
     };
-    tokio::time::timeout(PATIENCE, asking).await.expect("accepted in time")
+    tokio::time::timeout(PATIENCE, asking)
+        .await
+        .expect("accepted in time")
 }
 
 /// No actor of the instance is registered any more.

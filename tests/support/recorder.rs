@@ -68,18 +68,25 @@ fn accept(event: &ChainEvent) -> Option<Answer> {
             version: update.version,
             verdict: Ok(()),
         }),
-        ChainEvent::Proposal(proposal) => {
-            Answer::Proposal(ProposalAck { proposal_id: proposal.proposal_id.clone() })
-        }
+        ChainEvent::Proposal(proposal) => Answer::Proposal(ProposalAck {
+            proposal_id: proposal.proposal_id.clone(),
+        }),
     })
 }
 
 impl<E: fmt::Debug + Clone + Send + Sync + 'static> Recorder<E> {
     /// One that is not there yet.
     pub fn absent(name: &str, answers: Answers<E>) -> Self {
-        let shared =
-            Shared { events: watch::Sender::new(Vec::new()), mood: Mutex::new(Mood::Well) };
-        Self { name: name.to_owned(), shared: Arc::new(shared), answers, actor: None }
+        let shared = Shared {
+            events: watch::Sender::new(Vec::new()),
+            mood: Mutex::new(Mood::Well),
+        };
+        Self {
+            name: name.to_owned(),
+            shared: Arc::new(shared),
+            answers,
+            actor: None,
+        }
     }
 
     /// Registers it, or a new one in place of one that died.
@@ -98,7 +105,9 @@ impl<E: fmt::Debug + Clone + Send + Sync + 'static> Recorder<E> {
 
     /// Whether it has died of its mood.
     pub fn is_dead(&self) -> bool {
-        self.actor.as_ref().is_none_or(|actor| actor.get_status() == ActorStatus::Stopped)
+        self.actor
+            .as_ref()
+            .is_none_or(|actor| actor.get_status() == ActorStatus::Stopped)
     }
 
     /// Waits for its death.
@@ -115,7 +124,11 @@ impl<E: fmt::Debug + Clone + Send + Sync + 'static> Recorder<E> {
             tokio::time::timeout(PATIENCE, events.wait_for(|events| events.len() >= count)).await;
         match waited {
             Ok(Ok(events)) => events.clone(),
-            _ => panic!("{} of {count} messages came to {}", self.so_far().len(), self.name),
+            _ => panic!(
+                "{} of {count} messages came to {}",
+                self.so_far().len(),
+                self.name
+            ),
         }
     }
 
@@ -177,7 +190,9 @@ impl<E: fmt::Debug + Clone + Send + Sync + 'static> Actor for RecorderActor<E> {
                 Mood::FailsAt(more) => *mood = Mood::FailsAt(more - 1),
                 Mood::Well | Mood::Stuck => {}
             }
-            shared.events.send_modify(|events| events.push(message.clone()));
+            shared
+                .events
+                .send_modify(|events| events.push(message.clone()));
             Ok(answers(&message.event))
         });
         Ok(())

@@ -1,13 +1,10 @@
-//! Signature requests and what governance answers.
+//! Signature requests.
 
 use std::collections::BTreeSet;
 
-use bitcoin::{
-    Amount, Network, OutPoint, Psbt, ScriptBuf, Transaction, TxOut, Txid, Witness,
-    consensus::encode, hashes::Hash, hashes::HashEngine, hashes::sha256, secp256k1,
-};
+use bitcoin::{Amount, Network, OutPoint, Psbt, TxOut, Txid, consensus::encode};
 
-use super::{ChainId, InvalidMessage, RequestId};
+use super::{ChainId, InvalidMessage, RequestId, tagged_hash::TaggedHash};
 
 /// What a transaction is for; governance applies other rules to each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -294,6 +291,24 @@ fn check_psbt(psbt: &Psbt) -> Result<(), InvalidMessage> {
                 "the spent output (BIP-174), for every input",
             ));
         }
+        let whole = input.non_witness_utxo.as_ref();
+        let outpoint = inputs
+            .get(index)
+            .map(|input| input.previous_output)
+            .unwrap_or_default();
+        let agrees = whole.is_none_or(|whole| {
+            let output = usize::try_from(outpoint.vout)
+                .ok()
+                .and_then(|v| whole.output.get(v));
+            whole.compute_txid() == outpoint.txid && output == input.witness_utxo.as_ref()
+        });
+        if !agrees {
+            return Err(InvalidMessage::new(
+                format!("psbt.inputs[{index}].non_witness_utxo"),
+                "another transaction, or another output than witness_utxo",
+                format!("the transaction of {outpoint}, in agreement with witness_utxo"),
+            ));
+        }
         if input.final_script_witness.is_some() || input.final_script_sig.is_some() {
             return Err(InvalidMessage::new(
                 format!("psbt.inputs[{index}]"),
@@ -415,204 +430,4 @@ fn check_burns(
         }
     }
     Ok(())
-}
-
-/// A transaction as nodes of the first protocol draft name it: raw hex, indices and amounts.
-#[derive(Debug, Clone)]
-pub struct RawTransaction<'a> {
-    /// Consensus encoding in hexadecimal, unsigned; a leading `0x` is accepted.
-    pub tx_hex: &'a str,
-    /// Inputs to be signed, all of them in the transaction's order.
-    pub input_indices: &'a [u32],
-    /// What each of `input_indices` spends.
-    pub amounts: &'a [Amount],
-}
-
-impl RawTransaction<'_> {
-    /// Builds the PSBT, for inputs that all spend the output script of `witness_script` (P2WSH).
-    ///
-    /// # Errors
-    ///
-    /// When the hex is no unsigned transaction, the lists disagree in length, or an index is
-    /// repeated, out of range or missing.
-    pub fn to_psbt(&self, witness_script: &ScriptBuf) -> Result<Psbt, InvalidMessage> {
-        let hex = self.tx_hex.strip_prefix("0x").unwrap_or(self.tx_hex);
-        let tx: Transaction = encode::deserialize_hex(hex).map_err(|error| {
-            InvalidMessage::new("tx_hex", error, "a consensus-encoded transaction")
-        })?;
-        if self.input_indices.len() != self.amounts.len() {
-            return Err(InvalidMessage::new(
-                "amounts",
-                format_args!("{} amounts", self.amounts.len()),
-                format!("one for each of {} input_indices", self.input_indices.len()),
-            ));
-        }
-        if !self
-            .input_indices
-            .iter()
-            .copied()
-            .eq(0..u32::try_from(tx.input.len()).unwrap_or(u32::MAX))
-        {
-            return Err(InvalidMessage::new(
-                "input_indices",
-                format_args!("{:?}", self.input_indices),
-                format!(
-                    "each of the transaction's {} inputs once, in order",
-                    tx.input.len()
-                ),
-            ));
-        }
-        if tx
-            .input
-            .iter()
-            .any(|input| input.witness != Witness::default() || !input.script_sig.is_empty())
-        {
-            return Err(InvalidMessage::new(
-                "tx_hex",
-                "signed",
-                "an unsigned transaction",
-            ));
-        }
-        let mut psbt = Psbt::from_unsigned_tx(tx)
-            .map_err(|error| InvalidMessage::new("tx_hex", error, "an unsigned transaction"))?;
-        for (input, amount) in psbt.inputs.iter_mut().zip(self.amounts) {
-            input.witness_utxo = Some(TxOut {
-                value: *amount,
-                script_pubkey: witness_script.to_p2wsh(),
-            });
-            input.witness_script = Some(witness_script.clone());
-        }
-        Ok(psbt)
-    }
-}
-
-/// One member's signature for one input, not yet verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PartialSignature {
-    /// The transaction's input.
-    pub input_index: u32,
-    /// The member's key.
-    pub public_key: secp256k1::PublicKey,
-    /// DER and sighash byte, 9 to 73 bytes; whether it verifies is the bridge's to find out, so
-    /// that one member's bad signature does not hide the others'.
-    pub signature: Vec<u8>,
-}
-
-/// Why governance will not sign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FailureCode {
-    /// Malformed, or disagrees with itself.
-    InvalidRequest,
-    /// Same id, other payload.
-    Conflict,
-    /// A rule of governance forbids it.
-    Policy,
-    /// The federation version is unknown, not yet active or retired.
-    Federation,
-    /// Too few signers agreed.
-    Declined,
-    /// A burn is already paid by a request that shares no input with this one.
-    AlreadyPaid,
-}
-
-/// Where governance stands with a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SignatureStatus {
-    /// Accepted, not begun.
-    Pending,
-    /// Some signers have answered.
-    InProgress {
-        /// How many have.
-        collected: u32,
-        /// How many are needed.
-        required: u32,
-    },
-    /// Terminal: every input has its threshold of signatures.
-    Complete,
-    /// Terminal: governance will not sign.
-    Failed {
-        /// Which rule.
-        code: FailureCode,
-        /// For people.
-        reason: String,
-    },
-    /// Terminal: withdrawn at the node's word.
-    Cancelled {
-        /// Whether a signature had already been handed out.
-        signatures_released: bool,
-    },
-    /// Terminal: governance promises no further signatures.
-    Timeout {
-        /// For people.
-        reason: String,
-    },
-}
-
-/// What governance says of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignatureResponse {
-    /// The request.
-    pub request_id: RequestId,
-    /// Id of the transaction that was asked for.
-    pub txid: Txid,
-    /// The federation whose keys signed.
-    pub federation_version: u32,
-    /// Where governance stands.
-    pub status: SignatureStatus,
-    /// Signatures collected so far; merged across responses by the bridge.
-    pub signatures: Vec<PartialSignature>,
-}
-
-/// Why a request is to be cancelled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CancelReason {
-    /// The node asked for it.
-    Caller,
-    /// Its deadline passed.
-    Deadline,
-}
-
-/// Please do not sign (any more).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CancelRequest {
-    /// The request.
-    pub request_id: RequestId,
-    /// Why.
-    pub reason: CancelReason,
-}
-
-/// BIP-340 tagged SHA-256 over length-prefixed fields, integers little endian.
-pub(crate) struct TaggedHash(sha256::HashEngine);
-
-impl TaggedHash {
-    pub(crate) fn new(tag: &[u8]) -> Self {
-        let tag = sha256::Hash::hash(tag);
-        let mut engine = sha256::Hash::engine();
-        engine.input(tag.as_byte_array());
-        engine.input(tag.as_byte_array());
-        Self(engine)
-    }
-    pub(crate) fn u8(&mut self, value: u8) {
-        self.0.input(&[value]);
-    }
-    pub(crate) fn u32(&mut self, value: u32) {
-        self.0.input(&value.to_le_bytes());
-    }
-    pub(crate) fn u64(&mut self, value: u64) {
-        self.0.input(&value.to_le_bytes());
-    }
-    pub(crate) fn array<const N: usize>(&mut self, value: &[u8; N]) {
-        self.0.input(value);
-    }
-    /// How many of something follow. Messages are far smaller than 4 GiB.
-    pub(crate) fn count(&mut self, count: usize) {
-        self.u32(u32::try_from(count).unwrap_or(u32::MAX));
-    }
-    pub(crate) fn bytes(&mut self, value: &[u8]) {
-        self.count(value.len());
-        self.0.input(value);
-    }
-    pub(crate) fn finish(self) -> [u8; 32] {
-        sha256::Hash::from_engine(self.0).to_byte_array()
-    }
 }
