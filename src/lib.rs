@@ -33,6 +33,8 @@ pub use buffer::{
 };
 pub use connection::SessionFault;
 pub use error::{Retry, StreamError};
+#[cfg(feature = "cli")]
+pub use health::http;
 pub use health::{ConnectionPhase, ConnectionStatus, Health, LaneStatus, StreamStatus};
 pub use routing::{
     Answer, BridgeEvent, ChainEvent, Delivered, Delivery, Handled, Subscriber, SubscriberError,

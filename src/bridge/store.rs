@@ -55,6 +55,17 @@ impl BridgeStore {
         self.lock().pegins.get(outpoint).cloned()
     }
 
+    /// The version that peg-outs begin with, once the chain has told.
+    #[must_use]
+    pub fn active_federation(&self) -> Option<u32> {
+        let known = self.lock();
+        let active = known
+            .federations
+            .iter()
+            .find(|(_, s)| *s == FederationStanding::Active);
+        active.map(|(federation, _)| federation.version())
+    }
+
     /// Changes whenever anything here does.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {

@@ -158,6 +158,14 @@ pub struct Leftover {
     pub open_requests: usize,
 }
 
+impl Leftover {
+    /// Whether everything that was accepted has come to its end.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.open_requests == 0 && self.unacknowledged.iter().all(|(_, count)| *count == 0)
+    }
+}
+
 /// A message for the wire.
 #[derive(Debug, Clone)]
 pub(crate) struct Outgoing {

@@ -1,5 +1,7 @@
 //! How the stream is doing.
 
+#[cfg(feature = "cli")]
+pub mod http;
 mod status;
 
 pub(crate) use status::StatusBoard;

@@ -2,7 +2,11 @@
 //! governance to the subscriber.
 
 mod metrics;
+#[cfg(feature = "cli")]
+mod setup;
 mod trace;
 
 pub use metrics::{METRIC_NAMES, Metrics};
+#[cfg(feature = "cli")]
+pub use setup::{TelemetryError, TelemetryGuard, install};
 pub use trace::TraceContext;

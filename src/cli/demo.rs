@@ -1,0 +1,663 @@
+//! `demo`: governance and a node in one process, and everything that may befall them on the way.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use bitcoin::{Amount, Network, TxOut};
+use clap::Args;
+use governance_stream::{
+    bridge::{BridgeMessage, MemoryBroadcaster, Pegout, PegoutStage, check_consensus},
+    chain::ChainMessage,
+    config::{Config, Features, FirstFederation, NodeConfig},
+    http,
+    message::{
+        FederationMember, PegoutBinding, RequestId, SignatureRequest, SignatureRequestParts,
+        TransactionType,
+    },
+    proto::FederationUpdateKind,
+    simulator::{FederationView, LedgerView, RotationPlan, Simulator, SimulatorConfig, wallet},
+    telemetry::Metrics,
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use prometheus_client::registry::Registry;
+use ractor::{ActorRef, rpc::CallResult};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    asked_to_stop,
+    node::{Node, NodePlan},
+};
+
+/// Longest wait for any one step; only a fault reaches it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Sidechain height at which the second federation takes over.
+const ROTATION_HEIGHT: u64 = 110;
+/// Network of the demo.
+const NETWORK: Network = Network::Regtest;
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// How many peg-outs to have signed.
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pegouts: u32,
+    /// One JSON object at the end, and nothing else on standard output.
+    #[arg(long)]
+    json: bool,
+    /// Afterwards, go on serving /livez, /readyz, /startupz, /metrics and /status.
+    #[arg(long)]
+    serve: bool,
+    /// Where `--serve` listens.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    listen: SocketAddr,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Report {
+    requested: usize,
+    completed: usize,
+    consensus_verified: usize,
+    lost: usize,
+    duplicates: u64,
+    reconnects: u64,
+    actor_restarts: u64,
+    federation_version: u32,
+    violations: Vec<String>,
+    latency_ms: Latency,
+    elapsed_ms: u128,
+}
+
+/// From the request to the Bitcoin network.
+#[derive(Debug, Serialize)]
+struct Latency {
+    median: u128,
+    p99: u128,
+    max: u128,
+}
+
+impl Report {
+    /// What is not as it should be.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut expect = |right: bool, fault: String| {
+            if !right {
+                faults.push(fault);
+            }
+        };
+        let requested = self.requested;
+        expect(
+            self.completed == requested,
+            format!("{} of {requested} completed", self.completed),
+        );
+        expect(
+            self.consensus_verified == requested,
+            format!(
+                "{} of {requested} verified by consensus",
+                self.consensus_verified
+            ),
+        );
+        expect(self.lost == 0, format!("{} lost", self.lost));
+        expect(
+            self.duplicates == 0,
+            format!("{} duplicated", self.duplicates),
+        );
+        expect(
+            self.reconnects >= 2,
+            format!("{} reconnects, not 2", self.reconnects),
+        );
+        expect(
+            self.actor_restarts == 1,
+            format!("{} restarts, not 1", self.actor_restarts),
+        );
+        let version = self.federation_version;
+        expect(version == 2, format!("federation version {version}, not 2"));
+        expect(
+            self.violations.is_empty(),
+            format!("violations: {:?}", self.violations),
+        );
+        faults
+    }
+}
+
+pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    if args.serve {
+        ensure!(
+            args.listen.ip().is_loopback(),
+            "--listen: {} is not loopback",
+            args.listen
+        );
+    }
+    let show = Show::new(&args);
+    quiet_panics(show.clone());
+    let mut registry = Registry::default();
+    let demo = Demo::start(Metrics::register(&mut registry), show.clone()).await?;
+    let stop = CancellationToken::new();
+    let http = if args.serve {
+        let listener = TcpListener::bind(args.listen).await;
+        let listener = listener.with_context(|| format!("--listen: {}", args.listen))?;
+        let stopped = stop.clone().cancelled_owned();
+        let stream = demo.node.stream.clone();
+        Some(tokio::spawn(http::serve(
+            listener,
+            stream,
+            Arc::new(registry),
+            stopped,
+        )))
+    } else {
+        None
+    };
+    let report = demo.play(args.pegouts).await?;
+    show.finish();
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print_table(&report);
+    }
+    let faults = report.faults();
+    for fault in &faults {
+        eprintln!("not as it should be: {fault}");
+    }
+    if let Some(http) = http {
+        show.line(&format!("serving http://{} until Ctrl-C", args.listen));
+        asked_to_stop().await;
+        stop.cancel();
+        http.await??;
+    }
+    demo.shutdown().await?;
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+struct Demo {
+    simulator: Simulator,
+    node: Node,
+    config: Config,
+    broadcaster: Arc<MemoryBroadcaster>,
+    show: Show,
+}
+
+impl Demo {
+    async fn start(metrics: Metrics, show: Show) -> anyhow::Result<Self> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let simulator = Simulator::start(SimulatorConfig {
+            listen: vec![any, any],
+            ..SimulatorConfig::default()
+        })
+        .await?;
+        let first = federation(&simulator, 1)?;
+        let endpoints = simulator.endpoints();
+        show.line(&format!(
+            "governance listens on {}",
+            endpoints.join(" and ")
+        ));
+        show.line(&format!(
+            "federation 1: {} of {}",
+            first.threshold,
+            first.members.len()
+        ));
+        let config = config(&endpoints)?;
+        let members = first.members.iter().map(|(id, public_key)| {
+            Ok(FederationMember {
+                id: id.parse()?,
+                public_key: *public_key,
+                active: true,
+            })
+        });
+        let broadcaster = Arc::new(MemoryBroadcaster::default());
+        let node = Node::start(NodePlan {
+            config: config.clone(),
+            features: Features {
+                bridge: true,
+                chain: true,
+                http: false,
+            },
+            federation: FirstFederation {
+                threshold: u32::try_from(first.threshold)?,
+                members: members.collect::<anyhow::Result<_>>()?,
+            },
+            broadcaster: broadcaster.clone(),
+            metrics,
+        })
+        .await?;
+        Ok(Self {
+            simulator,
+            node,
+            config,
+            broadcaster,
+            show,
+        })
+    }
+
+    async fn play(&self, pegouts: u32) -> anyhow::Result<Report> {
+        let began = Instant::now();
+        let watching = tokio::spawn(watch_latency(
+            self.node.bridge_store.clone(),
+            self.show.clone(),
+        ));
+        self.connected(1).await?;
+        self.active(1).await?;
+        // Each third is under way when something befalls it.
+        let numbers: Vec<u64> = (0..u64::from(pegouts)).collect();
+        let third = numbers.len().div_ceil(3);
+        let mut parts = numbers.chunks(third);
+        let first = federation(&self.simulator, 1)?;
+
+        self.simulator.hold_responses();
+        self.request(&first, parts.next().unwrap_or_default())
+            .await?;
+        self.at_governance(third).await?;
+        self.show
+            .line("cutting the stream, with every answer still to come");
+        self.simulator.cut();
+        self.simulator.release_responses();
+        self.connected(2).await?;
+        self.broadcast(third).await?;
+
+        self.simulator.hold_responses();
+        let part = parts.next().unwrap_or_default();
+        self.request(&first, part).await?;
+        let so_far = third + part.len();
+        self.at_governance(so_far).await?;
+        self.show
+            .line("making the connection actor panic, with every answer still to come");
+        let sessions = self.node.stream.status().connection.sessions;
+        self.node.stream.panic_connection()?;
+        self.simulator.release_responses();
+        self.connected(sessions + 1).await?;
+        self.broadcast(so_far).await?;
+
+        let second = self.rotate().await?;
+        self.request(&second, parts.next().unwrap_or_default())
+            .await?;
+        self.broadcast(numbers.len()).await?;
+
+        let latencies = watching.await?;
+        let ledger = self.settled().await?;
+        self.report(pegouts as usize, &ledger, &latencies, began.elapsed())
+    }
+
+    /// Federation 1 becomes federation 2, at its height.
+    async fn rotate(&self) -> anyhow::Result<FederationView> {
+        let plan = RotationPlan {
+            members: 3,
+            threshold: 2,
+            activation_height: ROTATION_HEIGHT,
+            notice_blocks: 10,
+            grace_blocks: 50,
+            kind: FederationUpdateKind::Scheduled,
+        };
+        let second = self
+            .simulator
+            .rotate_federation(&plan)
+            .context("no such federation")?;
+        let acknowledged = |ledger: &LedgerView| {
+            ledger
+                .federation_acks
+                .iter()
+                .any(|(version, accepted, _)| *version == 2 && *accepted)
+        };
+        self.ledger("accepted federation 2", acknowledged).await?;
+        self.show.line(&format!(
+            "federation 2 is approved, for height {ROTATION_HEIGHT}"
+        ));
+        let chain = ActorRef::<ChainMessage>::where_is(self.config.subscribers.chain.clone());
+        chain
+            .context("the chain is not running")?
+            .cast(ChainMessage::HeightReached(ROTATION_HEIGHT))?;
+        self.active(2).await?;
+        self.show.line(&format!(
+            "height {ROTATION_HEIGHT}: federation 2 signs from here on"
+        ));
+        Ok(second)
+    }
+
+    async fn request(&self, federation: &FederationView, numbers: &[u64]) -> anyhow::Result<()> {
+        for number in numbers {
+            let request = pegout(federation, *number)?;
+            let bridge =
+                ActorRef::<BridgeMessage>::where_is(self.config.subscribers.bridge.clone())
+                    .context("the bridge is not running")?;
+            let initiate = |reply| BridgeMessage::InitiatePegout {
+                request: Box::new(request),
+                span: tracing::Span::none(),
+                reply,
+            };
+            match bridge.call(initiate, Some(PATIENCE)).await? {
+                CallResult::Success(verdict) => verdict?,
+                CallResult::Timeout | CallResult::SenderError => {
+                    anyhow::bail!("the bridge did not answer");
+                }
+            }
+        }
+        self.show.line(&format!(
+            "{} peg-outs asked for, with federation {}",
+            numbers.len(),
+            federation.version
+        ));
+        Ok(())
+    }
+
+    async fn connected(&self, sessions: u64) -> anyhow::Result<()> {
+        let mut status = self.node.stream.watch_status();
+        let up = status
+            .wait_for(|status| status.is_connected() && status.connection.sessions >= sessions);
+        let status = tokio::time::timeout(PATIENCE, up)
+            .await
+            .context("no session")??
+            .clone();
+        let endpoint = status.connection.endpoint.unwrap_or_default();
+        self.show
+            .line(&format!("session {sessions} is up, with {endpoint}"));
+        Ok(())
+    }
+
+    /// Waits until the bridge knows that `version` signs.
+    async fn active(&self, version: u32) -> anyhow::Result<()> {
+        let mut changed = self.node.bridge_store.watch();
+        let known = async {
+            while self.node.bridge_store.active_federation() != Some(version) {
+                changed.changed().await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, known)
+            .await
+            .with_context(|| format!("the bridge was never told of federation {version}"))?
+    }
+
+    async fn at_governance(&self, requests: usize) -> anyhow::Result<()> {
+        self.ledger("has the requests", |ledger| {
+            ledger.requests.len() >= requests
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn broadcast(&self, pegouts: usize) -> anyhow::Result<()> {
+        let mut changed = self.node.bridge_store.watch();
+        let arrived = async {
+            loop {
+                let stages = self.node.bridge_store.pegouts();
+                if let Some(failed) = stages
+                    .iter()
+                    .find(|p| matches!(p.stage(), PegoutStage::Failed(_)))
+                {
+                    anyhow::bail!("{} failed: {:?}", failed.request_id(), failed.stage());
+                }
+                if stages
+                    .iter()
+                    .filter(|p| *p.stage() == PegoutStage::Broadcast)
+                    .count()
+                    >= pegouts
+                {
+                    return Ok(());
+                }
+                changed.changed().await?;
+            }
+        };
+        tokio::time::timeout(PATIENCE, arrived)
+            .await
+            .with_context(|| format!("{pegouts} peg-outs were never broadcast"))?
+    }
+
+    /// Waits until both sides have acknowledged everything.
+    async fn settled(&self) -> anyhow::Result<LedgerView> {
+        self.ledger("has every acknowledgement", |ledger| {
+            ledger.unacknowledged == 0
+        })
+        .await
+    }
+
+    async fn ledger(
+        &self,
+        what: &str,
+        wanted: impl Fn(&LedgerView) -> bool,
+    ) -> anyhow::Result<LedgerView> {
+        self.simulator
+            .wait_for(PATIENCE, wanted)
+            .await
+            .map_err(|ledger| anyhow::anyhow!("governance never {what}: {ledger:#?}"))
+    }
+
+    fn report(
+        &self,
+        requested: usize,
+        ledger: &LedgerView,
+        latencies: &[Duration],
+        elapsed: Duration,
+    ) -> anyhow::Result<Report> {
+        let pegouts = self.node.bridge_store.pegouts();
+        let completed = pegouts
+            .iter()
+            .filter(|p| *p.stage() == PegoutStage::Broadcast)
+            .count();
+        // Not what the bridge says of itself, but what the network was handed.
+        let spent: BTreeMap<_, Vec<TxOut>> = pegouts
+            .iter()
+            .map(|pegout| {
+                (
+                    pegout.request().txid(),
+                    pegout.request().spent_outputs().cloned().collect(),
+                )
+            })
+            .collect();
+        let verified = |transaction: &&bitcoin::Transaction| {
+            spent
+                .get(&transaction.compute_txid())
+                .is_some_and(|spent| check_consensus(transaction, spent).is_ok())
+        };
+        let transactions = self.broadcaster.transactions();
+        let status = self.node.stream.status();
+        let at = |percent: usize| {
+            let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
+            latencies
+                .get(index)
+                .copied()
+                .unwrap_or_default()
+                .as_millis()
+        };
+        Ok(Report {
+            requested,
+            completed,
+            consensus_verified: transactions.iter().filter(verified).count(),
+            lost: requested.saturating_sub(completed),
+            duplicates: ledger.duplicates,
+            reconnects: status.connection.sessions.saturating_sub(1),
+            actor_restarts: status.actor_restarts,
+            federation_version: self
+                .node
+                .bridge_store
+                .active_federation()
+                .unwrap_or_default(),
+            violations: ledger.violations.clone(),
+            latency_ms: Latency {
+                median: at(50),
+                p99: at(99),
+                max: at(100),
+            },
+            elapsed_ms: elapsed.as_millis(),
+        })
+    }
+
+    async fn shutdown(self) -> anyhow::Result<()> {
+        let leftover = self.node.shutdown().await?;
+        self.simulator.shutdown().await;
+        ensure!(leftover.is_empty(), "left behind: {leftover:?}");
+        Ok(())
+    }
+}
+
+/// Notes how long each peg-out takes to the network, and shows it; sorted, when all are there.
+async fn watch_latency(store: governance_stream::bridge::BridgeStore, show: Show) -> Vec<Duration> {
+    let mut changed = store.watch();
+    let mut began: BTreeMap<RequestId, Instant> = BTreeMap::new();
+    let mut took: BTreeMap<RequestId, Duration> = BTreeMap::new();
+    loop {
+        changed.mark_unchanged();
+        for pegout in store.pegouts() {
+            let id = pegout.request_id();
+            let since = began
+                .entry(id.clone())
+                .or_insert_with(Instant::now)
+                .elapsed();
+            if *pegout.stage() == PegoutStage::Broadcast && !took.contains_key(id) {
+                took.insert(id.clone(), since);
+                show.broadcast(&pegout);
+            }
+        }
+        if took.len() >= show.pegouts || changed.changed().await.is_err() {
+            let mut sorted: Vec<Duration> = took.into_values().collect();
+            sorted.sort_unstable();
+            return sorted;
+        }
+    }
+}
+
+fn federation(simulator: &Simulator, version: u32) -> anyhow::Result<FederationView> {
+    simulator
+        .federation(version)
+        .with_context(|| format!("there is no federation {version}"))
+}
+
+fn config(endpoints: &[String]) -> anyhow::Result<Config> {
+    let node = NodeConfig {
+        node_id: "demo-node".parse()?,
+        // secp256k1's generator: nobody signs with it.
+        public_key: "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse()?,
+        chain_id: "alys-regtest".parse()?,
+        network: NETWORK,
+    };
+    let endpoints = endpoints
+        .iter()
+        .map(|uri| uri.parse())
+        .collect::<Result<_, _>>()?;
+    let mut config = Config::new(node, endpoints);
+    config.connection.backoff.initial = Duration::from_millis(50);
+    Ok(config)
+}
+
+fn pegout(federation: &FederationView, number: u64) -> anyhow::Result<SignatureRequest> {
+    let amount = Amount::from_sat(1_000_000 + number);
+    let psbt = wallet::pegout_psbt(federation, number, 2, amount).context("not enough coins")?;
+    let inputs = u32::try_from(psbt.inputs.len())?;
+    Ok(SignatureRequest::new(SignatureRequestParts {
+        request_id: format!("pegout-{number:06}").parse()?,
+        psbt,
+        input_indices: (0..inputs).collect(),
+        tx_type: TransactionType::Pegout,
+        chain: "alys-regtest".parse()?,
+        network: NETWORK,
+        federation_version: federation.version,
+        burns: vec![PegoutBinding {
+            burn_tx_hash: wallet::burn_hash(number),
+            log_index: 0,
+            block_hash: wallet::burn_hash(u64::MAX - number),
+            block_height: 100,
+            output_index: 0,
+            amount,
+        }],
+        max_fee: wallet::FEE,
+        replaces: None,
+    })?)
+}
+
+fn print_table(report: &Report) {
+    let Report { latency_ms, .. } = report;
+    println!();
+    for (name, value) in [
+        ("requested", report.requested.to_string()),
+        ("completed", report.completed.to_string()),
+        (
+            "verified by consensus",
+            report.consensus_verified.to_string(),
+        ),
+        ("lost", report.lost.to_string()),
+        ("duplicated", report.duplicates.to_string()),
+        ("restarts", report.actor_restarts.to_string()),
+        ("reconnects", report.reconnects.to_string()),
+        ("federation version", report.federation_version.to_string()),
+        (
+            "latency",
+            format!(
+                "median {} ms, p99 {} ms, max {} ms",
+                latency_ms.median, latency_ms.p99, latency_ms.max
+            ),
+        ),
+        ("elapsed", format!("{} ms", report.elapsed_ms)),
+    ] {
+        println!("{name:>22}  {value}");
+    }
+}
+
+/// Says one line for the panic that the demo asks for, instead of a backtrace.
+fn quiet_panics(show: Show) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str() == Some("asked to panic") {
+            show.line("the connection actor panicked; its supervisor starts another one");
+        } else {
+            usual(panic);
+        }
+    }));
+}
+
+/// What a person sees on the way.
+#[derive(Debug, Clone)]
+struct Show {
+    bar: ProgressBar,
+    lines: bool,
+    pegouts: usize,
+    began: Instant,
+}
+
+impl Show {
+    fn new(args: &DemoArgs) -> Self {
+        let target = if args.json {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(args.pegouts.into()), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} broadcast") {
+            bar.set_style(style);
+        }
+        Self {
+            bar,
+            lines: !args.json,
+            pegouts: args.pegouts as usize,
+            began: Instant::now(),
+        }
+    }
+
+    /// A line for an event, above the bar where there is one.
+    fn line(&self, text: &str) {
+        if self.lines {
+            let line = format!("{:8.3}s  {text}", self.began.elapsed().as_secs_f64());
+            self.bar.suspend(|| println!("{line}"));
+        }
+    }
+
+    fn broadcast(&self, pegout: &Pegout) {
+        self.bar.inc(1);
+        let responses = pegout.responses();
+        let (id, txid) = (pegout.request_id(), pegout.request().txid());
+        self.line(&format!(
+            "{id} signed in {responses} responses, broadcast as {txid}"
+        ));
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,113 @@
+//! The commands, one a file.
+
+mod check_config;
+#[cfg(feature = "simulator")]
+mod demo;
+mod node;
+mod run;
+#[cfg(feature = "simulator")]
+mod simulator;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use governance_stream::config::{ConfigError, Layers, Settings};
+
+/// One persistent, supervised stream between a federated sidechain node and the service that
+/// holds the federation's keys.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep the stream, with this crate's own bridge and chain.
+    Run(run::RunArgs),
+    /// Show the configuration that is in force, and where each value comes from.
+    CheckConfig(check_config::CheckConfigArgs),
+    /// Play governance: a federation of real keys behind a real server. For tests only.
+    #[cfg(feature = "simulator")]
+    Simulator(simulator::SimulatorArgs),
+    /// Governance and a node in this process: peg-outs signed, through a cut stream, a panic and
+    /// a change of the federation.
+    #[cfg(feature = "simulator")]
+    Demo(demo::DemoArgs),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// A TOML file; `config.example.toml` explains every key.
+    #[arg(long, short, env = "GOVERNANCE_STREAM_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overrides one key, e.g. `--set connection.heartbeat_interval=2s`. A secret given here can
+    /// be seen by every user of the machine: use the environment, or `connection.token_file`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<Settings, ConfigError> {
+        let mut layers = Layers::new();
+        if let Some(path) = &self.config {
+            layers = layers.file(path.clone());
+        }
+        // Names and values that are not Unicode are none of ours.
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Settings::load(
+            layers
+                .environment(variables)
+                .flags(self.set.iter().map(String::as_str)),
+        )
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::run(args).await,
+            Command::CheckConfig(args) => check_config::run(&args),
+            #[cfg(feature = "simulator")]
+            Command::Simulator(args) => simulator::run(args).await,
+            #[cfg(feature = "simulator")]
+            Command::Demo(args) => demo::run(args).await,
+        }
+    });
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Ready when someone wants the process to end: an interrupt, or SIGTERM.
+async fn asked_to_stop() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                tokio::select! {
+                    _ = interrupt => {}
+                    _ = terminate.recv() => {}
+                }
+            }
+            Err(_) => drop(interrupt.await),
+        }
+    }
+    #[cfg(not(unix))]
+    drop(interrupt.await);
+}

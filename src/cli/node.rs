@@ -1,0 +1,216 @@
+//! The node of this binary: the stream, with this crate's bridge and chain, under one supervisor.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use governance_stream::{
+    GovernanceStream, StreamArguments, Subscriber,
+    bridge::{BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, Broadcaster},
+    chain::{
+        ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
+        Schedule,
+    },
+    config::{Config, Features, FirstFederation},
+    telemetry::Metrics,
+};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::watch;
+
+/// Pause before a subscriber that died is started again.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+/// How long the subscribers may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the node is made of.
+pub(super) struct NodePlan {
+    pub config: Config,
+    pub features: Features,
+    pub federation: FirstFederation,
+    pub broadcaster: Arc<dyn Broadcaster>,
+    pub metrics: Metrics,
+}
+
+/// A running node.
+pub(super) struct Node {
+    pub stream: GovernanceStream,
+    #[cfg_attr(
+        not(feature = "simulator"),
+        allow(dead_code, reason = "the demo looks into it")
+    )]
+    pub bridge_store: BridgeStore,
+    supervisor: ActorRef<NodeMessage>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+impl Node {
+    pub(super) async fn start(plan: NodePlan) -> anyhow::Result<Self> {
+        let NodePlan {
+            config,
+            features,
+            federation,
+            broadcaster,
+            metrics,
+        } = plan;
+        let (network, chain_id) = (config.node.network, &config.node.chain_id);
+        let first = Federation::first(&federation, network, chain_id)
+            .context("the configured first federation is none")?;
+        let schedule = Schedule::new(first, chain_id.clone(), FederationPolicy::default());
+        let (bridge_store, chain_store) = (BridgeStore::new(), ChainStore::new(schedule));
+        let arguments = StreamArguments {
+            bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
+            chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
+            metrics: metrics.clone(),
+            ..StreamArguments::new(config.clone())
+        };
+        let (report, failed) = watch::channel(None);
+        let (supervisor, _) = Actor::spawn(None, NodeSupervisor, report)
+            .await
+            .map_err(|error| anyhow::anyhow!("the node's supervisor did not start: {error}"))?;
+        let stream = GovernanceStream::start_linked(arguments, supervisor.get_cell()).await?;
+        // The stream waits for absent subscribers, so that they may start with its handle.
+        if features.bridge {
+            let bridge = BridgeArguments {
+                store: bridge_store.clone(),
+                stream: stream.clone(),
+                broadcaster,
+                metrics,
+            };
+            let name = config.subscribers.bridge.clone();
+            supervisor.cast(NodeMessage::Start(Child::Bridge(name, bridge)))?;
+        }
+        if features.chain {
+            let chain = ChainArguments {
+                store: chain_store,
+                stream: stream.clone(),
+                bridge: config.subscribers.bridge.clone(),
+            };
+            let name = config.subscribers.chain.clone();
+            supervisor.cast(NodeMessage::Start(Child::Chain(name, chain)))?;
+        }
+        Ok(Self {
+            stream,
+            bridge_store,
+            supervisor,
+            failed,
+        })
+    }
+
+    /// Ready when the stream has given up; why.
+    pub(super) async fn failure(&self) -> String {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "the node's supervisor is gone".to_owned(),
+        }
+    }
+
+    /// Ends the stream, then whoever took its messages.
+    pub(super) async fn shutdown(self) -> anyhow::Result<governance_stream::Leftover> {
+        let leftover = self.stream.shutdown().await;
+        self.supervisor
+            .stop_children_and_wait(None, Some(STOP_DEADLINE))
+            .await;
+        let _ = self
+            .supervisor
+            .stop_and_wait(None, Some(STOP_DEADLINE))
+            .await;
+        Ok(leftover?)
+    }
+}
+
+/// A subscriber with everything that it is started with, again and again.
+#[derive(Debug, Clone)]
+enum Child {
+    Bridge(String, BridgeArguments),
+    Chain(String, ChainArguments),
+}
+
+impl Child {
+    fn name(&self) -> &str {
+        match self {
+            Self::Bridge(name, _) | Self::Chain(name, _) => name,
+        }
+    }
+}
+
+enum NodeMessage {
+    Start(Child),
+}
+
+struct NodeSupervisor;
+
+struct NodeState {
+    report: watch::Sender<Option<String>>,
+    children: Vec<Child>,
+}
+
+impl Actor for NodeSupervisor {
+    type Msg = NodeMessage;
+    type State = NodeState;
+    type Arguments = watch::Sender<Option<String>>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        report: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(NodeState {
+            report,
+            children: Vec::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        NodeMessage::Start(child): Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let me = myself.get_cell();
+        match child.clone() {
+            Child::Bridge(name, args) => {
+                Actor::spawn_linked(Some(name), BridgeActor, args, me).await?;
+            }
+            Child::Chain(name, args) => {
+                Actor::spawn_linked(Some(name), ChainActor, args, me).await?;
+            }
+        }
+        if state
+            .children
+            .iter()
+            .all(|known| known.name() != child.name())
+        {
+            state.children.push(child);
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (who, reason) = match event {
+            SupervisionEvent::ActorFailed(who, error) => (who, error.to_string()),
+            SupervisionEvent::ActorTerminated(who, _, reason) => {
+                (who, reason.unwrap_or_else(|| "stopped".to_owned()))
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {
+                return Ok(());
+            }
+        };
+        let name = who.get_name().unwrap_or_default();
+        match state.children.iter().find(|child| child.name() == name) {
+            Some(child) => {
+                tracing::warn!(actor = name, reason, "subscriber ended; starting it again");
+                let child = child.clone();
+                myself.send_after(RESTART_PAUSE, move || NodeMessage::Start(child.clone()));
+            }
+            None => {
+                state.report.send_replace(Some(reason));
+            }
+        }
+        Ok(())
+    }
+}

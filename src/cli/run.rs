@@ -1,0 +1,82 @@
+//! `run`.
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use clap::Args;
+use governance_stream::{bridge::FileBroadcaster, http, telemetry};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    ConfigArgs, asked_to_stop,
+    node::{Node, NodePlan},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Logs as one JSON object a line, whatever the configuration says.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let mut settings = args.config.load()?;
+    if args.json {
+        settings.telemetry.log_format = governance_stream::config::LogFormat::Json;
+    }
+    let _telemetry = telemetry::install(&settings.telemetry)?;
+    let mut registry = Registry::default();
+    let metrics = telemetry::Metrics::register(&mut registry);
+    let outbox = settings.outbox_dir.display().to_string();
+    let broadcaster = FileBroadcaster::new(&settings.outbox_dir)
+        .with_context(|| format!("bridge.outbox_dir: cannot make {outbox}"))?;
+    let listener = if settings.features.http {
+        let listen = settings.http.listen;
+        let bound = TcpListener::bind(listen).await;
+        Some(bound.with_context(|| format!("http.listen: cannot listen on {listen}"))?)
+    } else {
+        None
+    };
+    warn!("the journal is in memory: what is accepted does not survive this process");
+    let node = Node::start(NodePlan {
+        config: settings.stream,
+        features: settings.features,
+        federation: settings.federation,
+        broadcaster: Arc::new(broadcaster),
+        metrics,
+    })
+    .await?;
+    let stop = CancellationToken::new();
+    let http = listener.map(|listener| {
+        info!(listen = ?listener.local_addr().ok(), "health, metrics and status over HTTP");
+        let stopped = stop.clone().cancelled_owned();
+        tokio::spawn(http::serve(
+            listener,
+            node.stream.clone(),
+            Arc::new(registry),
+            stopped,
+        ))
+    });
+    let code = tokio::select! {
+        () = asked_to_stop() => {
+            info!("stopping");
+            let leftover = node.shutdown().await?;
+            info!(?leftover, "stopped");
+            ExitCode::SUCCESS
+        }
+        reason = node.failure() => {
+            error!(reason, "the stream has given up; whoever runs this process should start it again");
+            ExitCode::FAILURE
+        }
+    };
+    stop.cancel();
+    if let Some(http) = http {
+        http.await??;
+    }
+    Ok(code)
+}
