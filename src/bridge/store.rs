@@ -8,7 +8,7 @@ use std::{
 use bitcoin::OutPoint;
 use tokio::sync::watch;
 
-use super::pegout::Pegout;
+use super::pegout::{Pegout, PegoutStage};
 use crate::{
     chain::{Federation, FederationStanding, Federations},
     message::{PeginStatus, RequestId},
@@ -47,6 +47,19 @@ impl BridgeStore {
     #[must_use]
     pub fn pegouts(&self) -> Vec<Pegout> {
         self.lock().pegouts.values().cloned().collect()
+    }
+
+    /// How far each peg-out has come, in the order of their ids.
+    #[must_use]
+    pub fn stages(&self) -> Vec<(RequestId, PegoutStage)> {
+        let stage = |pegout: &Pegout| (pegout.request_id().clone(), pegout.stage().clone());
+        self.lock().pegouts.values().map(stage).collect()
+    }
+
+    /// One peg-out.
+    #[must_use]
+    pub fn pegout(&self, request_id: &RequestId) -> Option<Pegout> {
+        self.lock().pegouts.get(request_id).cloned()
     }
 
     /// What governance said of a deposit, once it has.

@@ -40,6 +40,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Sidechain height at which the second federation takes over.
 const ROTATION_HEIGHT: u64 = 110;
+/// Above this many, the bar alone shows each peg-out.
+const EACH_SHOWN: usize = 100;
 /// Network of the demo.
 const NETWORK: Network = Network::Regtest;
 
@@ -388,19 +390,14 @@ impl Demo {
         let mut changed = self.node.bridge_store.watch();
         let arrived = async {
             loop {
-                let stages = self.node.bridge_store.pegouts();
-                if let Some(failed) = stages
-                    .iter()
-                    .find(|p| matches!(p.stage(), PegoutStage::Failed(_)))
-                {
-                    anyhow::bail!("{} failed: {:?}", failed.request_id(), failed.stage());
+                let stages = self.node.bridge_store.stages();
+                for (request_id, stage) in &stages {
+                    if let PegoutStage::Failed(failure) = stage {
+                        anyhow::bail!("{request_id} failed: {failure}");
+                    }
                 }
-                if stages
-                    .iter()
-                    .filter(|p| *p.stage() == PegoutStage::Broadcast)
-                    .count()
-                    >= pegouts
-                {
+                let on_network = |(_, stage): &&(_, PegoutStage)| *stage == PegoutStage::Broadcast;
+                if stages.iter().filter(on_network).count() >= pegouts {
                     return Ok(());
                 }
                 changed.changed().await?;
@@ -505,15 +502,16 @@ async fn watch_latency(store: governance_stream::bridge::BridgeStore, show: Show
     let mut took: BTreeMap<RequestId, Duration> = BTreeMap::new();
     loop {
         changed.mark_unchanged();
-        for pegout in store.pegouts() {
-            let id = pegout.request_id();
+        for (id, stage) in store.stages() {
             let since = began
                 .entry(id.clone())
                 .or_insert_with(Instant::now)
                 .elapsed();
-            if *pegout.stage() == PegoutStage::Broadcast && !took.contains_key(id) {
-                took.insert(id.clone(), since);
-                show.broadcast(&pegout);
+            if stage == PegoutStage::Broadcast && !took.contains_key(&id) {
+                if let Some(pegout) = store.pegout(&id) {
+                    show.broadcast(&pegout);
+                }
+                took.insert(id, since);
             }
         }
         if took.len() >= show.pegouts || changed.changed().await.is_err() {
@@ -650,6 +648,9 @@ impl Show {
 
     fn broadcast(&self, pegout: &Pegout) {
         self.bar.inc(1);
+        if self.pegouts > EACH_SHOWN {
+            return;
+        }
         let responses = pegout.responses();
         let (id, txid) = (pegout.request_id(), pegout.request().txid());
         self.line(&format!(

@@ -7,6 +7,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod full;
 pub mod recorder;
 
 use std::{
@@ -232,4 +233,58 @@ pub async fn ledger(simulator: &Simulator, wanted: impl Fn(&LedgerView) -> bool)
         Ok(view) => view,
         Err(view) => panic!("the ledger never came to it: {view:#?}"),
     }
+}
+
+/// Every message of the lane came, in its order; what came again says so.
+pub fn assert_in_order<E>(
+    events: &[governance_stream::Delivered<E>],
+    lane: governance_stream::message::Lane,
+) {
+    let mut last = 0;
+    for event in events.iter().filter(|event| event.lane == lane) {
+        if event.sequence <= last {
+            assert!(
+                event.redelivered,
+                "{lane} {} came again unmarked",
+                event.sequence
+            );
+        } else {
+            assert_eq!(event.sequence, last + 1, "{lane}: something is missing");
+            last = event.sequence;
+        }
+    }
+}
+
+/// Kills an actor of the instance as a bug would, wherever it is.
+pub async fn kill(name: &str) {
+    let looking = async {
+        loop {
+            match ractor::registry::where_is(name.to_owned()) {
+                Some(cell) => return cell,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let cell = tokio::time::timeout(PATIENCE, looking).await;
+    let cell = cell.unwrap_or_else(|_| panic!("{name} is not registered"));
+    cell.kill();
+    cell.wait(Some(PATIENCE)).await.expect("dies");
+}
+
+/// As [`assert_nothing_left`], a moment after a death rather than after a shutdown.
+pub async fn assert_nothing_left_within(instance: &str, but: &[&String]) {
+    let prefix = format!("{instance}.");
+    let left = || -> Vec<String> {
+        let names = ractor::registry::registered().into_iter();
+        names
+            .filter(|name| (name == instance || name.starts_with(&prefix)) && !but.contains(&name))
+            .collect()
+    };
+    let gone = async {
+        while !left().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let gone = tokio::time::timeout(PATIENCE, gone).await;
+    assert!(gone.is_ok(), "still registered: {:?}", left());
 }

@@ -1,0 +1,212 @@
+//! A node with this crate's own bridge and chain.
+
+use std::sync::Arc;
+
+use bitcoin::Network;
+use governance_stream::{
+    GovernanceStream, StreamArguments, Subscriber,
+    bridge::{
+        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, MemoryBroadcaster, PegoutRefusal,
+        PegoutStage,
+    },
+    chain::{
+        ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
+        Schedule,
+    },
+    config::{Config, FirstFederation},
+    message::{FederationMember, RequestId, SignatureRequest},
+    simulator::{FederationView, Simulator},
+    telemetry::Metrics,
+};
+use ractor::{Actor, ActorRef, rpc::CallResult};
+
+use super::PATIENCE;
+
+/// The federation of a view, as a node's configuration names it.
+pub fn first_federation(view: &FederationView) -> FirstFederation {
+    FirstFederation {
+        threshold: u32::try_from(view.threshold).expect("small"),
+        members: view
+            .members
+            .iter()
+            .map(|(id, public_key)| FederationMember {
+                id: id.parse().expect("valid"),
+                public_key: *public_key,
+                active: true,
+            })
+            .collect(),
+    }
+}
+
+/// The schedule of a node that starts with it.
+pub fn schedule(view: &FederationView) -> Schedule {
+    let chain = "alys-regtest".parse().expect("valid");
+    let first = Federation::first(&first_federation(view), Network::Regtest, &chain);
+    Schedule::new(
+        first.expect("a federation"),
+        chain,
+        FederationPolicy::default(),
+    )
+}
+
+pub struct FullNode {
+    pub stream: GovernanceStream,
+    pub config: Config,
+    pub bridge: ActorRef<BridgeMessage>,
+    pub bridge_store: BridgeStore,
+    pub chain: ActorRef<ChainMessage>,
+    pub chain_store: ChainStore,
+    pub broadcaster: Arc<MemoryBroadcaster>,
+    pub metrics: Metrics,
+}
+
+impl FullNode {
+    pub async fn start(simulator: &Simulator) -> Self {
+        let config = super::config(&simulator.endpoints());
+        let arguments = StreamArguments {
+            bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
+            chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
+            ..StreamArguments::new(config.clone())
+        };
+        let metrics = arguments.metrics.clone();
+        let stream = GovernanceStream::start(arguments)
+            .await
+            .expect("the stream starts");
+        let (bridge_store, broadcaster) = (BridgeStore::new(), Arc::default());
+        let first = simulator.federation(1).expect("the first");
+        let chain_store = ChainStore::new(schedule(&first));
+        let mut node = Self {
+            bridge: start_bridge(&config, &bridge_store, &stream, &broadcaster, &metrics).await,
+            chain: start_chain(&config, &chain_store, &stream).await,
+            stream,
+            config,
+            bridge_store,
+            chain_store,
+            broadcaster,
+            metrics,
+        };
+        node.until_active(1).await;
+        node
+    }
+
+    /// Kills the bridge and starts another one on the same store.
+    pub async fn restart_bridge(&mut self) {
+        self.bridge.kill();
+        self.bridge.wait(Some(PATIENCE)).await.expect("dies");
+        let Self {
+            config,
+            bridge_store,
+            stream,
+            broadcaster,
+            metrics,
+            ..
+        } = self;
+        self.bridge = start_bridge(config, bridge_store, stream, broadcaster, metrics).await;
+    }
+
+    /// Kills the chain and starts another one on the same store.
+    pub async fn restart_chain(&mut self) {
+        self.chain.kill();
+        self.chain.wait(Some(PATIENCE)).await.expect("dies");
+        self.chain = start_chain(&self.config, &self.chain_store, &self.stream).await;
+    }
+
+    pub async fn initiate(&self, request: SignatureRequest) -> Result<(), PegoutRefusal> {
+        let initiate = |reply| BridgeMessage::InitiatePegout {
+            request: Box::new(request),
+            span: tracing::Span::current(),
+            reply,
+        };
+        match self.bridge.call(initiate, Some(PATIENCE)).await {
+            Ok(CallResult::Success(verdict)) => verdict,
+            other => panic!("no verdict: {other:?}"),
+        }
+    }
+
+    /// Waits until a peg-out's stage is as wanted, and gives it.
+    pub async fn until(
+        &self,
+        request_id: &RequestId,
+        wanted: impl Fn(&PegoutStage) -> bool,
+    ) -> PegoutStage {
+        let mut changed = self.bridge_store.watch();
+        let waiting = async {
+            loop {
+                let stage = self
+                    .bridge_store
+                    .pegout(request_id)
+                    .map(|p| p.stage().clone());
+                match stage {
+                    Some(stage) if wanted(&stage) => return stage,
+                    _ => changed.changed().await.expect("the store lives"),
+                }
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        waited
+            .unwrap_or_else(|_| panic!("{request_id}: {:?}", self.bridge_store.pegout(request_id)))
+    }
+
+    /// Waits until the bridge begins peg-outs with `version`.
+    pub async fn until_active(&mut self, version: u32) {
+        let mut changed = self.bridge_store.watch();
+        let waiting = async {
+            while self.bridge_store.active_federation() != Some(version) {
+                changed.changed().await.expect("the store lives");
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("the bridge is told");
+    }
+
+    pub async fn stop(self) {
+        self.stream.shutdown().await.expect("shuts down");
+        self.bridge
+            .stop_and_wait(None, Some(PATIENCE))
+            .await
+            .expect("stops");
+        self.chain
+            .stop_and_wait(None, Some(PATIENCE))
+            .await
+            .expect("stops");
+        super::assert_nothing_left(self.config.instance.as_str());
+    }
+}
+
+async fn start_bridge(
+    config: &Config,
+    store: &BridgeStore,
+    stream: &GovernanceStream,
+    broadcaster: &Arc<MemoryBroadcaster>,
+    metrics: &Metrics,
+) -> ActorRef<BridgeMessage> {
+    let arguments = BridgeArguments {
+        store: store.clone(),
+        stream: stream.clone(),
+        broadcaster: broadcaster.clone(),
+        metrics: metrics.clone(),
+    };
+    let name = config.subscribers.bridge.clone();
+    Actor::spawn(Some(name), BridgeActor, arguments)
+        .await
+        .expect("the name is free")
+        .0
+}
+
+async fn start_chain(
+    config: &Config,
+    store: &ChainStore,
+    stream: &GovernanceStream,
+) -> ActorRef<ChainMessage> {
+    let arguments = ChainArguments {
+        store: store.clone(),
+        stream: stream.clone(),
+        bridge: config.subscribers.bridge.clone(),
+    };
+    let name = config.subscribers.chain.clone();
+    Actor::spawn(Some(name), ChainActor, arguments)
+        .await
+        .expect("the name is free")
+        .0
+}
