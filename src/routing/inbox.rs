@@ -169,9 +169,15 @@ impl Inbox {
         }
         let batch = self
             .queue
-            .iter()
+            .iter_mut()
             .take_while(|arrived| arrived.content.is_ok());
-        let batch = batch.take(MAX_BATCH).cloned().collect();
+        // Should one come again, it says so.
+        let hand_out = |arrived: &mut Arrived| {
+            let handed_out = arrived.clone();
+            arrived.redelivered = true;
+            handed_out
+        };
+        let batch = batch.take(MAX_BATCH).map(hand_out).collect();
         self.deliveries += 1;
         self.outstanding = Some(Outstanding {
             delivery: self.deliveries,

@@ -44,7 +44,8 @@ pub(super) struct Ledger {
     ledger_id: [u8; 16],
     /// The current version is the last.
     federations: Vec<Federation>,
-    updates: Vec<proto::FederationUpdate>,
+    /// What every node is told, also one that comes later.
+    announced: Vec<(proto::Lane, Kind, Vec<u8>)>,
     nodes: BTreeMap<String, Node>,
     /// What each burn's requests spend.
     burns: BTreeMap<(Vec<u8>, u32), Vec<(String, BTreeSet<OutPoint>)>>,
@@ -138,7 +139,7 @@ impl Ledger {
             config,
             ledger_id: uuid::Uuid::new_v4().into_bytes(),
             federations: vec![first],
-            updates: Vec::new(),
+            announced: Vec::new(),
             nodes: BTreeMap::new(),
             burns: BTreeMap::new(),
             script: Script::default(),
@@ -157,27 +158,22 @@ impl Ledger {
     }
 
     /// A new version takes over, and every node is told.
-    pub(super) fn adopt(&mut self, federation: Federation, update: proto::FederationUpdate) {
+    pub(super) fn adopt(&mut self, federation: Federation, update: &proto::FederationUpdate) {
         self.federations.push(federation);
-        self.announce(&update);
-        self.updates.push(update);
+        self.announce(update);
     }
 
-    /// Tells every known node of an update, be it right or wrong.
+    /// Tells every node of an update, be it right or wrong.
     pub(super) fn announce(&mut self, update: &proto::FederationUpdate) {
-        self.tell_all(
-            proto::Lane::Federation,
-            Kind::FederationUpdate,
-            &update.encode_to_vec(),
-        );
+        let (lane, kind) = (proto::Lane::Federation, Kind::FederationUpdate);
+        self.announced.push((lane, kind, update.encode_to_vec()));
+        self.tell_all(lane, kind, &update.encode_to_vec());
     }
 
     pub(super) fn propose(&mut self, proposal: &proto::ProposalNotification) {
-        self.tell_all(
-            proto::Lane::Proposal,
-            Kind::ProposalNotification,
-            &proposal.encode_to_vec(),
-        );
+        let (lane, kind) = (proto::Lane::Proposal, Kind::ProposalNotification);
+        self.announced.push((lane, kind, proposal.encode_to_vec()));
+        self.tell_all(lane, kind, &proposal.encode_to_vec());
     }
 
     /// Sends every node bytes that are no message.
@@ -258,19 +254,15 @@ impl Ledger {
             );
             return Err((WrongChain, served));
         }
-        let updates = &self.updates;
+        let announced = &self.announced;
         let node = self
             .nodes
             .entry(registration.node_id.clone())
             .or_insert_with(|| {
                 let mut node = Node::new(registration.outbox_id.to_vec());
-                for update in updates {
-                    let message = queued(
-                        Kind::FederationUpdate,
-                        update.encode_to_vec(),
-                        &Span::none(),
-                    );
-                    node.lane(proto::Lane::Federation).push(message);
+                for (lane, kind, payload) in announced {
+                    node.lane(*lane)
+                        .push(queued(*kind, payload.clone(), &Span::none()));
                 }
                 node
             });

@@ -268,7 +268,7 @@ impl Simulator {
         self.shared.change(|ledger| {
             let (next, update) = next_federation(ledger, plan)?;
             let view = next.view();
-            ledger.adopt(next, update);
+            ledger.adopt(next, &update);
             Some(view)
         })
     }
