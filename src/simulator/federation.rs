@@ -5,7 +5,7 @@ use std::str::FromStr;
 use bitcoin::{
     Address, Network, ScriptBuf,
     hashes::{Hash, HashEngine, sha256},
-    secp256k1::{All, Message, PublicKey, Secp256k1, SecretKey},
+    secp256k1::{Message, PublicKey, Secp256k1, SecretKey},
 };
 use miniscript::Descriptor;
 
@@ -52,9 +52,9 @@ pub struct FederationView {
 /// What the next version shall be.
 #[derive(Debug, Clone)]
 pub struct RotationPlan {
-    /// Signers.
+    /// Signers; a pause and its end keep those there are.
     pub members: usize,
-    /// Signatures needed to spend.
+    /// Signatures needed to spend; as with `members`.
     pub threshold: usize,
     /// Sidechain height of activation.
     pub activation_height: u64,
@@ -75,7 +75,7 @@ impl Federation {
         network: Network,
         chain_id: &str,
     ) -> Option<Self> {
-        let (mut federation, _) = Self::build(seed, 1, members, threshold, network)?;
+        let mut federation = Self::build(seed, 1, members, threshold, network)?;
         let unapproved = federation.update(
             network,
             0,
@@ -101,13 +101,17 @@ impl Federation {
         network: Network,
         chain_id: &str,
     ) -> Option<(Self, proto::FederationUpdate)> {
-        let (mut next, secp) = Self::build(
-            seed,
-            self.version + 1,
-            plan.members,
-            plan.threshold,
-            network,
-        )?;
+        use proto::FederationUpdateKind::{Pause, Resume};
+        let version = self.version + 1;
+        let mut next = match plan.kind {
+            // Nothing else changes.
+            Pause | Resume => Self {
+                version,
+                ..self.clone()
+            },
+            _ => Self::build(seed, version, plan.members, plan.threshold, network)?,
+        };
+        let secp = Secp256k1::signing_only();
         let mut update = next.update(network, self.version, self.digest, plan);
         next.digest = digest(&update, chain_id);
         update.approvals = self
@@ -133,7 +137,7 @@ impl Federation {
         members: usize,
         threshold: usize,
         network: Network,
-    ) -> Option<(Self, Secp256k1<All>)> {
+    ) -> Option<Self> {
         if !(1..=15).contains(&members) || !(1..=members).contains(&threshold) {
             return None;
         }
@@ -156,7 +160,7 @@ impl Federation {
             .collect();
         let text = format!("wsh(sortedmulti({threshold},{}))", keys.join(","));
         let descriptor = Descriptor::<bitcoin::PublicKey>::from_str(&text).ok()?;
-        let federation = Self {
+        Some(Self {
             version,
             threshold,
             members,
@@ -165,8 +169,7 @@ impl Federation {
             address: descriptor.address(network).ok()?,
             witness_script: descriptor.explicit_script().ok()?,
             digest: [0; 32],
-        };
-        Some((federation, secp))
+        })
     }
 
     fn update(

@@ -578,13 +578,13 @@ impl Ledger {
                     Ok((checked, federation)) => {
                         record.txid = checked.txid();
                         let behaviour = self.script.behaviours.pop_front();
-                        answer(
-                            &request.request_id,
-                            &record,
-                            &checked,
-                            &federation,
-                            behaviour.as_ref(),
-                        )
+                        let behaviour = behaviour.as_ref();
+                        let id = &request.request_id;
+                        let responses = answer(id, &record, &checked, &federation, behaviour);
+                        if let Some(Behaviour::WrongTxid | Behaviour::Malformed) = behaviour {
+                            self.script.expected_rejects += responses.len();
+                        }
+                        responses
                     }
                     Err((code, reason)) => vec![proto::SignatureResponse {
                         failure_code: code.into(),
@@ -612,9 +612,6 @@ impl Ledger {
             .requests
             .insert(request.request_id, record);
         for response in responses {
-            if response.status() == SignatureStatus::Unspecified {
-                self.script.expected_rejects += 1;
-            }
             self.respond(node_id, response)?;
         }
         Ok(())
