@@ -199,7 +199,7 @@ impl Reader {
         self.values.remove(key)
     }
 
-    fn show(&mut self, key: &'static str, value: impl ToString, origin: Origin) {
+    fn show(&mut self, key: &'static str, value: &(impl ToString + ?Sized), origin: Origin) {
         self.effective.push(EffectiveValue {
             key,
             value: value.to_string(),
@@ -226,12 +226,12 @@ impl Reader {
     ) -> Option<T> {
         let Some((value, origin)) = self.take(key) else {
             let shown = default.as_ref().map_or_else(|| UNSET.to_owned(), &show);
-            self.show(key, shown, Origin::Default);
+            self.show(key, &shown, Origin::Default);
             return default;
         };
         match read(&value) {
             Some(read) => {
-                self.show(key, show(&read), origin);
+                self.show(key, &show(&read), origin);
                 Some(read)
             }
             None => {
@@ -242,10 +242,12 @@ impl Reader {
     }
 
     /// A value that is written as text, as a number or as a truth.
-    fn parsed<T: FromStr + ShowValue>(&mut self, key: &'static str, default: T, expected: &str) -> T
-    where
-        T: Clone,
-    {
+    fn parsed<T: Clone + FromStr + ShowValue>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        expected: &str,
+    ) -> T {
         let fallback = default.clone();
         self.value(
             key,
@@ -398,7 +400,7 @@ impl Reader {
             }
         }
         let shown: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-        self.show(KEY, format!("{shown:?}"), origin);
+        self.show(KEY, &format!("{shown:?}"), origin);
         endpoints
     }
 
@@ -558,7 +560,7 @@ impl Reader {
             .iter()
             .map(|member| format!("{}={}", member.id, member.public_key))
             .collect();
-        self.show(KEY, format!("{:?}", shown.join(",")), origin.clone());
+        self.show(KEY, &format!("{:?}", shown.join(",")), origin.clone());
         let threshold = threshold?;
         if !(1..=members.len()).contains(&(threshold as usize)) || members.len() > 15 {
             let shown = format!("{threshold} of {}", members.len());
