@@ -1,4 +1,10 @@
 //! The binary, as a user runs it.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
 #![cfg(feature = "cli")]
 
 use std::{

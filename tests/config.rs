@@ -1,4 +1,10 @@
 //! Configuration: every fault at once, every value with its origin, no secret shown.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 

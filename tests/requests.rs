@@ -1,4 +1,10 @@
 //! A request has one identity and exactly one outcome.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
 
 mod support;
 

@@ -1,4 +1,10 @@
 //! One trace runs from the caller through governance to the subscriber.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
 
 mod support;
 

@@ -730,12 +730,12 @@ impl Desk<'_> {
             .collect();
         for lane in Lane::ALL {
             let last = taken.iter().rev().find(|(taken, _)| *taken == lane);
-            if let Some(&(lane, sequence)) = last {
-                if sequence > retained.lanes.get(lane).sent_through {
-                    let record = Record::SentThrough { lane, sequence };
-                    retained.apply(&record);
-                    records.push(record);
-                }
+            if let Some(&(lane, sequence)) = last
+                && sequence > retained.lanes.get(lane).sent_through
+            {
+                let record = Record::SentThrough { lane, sequence };
+                retained.apply(&record);
+                records.push(record);
             }
         }
         effects.push(Effect::Transmit(session.epoch, outgoing));

@@ -47,19 +47,19 @@ impl Schedule {
     ///
     /// Why it is not followed; nothing changed.
     pub fn add(&mut self, update: &FederationUpdate) -> Result<(), FederationFault> {
-        if let Some(index) = update.version.checked_sub(2).map(|index| index as usize) {
-            if let Some(known) = self.followers.get(index) {
-                let before = index
-                    .checked_sub(1)
-                    .and_then(|index| self.followers.get(index));
-                let previous = before.unwrap_or(&self.first);
-                // Verified again, it gives the same version or a reason.
-                return match previous.follow(update, &self.chain, &self.policy) {
-                    Ok(again) if again == *known => Ok(()),
-                    Ok(_) => Err(FederationFault::Replaced(update.version)),
-                    Err(fault) => Err(fault),
-                };
-            }
+        if let Some(index) = update.version.checked_sub(2).map(|index| index as usize)
+            && let Some(known) = self.followers.get(index)
+        {
+            let before = index
+                .checked_sub(1)
+                .and_then(|index| self.followers.get(index));
+            let previous = before.unwrap_or(&self.first);
+            // Verified again, it gives the same version or a reason.
+            return match previous.follow(update, &self.chain, &self.policy) {
+                Ok(again) if again == *known => Ok(()),
+                Ok(_) => Err(FederationFault::Replaced(update.version)),
+                Err(fault) => Err(fault),
+            };
         }
         let next = self.latest().follow(update, &self.chain, &self.policy)?;
         self.check_notice(update)?;

@@ -205,7 +205,7 @@ impl Actor for NodeSupervisor {
             Some(child) => {
                 tracing::warn!(actor = name, reason, "subscriber ended; starting it again");
                 let child = child.clone();
-                myself.send_after(RESTART_PAUSE, move || NodeMessage::Start(child.clone()));
+                myself.send_after(RESTART_PAUSE, move || NodeMessage::Start(child));
             }
             None => {
                 state.report.send_replace(Some(reason));

@@ -90,11 +90,11 @@ impl Faults {
             "[]",
             "at least one endpoint",
         );
-        if connection.tls.is_none() {
-            if let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.is_tls()) {
-                let expected = "connection.tls.ca_file: https is never dialled without a CA";
-                self.require(false, "connection.endpoints", endpoint, expected);
-            }
+        if connection.tls.is_none()
+            && let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.is_tls())
+        {
+            let expected = "connection.tls.ca_file: https is never dialled without a CA";
+            self.require(false, "connection.endpoints", endpoint, expected);
         }
         if let Some(tls) = &connection.tls {
             let identity = tls.identity.iter().flat_map(|identity| {
@@ -112,10 +112,10 @@ impl Faults {
                 self.require(readable.is_ok(), key, value, "a readable PEM file");
             }
         }
-        if let Some(token) = &connection.token {
-            if let Err(fault) = token.read() {
-                self.0.push(fault);
-            }
+        if let Some(token) = &connection.token
+            && let Err(fault) = token.read()
+        {
+            self.0.push(fault);
         }
         let (short, tick) = (Duration::from_millis(1), Duration::from_millis(10));
         self.at_least(

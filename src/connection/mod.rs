@@ -144,7 +144,7 @@ struct Live {
     reader: AbortHandle,
     limits: Limits,
     /// What governance sent before the two records were found to fit.
-    early: Vec<Box<InboundFrame>>,
+    early: Vec<InboundFrame>,
 }
 
 /// The actor.
@@ -276,7 +276,7 @@ impl ConnectionState {
 
             ConnectionMessage::SessionOpened { epoch } => self.happen(Event::Opened { epoch })?,
             ConnectionMessage::FrameReceived { epoch, frame } => {
-                self.frame_received(epoch, frame)?;
+                self.frame_received(epoch, *frame)?;
             }
             ConnectionMessage::SessionEnded { epoch, fault } => self.end(epoch, fault)?,
             ConnectionMessage::DeliveryEnded(report) => {
@@ -499,7 +499,7 @@ impl ConnectionState {
     fn frame_received(
         &mut self,
         epoch: u64,
-        frame: Box<InboundFrame>,
+        frame: InboundFrame,
     ) -> Result<(), state::ImpossibleEvent> {
         if self.machine.state().epoch() != Some(epoch) {
             return Ok(());
@@ -606,14 +606,14 @@ impl ConnectionState {
     }
 
     fn heartbeat_answered(&mut self, number: u64) {
-        if let State::Connected { heartbeats, .. } = self.machine.state() {
-            if let Some(round_trip) = heartbeats.round_trip(number, Instant::now()) {
-                self.args.metrics.record_heartbeat(round_trip);
-                let now = SystemTime::now();
-                self.args
-                    .board
-                    .update(|status| status.connection.last_heartbeat = Some(now));
-            }
+        if let State::Connected { heartbeats, .. } = self.machine.state()
+            && let Some(round_trip) = heartbeats.round_trip(number, Instant::now())
+        {
+            self.args.metrics.record_heartbeat(round_trip);
+            let now = SystemTime::now();
+            self.args
+                .board
+                .update(|status| status.connection.last_heartbeat = Some(now));
         }
     }
 

@@ -140,8 +140,8 @@ pub(super) enum Action {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{event:?} cannot happen while {state}")]
 pub(super) struct ImpossibleEvent {
-    pub(super) state: State,
-    pub(super) event: Event,
+    pub(super) state: Box<State>,
+    pub(super) event: Box<Event>,
 }
 
 /// The machine: its state, and what it remembers between attempts.
@@ -449,6 +449,7 @@ impl Machine {
 
             (state, event) => {
                 self.state = state.clone();
+                let (state, event) = (Box::new(state), Box::new(event));
                 return Err(ImpossibleEvent { state, event });
             }
         };

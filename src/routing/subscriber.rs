@@ -159,7 +159,7 @@ impl<E: Send + 'static> Subscriber<E> {
                     name: name.to_owned(),
                     message: std::any::type_name::<M>(),
                 };
-                let actor = ActorRef::<M>::where_is(name.to_owned()).ok_or_else(absent)?;
+                let actor = ActorRef::<M>::where_is(name).ok_or_else(absent)?;
                 actor.cast(M::from(delivery)).map_err(|_| absent())
             }),
         }

@@ -47,12 +47,19 @@ pub(super) struct Ledger {
     /// What every node is told, also one that comes later.
     announced: Vec<(proto::Lane, Kind, Vec<u8>)>,
     nodes: BTreeMap<String, Node>,
-    /// What each burn's requests spend.
-    burns: BTreeMap<(Vec<u8>, u32), Vec<(String, BTreeSet<OutPoint>)>>,
+    /// Who pays each burn (its transaction and log index).
+    burns: BTreeMap<(Vec<u8>, u32), Vec<Payment>>,
     pub script: Script,
     violations: Vec<String>,
     registrations: u64,
     duplicates: u64,
+}
+
+/// A request that pays a burn, and what it spends.
+#[derive(Debug)]
+struct Payment {
+    request_id: String,
+    spends: BTreeSet<OutPoint>,
 }
 
 #[derive(Debug)]
@@ -643,18 +650,16 @@ impl Ledger {
         let checked = signer::check(request, &federation)?;
         let spends = checked.spends();
         for burn in &request.burns {
-            let paid = self
-                .burns
-                .entry((burn.burn_tx_hash.to_vec(), burn.log_index))
-                .or_default();
-            if let Some((other, _)) = paid
-                .iter()
-                .find(|(_, earlier)| earlier.is_disjoint(&spends))
-            {
-                let reason = format!("a burn is paid by request {other}");
+            let burn = (burn.burn_tx_hash.to_vec(), burn.log_index);
+            let payments = self.burns.entry(burn).or_default();
+            if let Some(other) = payments.iter().find(|p| p.spends.is_disjoint(&spends)) {
+                let reason = format!("a burn is paid by request {}", other.request_id);
                 return Err((FailureCode::AlreadyPaid, reason));
             }
-            paid.push((request.request_id.clone(), spends.clone()));
+            payments.push(Payment {
+                request_id: request.request_id.clone(),
+                spends: spends.clone(),
+            });
         }
         Ok((checked, federation))
     }

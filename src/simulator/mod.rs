@@ -24,9 +24,8 @@ pub mod wallet;
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::proto;
 use federation::Federation;
@@ -125,9 +124,11 @@ impl Simulator {
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             let serving = Server::builder()
-                .tcp_nodelay(true)
                 .add_service(service)
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
+                .serve_with_incoming_shutdown(
+                    TcpIncoming::from(listener).with_nodelay(Some(true)),
+                    stopped,
+                );
             if let Err(error) = serving.await {
                 tracing::error!(%bound, %error, "the simulator's endpoint failed");
             }

@@ -181,11 +181,11 @@ impl Actor for StreamSupervisor {
             }
             SupervisorMessage::Buried { children } => {
                 for child in children {
-                    if !state.shutting_down {
-                        if let Err(failure) = state.start(&myself, *child).await {
-                            warn!(child = child.name(), %failure, "did not start");
-                            return state.child_died(&myself, *child);
-                        }
+                    if !state.shutting_down
+                        && let Err(failure) = state.start(&myself, *child).await
+                    {
+                        warn!(child = child.name(), %failure, "did not start");
+                        return state.child_died(&myself, *child);
                     }
                 }
             }

@@ -205,9 +205,7 @@ pub async fn accepted(stream: &GovernanceStream, request: SignatureRequest) -> R
                 Ok(handle) => return handle,
                 Err(error) => match error.retry() {
                     Retry::Now => {}
-                    Retry::After(pause) => {
-                        tokio::time::sleep(pause.min(Duration::from_millis(5))).await
-                    }
+                    Retry::After(_) => tokio::task::yield_now().await,
                     Retry::Operator | Retry::Never => panic!("{error}"),
                 },
             }
@@ -259,7 +257,7 @@ pub fn assert_in_order<E>(
 pub async fn kill(name: &str) {
     let looking = async {
         loop {
-            match ractor::registry::where_is(name.to_owned()) {
+            match ractor::registry::where_is(name) {
                 Some(cell) => return cell,
                 None => tokio::task::yield_now().await,
             }
