@@ -228,4 +228,39 @@ mod tests {
         flight.acknowledged(Lane::Signing, 1);
         assert_eq!(flight.take(&retained), [(Lane::Signing, 2)]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn windows_hold_order_is_kept_and_everything_goes_out(
+            counts in proptest::array::uniform4(0..60_u64),
+            size in 1..50_usize,
+            messages in 1..40_u32,
+            bytes in 1..400_u64,
+            acknowledged in proptest::collection::vec((0..4_usize, 1..20_u64), 1..50),
+        ) {
+            let counts: Vec<_> = Lane::ALL.into_iter().zip(counts).collect();
+            let retained = holding(counts.clone().try_into().expect("four"), size);
+            let mut flight = Flight::new(&retained, window(messages, bytes));
+            let (mut sent, mut through) = (PerLane::<u64>::default(), PerLane::<u64>::default());
+            // First as the case has it, then everything: a lane must never get stuck.
+            let everything = (0..1000).map(|round| (round % 4, u64::MAX));
+            for (lane, more) in acknowledged.into_iter().chain(everything) {
+                for (lane, sequence) in flight.take(&retained) {
+                    let sent = sent.get_mut(lane);
+                    proptest::prop_assert_eq!(sequence, *sent + 1);
+                    *sent = sequence;
+                    let in_flight = sequence - through.get(lane);
+                    let fits = in_flight <= u64::from(messages) && in_flight * size as u64 <= bytes;
+                    proptest::prop_assert!(fits || in_flight == 1);
+                }
+                let lane = Lane::ALL[lane];
+                let up_to = through.get(lane).saturating_add(more).min(*sent.get(lane));
+                *through.get_mut(lane) = up_to;
+                flight.acknowledged(lane, up_to);
+            }
+            for (lane, count) in counts {
+                proptest::prop_assert_eq!(*sent.get(lane), count);
+            }
+        }
+    }
 }

@@ -345,7 +345,7 @@ impl Retained {
             .map(|entry| (through, entry.message_id));
         let acknowledged: Vec<u64> = lane
             .entries
-            .range(..=through)
+            .range(lane.first_unacknowledged..=through)
             .filter(|(_, entry)| entry.expects == Expects::Nothing)
             .map(|(sequence, _)| *sequence)
             .collect();
@@ -402,3 +402,7 @@ impl RequestRecord {
         matches!(&self.standing, Standing::Open { progress, .. } if progress.deadline_passed)
     }
 }
+
+#[cfg(test)]
+#[path = "retained_tests.rs"]
+mod tests;

@@ -143,12 +143,12 @@ fn the_table_of_transitions() {
         .collect();
     let expected = [
         // Start, Prepared, Opened, Registered, Judged, Heard, Ended, DeadlineReached, Move, Shutdown
-        "P.......PD", // Disconnected (live letters: L)
+        "P.......PD", // Disconnected
         "!C......PD", // Preparing
         "!.R!!!B.PD", // Connecting
         "!.!J!.B.PD", // Registering
         "!.!!L.B.PD", // Judging
-        "!.!!!.B.PG", // Connected
+        "!.!!!.B.PG", // Connected (L)
         "!.!!!.D...", // Draining
         "!.......PD", // BackingOff
         "!.......PD", // Quarantined
@@ -412,4 +412,58 @@ fn a_goodbye_is_bounded() {
         .expect("possible");
     assert_eq!(actions, [Action::Abandon { epoch: 1 }, Action::Stopped]);
     assert_eq!(machine.state, State::Disconnected);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_walk_leads_to_two_sessions_or_out_of_the_machine(
+        walk in proptest::collection::vec((0..10_usize, 0..5000_u64, 0.0..1.0_f64), 0..200),
+    ) {
+        let (mut machine, mut now) = (machine(), Instant::now());
+        let (mut epoch, mut alive) = (0, None);
+        for (choice, pause, random) in walk {
+            now += Duration::from_millis(pause);
+            let mut event = events().swap_remove(choice);
+            // Mostly about the present dial and session: the rest is late.
+            match &mut event {
+                Event::Prepared { dial, epoch: prepared } => {
+                    *dial = machine.dials;
+                    *prepared = epoch + 1;
+                }
+                Event::Opened { epoch: of }
+                | Event::Registered { epoch: of, .. }
+                | Event::Judged { epoch: of }
+                | Event::Heard { epoch: of }
+                | Event::Ended { epoch: of, .. } => *of = epoch,
+                Event::Start | Event::DeadlineReached | Event::Move { .. } | Event::Shutdown => {}
+            }
+            let before = machine.state.clone();
+            let actions = match machine.handle(event.clone(), now, random) {
+                Ok(actions) => actions,
+                Err(impossible) => {
+                    proptest::prop_assert_eq!(&machine.state, &before);
+                    proptest::prop_assert_eq!(*impossible.event, event);
+                    continue;
+                }
+            };
+            if let Event::Ended { epoch, .. } = event {
+                alive = alive.filter(|alive| *alive != epoch);
+            }
+            for action in actions {
+                match action {
+                    Action::Dial { epoch: dialled, .. } => {
+                        proptest::prop_assert_eq!(alive, None, "the old one lives");
+                        proptest::prop_assert!(dialled > epoch);
+                        epoch = dialled;
+                        alive = Some(dialled);
+                    }
+                    Action::Abandon { epoch } => alive = alive.filter(|alive| *alive != epoch),
+                    _ => {}
+                }
+            }
+            if let State::BackingOff { until, .. } = &machine.state {
+                proptest::prop_assert!(*until <= now + machine.config.backoff.max);
+            }
+        }
+    }
 }

@@ -385,4 +385,38 @@ mod tests {
         assert!(matches!(inbox.next_step(now), Some(Step::Discard(dead)) if dead.sequence == 2));
         assert_eq!(sequences(inbox.next_step(now)).1, [3]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_subscriber_does_it_gets_everything_in_order(
+            total in 1..40_u64,
+            answers in proptest::collection::vec((0..10_usize, proptest::bool::ANY), 0..60),
+        ) {
+            let mut now = Instant::now();
+            let mut inbox = Inbox::new(WINDOW, 0, None);
+            let (mut next, mut handled) = (1, 0);
+            let well = std::iter::repeat_n((usize::MAX, false), 200);
+            for (taken, fails) in answers.into_iter().chain(well) {
+                while next <= total && accept(&mut inbox, next).is_ok() {
+                    next += 1;
+                }
+                let Some(step) = inbox.next_step(now) else {
+                    if let Some(deadline) = inbox.deadline() {
+                        now = deadline;
+                    }
+                    continue;
+                };
+                let Step::Deliver(delivery, batch) = step else { panic!("usable") };
+                proptest::prop_assert!(inbox.next_step(now).is_none(), "one is outstanding");
+                let sequences: Vec<u64> = batch.iter().map(|arrived| arrived.sequence).collect();
+                let expected: Vec<u64> = (handled + 1..next).collect();
+                proptest::prop_assert_eq!(&sequences, &expected);
+                let taken = taken.min(batch.len());
+                let done = inbox.delivered(delivery, taken, fails, now);
+                proptest::prop_assert_eq!(done.len(), taken);
+                handled += taken as u64;
+            }
+            proptest::prop_assert_eq!(handled, total);
+        }
+    }
 }

@@ -1,0 +1,125 @@
+//! Rules, dashboard, runbooks and configurations name what exists.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use governance_stream::telemetry::METRIC_NAMES;
+
+fn read(path: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("observability")
+        .join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every metric that a text names.
+fn named(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c| !word(c));
+    words
+        .filter(|word| word.starts_with("alys_stream_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn exists(name: &str) -> bool {
+    METRIC_NAMES.iter().any(|base| {
+        name.strip_prefix(base)
+            .is_some_and(|suffix| matches!(suffix, "" | "_total" | "_bucket" | "_sum" | "_count"))
+    })
+}
+
+#[test]
+fn rules_dashboard_and_runbooks_name_only_metrics_that_exist() {
+    let runbooks =
+        fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("observability/runbooks"))
+            .expect("runbooks")
+            .map(|entry| {
+                entry
+                    .expect("readable")
+                    .file_name()
+                    .into_string()
+                    .expect("UTF-8")
+            })
+            .map(|name| format!("runbooks/{name}"));
+    let files = [
+        "prometheus/alerts.yml",
+        "prometheus/alerts_test.yml",
+        "grafana/governance-stream.json",
+    ];
+    for file in files.into_iter().map(str::to_owned).chain(runbooks) {
+        for name in named(&read(&file)) {
+            assert!(exists(&name), "{file} names {name}, which does not exist");
+        }
+    }
+}
+
+#[test]
+fn each_alert_has_a_severity_a_test_and_a_runbook() {
+    let (rules, tests) = (
+        read("prometheus/alerts.yml"),
+        read("prometheus/alerts_test.yml"),
+    );
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() >= 10, "{alerts:?}");
+    assert_eq!(rules.matches("severity: ").count(), alerts.len());
+    for alert in alerts {
+        assert!(
+            tests.contains(&format!("name: {alert} fires")),
+            "{alert} is never shown to fire"
+        );
+        assert!(
+            tests.contains(&format!("name: {alert} is quiet")),
+            "{alert} is never shown quiet"
+        );
+        let runbook = read(&format!("runbooks/{alert}.md"));
+        for part in [
+            "What it means",
+            "What is at risk",
+            "Look at",
+            "Do.",
+            "Do not",
+        ] {
+            assert!(runbook.contains(part), "{alert}'s runbook lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_is_json_and_each_panel_explains_itself() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("grafana/governance-stream.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    assert!(panels.len() >= 10);
+    for panel in panels {
+        assert!(
+            panel["description"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{panel}"
+        );
+        assert!(
+            panel["targets"]
+                .as_array()
+                .is_some_and(|targets| !targets.is_empty()),
+            "{panel}"
+        );
+    }
+}
+
+#[test]
+fn scraper_and_collector_listen_where_a_node_looks_by_default() {
+    let example = include_str!("../config.example.toml");
+    assert!(example.contains("listen = \"127.0.0.1:9464\""));
+    assert!(read("prometheus/prometheus.yml").contains("127.0.0.1:9464"));
+    assert!(example.contains("http://127.0.0.1:4317"));
+    assert!(read("otel-collector/config.yaml").contains("127.0.0.1:4317"));
+}
