@@ -788,6 +788,7 @@ impl Desk<'_> {
     }
 
     fn committed(&mut self, through: Ticket) {
+        self.writer.committed();
         let mut due = Vec::new();
         while let Some((_, effects)) = self
             .ready

@@ -1,4 +1,4 @@
-//! The thread that owns the journal engine and commits in groups: all that queued while the last
+//! The thread that owns the journal engine, and commits in groups: all that came while the last
 //! commit ran becomes the next one.
 
 use std::{
@@ -19,11 +19,18 @@ use super::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
-/// The actor's end of the thread. Dropping it ends the thread once what was queued is committed.
+/// The actor's end of the thread. It gathers what comes while a commit runs: the thread is woken
+/// once for a group, not for each of its records. Dropping it ends the thread; what it gathered
+/// was confirmed to nobody.
 #[derive(Debug)]
 pub(super) struct Writer {
-    batches: mpsc::Sender<(Ticket, Vec<Record>)>,
+    groups: mpsc::Sender<(Ticket, Vec<Record>)>,
+    gathered: Vec<Record>,
+    /// Of the last records that came.
     last: Ticket,
+    /// Of the group that the thread has.
+    sent: Ticket,
+    committing: bool,
 }
 
 impl Writer {
@@ -34,8 +41,8 @@ impl Writer {
         buffer: ActorRef<BufferMessage>,
         alive: TaskTrackerToken,
     ) -> io::Result<Self> {
-        // Not bounded here: what is queued is bounded by the lanes' capacity and the windows.
-        let (batches, queued) = mpsc::channel();
+        // At most one group is in it.
+        let (groups, queued) = mpsc::channel();
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
@@ -44,18 +51,40 @@ impl Writer {
                 write(journal.as_ref(), &queued, &obituary.0);
             })?;
         Ok(Self {
-            batches,
+            groups,
+            gathered: Vec::new(),
             last: Ticket::default(),
+            sent: Ticket::default(),
+            committing: false,
         })
     }
 
-    /// Queues records for the next commit.
+    /// Has records committed, with the next group.
     pub(super) fn queue(&mut self, records: Vec<Record>) -> Ticket {
         self.last = Ticket(self.last.0 + 1);
-        // A thread that is gone has said so (`Obituary`): the actor is about to fail, and nothing
-        // of this is confirmed.
-        let _ = self.batches.send((self.last, records));
+        if self.gathered.is_empty() {
+            self.gathered = records;
+        } else {
+            self.gathered.extend(records);
+        }
+        self.send();
         self.last
+    }
+
+    /// The thread has committed its group and takes the next one.
+    pub(super) fn committed(&mut self) {
+        self.committing = false;
+        self.send();
+    }
+
+    fn send(&mut self) {
+        if !self.committing && self.last > self.sent {
+            let group = std::mem::take(&mut self.gathered);
+            (self.sent, self.committing) = (self.last, true);
+            // A thread that is gone has said so (`Obituary`): the actor is about to fail, and
+            // nothing of this is confirmed.
+            let _ = self.groups.send((self.last, group));
+        }
     }
 }
 
@@ -85,11 +114,7 @@ fn write(
     {
         return;
     }
-    while let Ok((mut ticket, mut records)) = queued.recv() {
-        while let Ok((next, more)) = queued.try_recv() {
-            ticket = next;
-            records.extend(more);
-        }
+    while let Ok((ticket, records)) = queued.recv() {
         let committed = journal.commit(&records).map(|()| ticket);
         let failed = committed.is_err();
         if buffer.cast(BufferMessage::Committed(committed)).is_err() || failed {
