@@ -13,7 +13,9 @@ use ractor::{Actor, ActorCell, ActorRef, Message, RpcReplyPort, rpc::CallResult}
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    buffer::{BufferMessage, Leftover, MemoryJournal, RequestStanding, journal::Journal},
+    buffer::{
+        BufferMessage, Leftover, MemoryJournal, RequestStanding, Submission, journal::Journal,
+    },
     config::{Config, Endpoint},
     connection::ConnectionMessage,
     error::StreamError,
@@ -189,7 +191,7 @@ impl GovernanceStream {
         let deadline = now
             .checked_add(deadline)
             .unwrap_or(now + Duration::from_secs(u32::MAX.into()));
-        let request = Box::new(request);
+        let request = Submission::from(request);
         self.ask_buffer(
             "request_signatures",
             Some(format!("request {request_id}")),

@@ -173,7 +173,7 @@ pub enum FinaliseError {
 ///
 /// # Errors
 ///
-/// [`FinaliseError`]; with signatures that [`suffice`] it would be a bug of this crate.
+/// [`FinaliseError`]; with enough good signatures it would be a bug of this crate.
 pub fn finalise(
     request: &SignatureRequest,
     signatures: &Signatures,

@@ -112,7 +112,6 @@ pub(super) fn handled(
                 answer,
                 message.trace.clone(),
                 now,
-                None,
                 Expects::Nothing,
             );
             entry.sequence = next_new;

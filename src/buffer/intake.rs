@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use prost::bytes::Bytes;
+
 use super::{
     journal::{Entry, Expects, OpenRequest, Record},
     retained::{Known, Retained, Standing},
@@ -10,9 +12,10 @@ use crate::{
     config::BufferConfig,
     error::StreamError,
     message::{
-        CancelReason, CancelRequest, Lane, MessageId, Outbound, Outcome, PeginNotification,
-        RequestId, SignatureRequest, wire,
+        CancelReason, CancelRequest, Lane, MessageId, Outbound, Outcome, PayloadHash,
+        PeginNotification, RequestId, SignatureRequest, TransactionType, wire,
     },
+    proto,
     telemetry::TraceContext,
 };
 
@@ -28,17 +31,49 @@ pub(super) enum Intake {
     Known,
 }
 
+/// A signature request on its way in: encoded by its caller, so that the one actor that everything
+/// passes through has less to do.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    /// The caller's idempotency key.
+    pub request_id: RequestId,
+    payload_hash: PayloadHash,
+    /// What its transaction is for.
+    pub tx_type: TransactionType,
+    encoded: (proto::Kind, Bytes),
+}
+
+impl From<SignatureRequest> for Submission {
+    fn from(request: SignatureRequest) -> Self {
+        Self {
+            request_id: request.request_id().clone(),
+            payload_hash: request.payload_hash(),
+            tx_type: request.tx_type(),
+            encoded: wire::encode(&Outbound::SignatureRequest(Box::new(request))),
+        }
+    }
+}
+
 /// A message for governance at the end of its lane.
 pub(super) fn entry(
     retained: &Retained,
     message: &Outbound,
     trace: TraceContext,
     now: SystemTime,
-    deadline: Option<SystemTime>,
     expects: Expects,
 ) -> Entry {
-    let lane = message.lane();
-    let (kind, payload) = wire::encode(message);
+    let encoded = wire::encode(message);
+    encoded_entry(retained, message.lane(), encoded, trace, now, expects)
+}
+
+fn encoded_entry(
+    retained: &Retained,
+    lane: Lane,
+    (kind, payload): (proto::Kind, Bytes),
+    trace: TraceContext,
+    now: SystemTime,
+    expects: Expects,
+) -> Entry {
     Entry {
         lane,
         sequence: retained.lanes.get(lane).next_new,
@@ -47,7 +82,7 @@ pub(super) fn entry(
         payload,
         trace,
         accepted_at: now,
-        deadline,
+        deadline: None,
         expects,
     }
 }
@@ -56,13 +91,17 @@ pub(super) fn entry(
 pub(super) fn signature_request(
     retained: &Retained,
     config: &BufferConfig,
-    request: SignatureRequest,
+    request: Submission,
     trace: TraceContext,
     now: SystemTime,
     deadline: SystemTime,
 ) -> Result<Intake, StreamError> {
-    let request_id = request.request_id().clone();
-    let payload_hash = request.payload_hash();
+    let Submission {
+        request_id,
+        payload_hash,
+        tx_type,
+        encoded,
+    } = request;
     let known = match retained.known(&request_id) {
         Known::Unknown => None,
         Known::Request(record) => Some(record.request.payload_hash),
@@ -73,10 +112,11 @@ pub(super) fn signature_request(
         Some(_) => return Err(StreamError::Conflict { request_id }),
         None => {}
     }
-    let tx_type = request.tx_type();
-    let message = Outbound::SignatureRequest(Box::new(request));
     let expects = Expects::Outcome(request_id.clone());
-    let entry = entry(retained, &message, trace, now, Some(deadline), expects);
+    let entry = Entry {
+        deadline: Some(deadline),
+        ..encoded_entry(retained, Lane::Signing, encoded, trace, now, expects)
+    };
     check_room(retained, config, &entry)?;
     let opened = OpenRequest {
         request_id,
@@ -105,14 +145,7 @@ pub(super) fn pegin(
         return Ok(Intake::Known);
     }
     let message = Outbound::PeginNotification(notification);
-    let entry = entry(
-        retained,
-        &message,
-        trace,
-        now,
-        None,
-        Expects::PeginAck(outpoint),
-    );
+    let entry = entry(retained, &message, trace, now, Expects::PeginAck(outpoint));
     check_room(retained, config, &entry)?;
     Ok(Intake::Accepted(vec![Record::Appended(entry)]))
 }
@@ -158,7 +191,7 @@ pub(super) fn cancel(
                 request_id: request_id.clone(),
                 reason,
             });
-            let entry = entry(retained, &message, trace, now, None, Expects::Nothing);
+            let entry = entry(retained, &message, trace, now, Expects::Nothing);
             Ok(Intake::Accepted(vec![
                 Record::Appended(entry),
                 Record::CancelAsked { request_id, reason },

@@ -35,15 +35,18 @@ use crate::{
     health::StatusBoard,
     message::{
         CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PeginNotification, PerLane,
-        Progress, RegistrationAck, RequestId, SignatureRequest,
+        Progress, RegistrationAck, RequestId,
     },
     names,
-    request::RequestMessage,
+    request::{RequestMessage, StandingReply},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
 };
 
-pub(crate) use self::inbound::{HandledMessage, Meaning};
+pub(crate) use self::{
+    inbound::{HandledMessage, Meaning},
+    intake::Submission,
+};
 pub use self::{memory::MemoryJournal, resume::ResumeFault};
 
 /// Most messages of a lane in flight, whatever window governance grants: what waits for the
@@ -55,7 +58,7 @@ pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
 pub(crate) enum BufferMessage {
     /// Accept a signature request.
     RequestSignatures {
-        request: Box<SignatureRequest>,
+        request: Submission,
         trace: TraceContext,
         deadline: SystemTime,
         reply: RpcReplyPort<Result<(), StreamError>>,
@@ -76,7 +79,7 @@ pub(crate) enum BufferMessage {
     /// How does this request stand?
     LookUp {
         request_id: RequestId,
-        reply: RpcReplyPort<Result<RequestStanding, StreamError>>,
+        reply: StandingReply,
     },
     /// Announce this open request to the supervisor again: its tracker died.
     Announce { request_id: RequestId },
@@ -247,6 +250,7 @@ enum Effect {
     ),
     TellConnection(ConnectionMessage),
     TellTracker(RequestId, RequestMessage),
+    Answer(StandingReply, Result<RequestStanding, StreamError>),
     Opened(Vec<OpenedRequest>),
     Transmit(u64, Vec<Outgoing>),
     Completed(Outcome, SystemTime),
@@ -326,7 +330,7 @@ impl BufferState {
                 deadline,
                 reply,
             } => {
-                desk.request_signatures(*request, trace, deadline, reply);
+                desk.request_signatures(request, trace, deadline, reply);
             }
             BufferMessage::NotifyPegin {
                 notification,
@@ -344,7 +348,8 @@ impl BufferState {
                 desk.cancel(&request_id, reason, trace, reply);
             }
             BufferMessage::LookUp { request_id, reply } => {
-                let _ = reply.send(desk.look_up(request_id));
+                let standing = desk.look_up(request_id);
+                desk.stage(Vec::new(), vec![Effect::Answer(reply, standing)]);
             }
             BufferMessage::Announce { request_id } => {
                 let open = desk.ready.retained.open_request(&request_id);
@@ -449,19 +454,19 @@ type Reply = RpcReplyPort<Result<(), StreamError>>;
 impl Desk<'_> {
     fn request_signatures(
         &mut self,
-        request: SignatureRequest,
+        request: Submission,
         trace: TraceContext,
         deadline: SystemTime,
         reply: Reply,
     ) {
-        let span = info_span!("accept", request = %request.request_id());
+        let span = info_span!("accept", request = %request.request_id);
         trace.adopt(&span);
         let _entered = span.enter();
         if self.ready.intake_closed {
             let _ = reply.send(Err(StreamError::ShuttingDown));
             return;
         }
-        let tx_type = request.tx_type();
+        let tx_type = request.tx_type;
         let intake = intake::signature_request(
             &self.ready.retained,
             &self.args.config,
@@ -806,6 +811,7 @@ impl Desk<'_> {
         // One group's messages travel together, in one cast.
         let mut transmission: Option<(u64, Vec<Outgoing>)> = None;
         let mut opened = Vec::new();
+        let mut early = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Reply(reply, answer) => {
@@ -814,9 +820,16 @@ impl Desk<'_> {
                 Effect::TellConnection(message) => self.tell_connection(message),
                 Effect::TellTracker(request_id, message) => {
                     let name = names::request(&self.args.instance, &request_id);
-                    if let Some(tracker) = ActorRef::<RequestMessage>::where_is(name) {
-                        let _ = tracker.cast(message);
+                    match ActorRef::<RequestMessage>::where_is(name) {
+                        Some(tracker) => {
+                            let _ = tracker.cast(message);
+                        }
+                        // It may be about to start: the supervisor knows when it has.
+                        None => early.push((request_id, message)),
                     }
+                }
+                Effect::Answer(reply, standing) => {
+                    let _ = reply.send(standing);
                 }
                 Effect::Opened(requests) => opened.extend(requests),
                 Effect::Completed(outcome, accepted_at) => {
@@ -836,6 +849,13 @@ impl Desk<'_> {
                 .args
                 .supervisor
                 .cast(SupervisorMessage::RequestsOpened { opened });
+        }
+        for (request_id, message) in early {
+            let message = SupervisorMessage::TellTracker {
+                request_id,
+                message,
+            };
+            let _ = self.args.supervisor.cast(message);
         }
         if let Some((epoch, messages)) = transmission {
             self.tell_connection(ConnectionMessage::Transmit { epoch, messages });

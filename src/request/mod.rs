@@ -106,9 +106,16 @@ impl Actor for RequestTracker {
             RequestMessage::Stands(standing) => {
                 state.standing = standing;
                 state.answer_waiting();
-                if let Ok(RequestStanding::Settled(outcome)) = &state.standing {
-                    info!(request = %state.request_id(), %outcome, "request settled");
-                    myself.stop(Some(SETTLED.to_owned()));
+                match &state.standing {
+                    Ok(RequestStanding::Settled(outcome)) => {
+                        info!(request = %state.request_id(), %outcome, "request settled");
+                        myself.stop(Some(SETTLED.to_owned()));
+                    }
+                    // Settled long ago, and forgotten since.
+                    Err(StreamError::UnknownRequest { .. }) => {
+                        myself.stop(Some(SETTLED.to_owned()));
+                    }
+                    Ok(RequestStanding::Open(_)) | Err(_) => {}
                 }
             }
             RequestMessage::Refresh => {

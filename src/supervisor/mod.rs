@@ -35,6 +35,12 @@ use crate::{
 pub(crate) enum SupervisorMessage {
     /// The buffer has accepted requests: each gets a tracker.
     RequestsOpened { opened: Vec<OpenedRequest> },
+    /// Tell this request's tracker, which had not started when the buffer looked for it. What
+    /// was opened before it has its tracker by now.
+    TellTracker {
+        request_id: RequestId,
+        message: RequestMessage,
+    },
     /// The buffer has read its journal: these requests are open.
     RequestsRecovered { open: Vec<OpenedRequest> },
     /// Deliver what can be delivered, stop everything, and say what is left.
@@ -169,6 +175,15 @@ impl Actor for StreamSupervisor {
         match message {
             SupervisorMessage::RequestsOpened { opened } => {
                 state.start_trackers(&myself, opened).await;
+            }
+            SupervisorMessage::TellTracker {
+                request_id,
+                message,
+            } => {
+                let name = names::request(&state.args.config.instance, &request_id);
+                if let Some(tracker) = ActorRef::<RequestMessage>::where_is(name) {
+                    let _ = tracker.cast(message);
+                }
             }
             SupervisorMessage::RequestsRecovered { open } => {
                 for name in state.trackers.values() {
