@@ -171,7 +171,7 @@ async fn past_its_limit_the_tree_fails_for_all_to_see_and_another_one_goes_on() 
         .await
         .expect("is gone");
     support::assert_nothing_left_within(&instance, &[&config.subscribers.bridge]).await;
-    assert!(!stream.status().running);
+    support::until(&stream, "shown as gone", |status| !status.running).await;
     assert!(matches!(
         handle.standing().await,
         Err(StreamError::NotRunning { .. })

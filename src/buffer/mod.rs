@@ -802,9 +802,10 @@ impl Desk<'_> {
         {
             due.extend(effects);
         }
+        // Before anyone is told of it: whoever was told finds it in the status.
+        self.ready.publish(self.args);
         self.carry_out(due);
         self.answer_flushed();
-        self.ready.publish(self.args);
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
