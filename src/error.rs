@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::{
+    buffer::journal::JournalError,
     config::ConfigError,
-    message::{InvalidMessage, Lane, RequestId},
+    message::{BurnId, InvalidMessage, Lane, RequestId},
 };
 
 /// What a caller may do about an error.
@@ -49,6 +50,27 @@ pub enum StreamError {
     Conflict {
         /// The id.
         request_id: RequestId,
+    },
+    /// A burn that it pays is paid by an earlier request, and both transactions could be mined;
+    /// nothing was accepted.
+    #[error(
+        "burn {burn} is paid by request {earlier} already; a second transaction for it must spend \
+         an input of the first (and of every other one made for it), so that one of them at most \
+         can be mined"
+    )]
+    AlreadyPaid {
+        /// The burn.
+        burn: BurnId,
+        /// The request that pays it.
+        earlier: RequestId,
+    },
+    /// The journal's disk has failed; nothing was accepted.
+    #[error("nothing can be accepted: {fault}; ask again in {retry_after:?}")]
+    Journal {
+        /// What failed, and what to do about it.
+        fault: JournalError,
+        /// When it is tried again.
+        retry_after: Duration,
     },
     /// The buffer died between accepting and confirming: the message may or may not be accepted.
     #[error("it is unknown whether {what} was accepted; ask again with the same id, it is safe")]
@@ -111,13 +133,16 @@ impl StreamError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            Self::BufferFull { retry_after, .. } => Retry::After(*retry_after),
+            Self::BufferFull { retry_after, .. } | Self::Journal { retry_after, .. } => {
+                Retry::After(*retry_after)
+            }
             Self::Indeterminate { .. } | Self::DeadlineExceeded { .. } => Retry::Now,
             Self::NotRunning { .. } => Retry::After(Duration::from_millis(100)),
             Self::NotConnected { .. } => Retry::After(Duration::from_secs(1)),
             Self::NeedsOperator { .. } | Self::Config(_) | Self::Startup { .. } => Retry::Operator,
             Self::Invalid(_)
             | Self::Conflict { .. }
+            | Self::AlreadyPaid { .. }
             | Self::ShuttingDown
             | Self::UnknownRequest { .. } => Retry::Never,
         }

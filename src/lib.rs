@@ -98,9 +98,9 @@ pub mod proto {
 }
 
 pub use buffer::{
-    Leftover, MemoryJournal, RequestStanding, ResumeFault,
+    DiskJournal, Leftover, MemoryJournal, RequestStanding, ResumeFault,
     journal::{self, Journal, JournalError},
-    retained,
+    record, retained,
 };
 pub use connection::SessionFault;
 pub use error::{Retry, StreamError};

@@ -15,6 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     buffer::{
         BufferMessage, Leftover, MemoryJournal, RequestStanding, Submission, journal::Journal,
+        record::DeadLetter,
     },
     config::{Config, Endpoint},
     connection::ConnectionMessage,
@@ -164,7 +165,9 @@ impl GovernanceStream {
     /// # Errors
     ///
     /// [`StreamError::Conflict`] when the id was used for another payload,
-    /// [`StreamError::BufferFull`], [`StreamError::ShuttingDown`]: nothing was accepted.
+    /// [`StreamError::AlreadyPaid`] when a burn is paid by a request that shares no input,
+    /// [`StreamError::BufferFull`], [`StreamError::Journal`], [`StreamError::ShuttingDown`]:
+    /// nothing was accepted.
     /// [`StreamError::Indeterminate`], [`StreamError::DeadlineExceeded`]: it may have been; ask
     /// again.
     pub async fn request_signatures(
@@ -279,6 +282,84 @@ impl GovernanceStream {
         config.connection.endpoints = vec![target.clone()];
         config.check()?;
         self.tell_connection(ConnectionMessage::Connect { target })
+    }
+
+    /// Tries again what a fault has stopped: leaves quarantine, or a pause before the next
+    /// attempt. What caused it must have been seen to first: the runbooks say how.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`].
+    pub fn resume(&self) -> Result<(), StreamError> {
+        self.tell_connection(ConnectionMessage::Resume)
+    }
+
+    /// Goes on with another ledger, should governance have one: it was restored or replaced, as
+    /// its operator confirms. Both directions of every lane begin again, and every open request
+    /// is compared with what the new ledger holds before anything is sent.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`].
+    pub async fn adopt_ledger(&self) -> Result<(), StreamError> {
+        self.ask_buffer("adopt_ledger", None, |reply| BufferMessage::AllowAdoption {
+            reply,
+        })
+        .await?;
+        self.resume()
+    }
+
+    /// Messages of governance that could not be used, oldest first, each with its number.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`].
+    pub async fn dead_letters(&self) -> Result<Vec<(u64, DeadLetter)>, StreamError> {
+        self.ask_buffer("dead_letters", None, |reply| {
+            BufferMessage::ListDeadLetters { reply }
+        })
+        .await
+    }
+
+    /// Removes a dead letter for good; whether there was one of that number.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`], [`StreamError::Indeterminate`].
+    pub async fn discard_dead_letter(&self, number: u64) -> Result<bool, StreamError> {
+        let what = format!("the end of dead letter {number}");
+        self.ask_buffer("discard_dead_letter", Some(what), |reply| {
+            BufferMessage::DiscardDeadLetter { number, reply }
+        })
+        .await
+    }
+
+    /// Hands a dead letter to its subscriber again, under the identity that it came with: after an
+    /// upgrade, or once what it speaks of is known here. It remains one unless it is handled; why
+    /// it was not is the inner error.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`], [`StreamError::DeadlineExceeded`] when the subscriber takes
+    /// its time.
+    pub async fn requeue_dead_letter(
+        &self,
+        number: u64,
+    ) -> Result<Result<(), String>, StreamError> {
+        let letters = self.dead_letters().await?;
+        let Some((_, letter)) = letters.into_iter().find(|(known, _)| *known == number) else {
+            return Ok(Err(format!("there is no dead letter {number}")));
+        };
+        let name = names::connection(&self.config.instance);
+        let letter = Box::new(letter);
+        self.ask(name, "requeue_dead_letter", None, |reply| {
+            ConnectionMessage::Redeliver {
+                number,
+                letter,
+                reply,
+            }
+        })
+        .await
     }
 
     /// Makes the connection actor panic, as a bug would: shows that the tree heals.

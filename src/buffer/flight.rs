@@ -40,7 +40,7 @@ impl Flight {
         Self {
             lanes: PerLane::from_fn(|lane| LaneFlight {
                 window: granted(lane),
-                next: retained.lanes.get(lane).first_unacknowledged,
+                next: retained.lanes.get(lane).counters.first_unacknowledged,
                 sizes: VecDeque::new(),
                 bytes: 0,
             }),
@@ -105,7 +105,7 @@ mod tests {
     use prost::bytes::Bytes;
 
     use super::{
-        super::journal::{Entry, Expects, Record},
+        super::record::{Entry, Expects, Record},
         *,
     };
     use crate::{message::MessageId, proto, telemetry::TraceContext};

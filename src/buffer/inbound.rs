@@ -6,7 +6,7 @@ use bitcoin::OutPoint;
 
 use super::{
     intake,
-    journal::{DeadLetter, Expects, Record},
+    record::{DeadLetter, Expects, Record},
     retained::Retained,
 };
 use crate::{
@@ -97,14 +97,15 @@ pub(super) fn handled(
 ) -> Vec<Record> {
     // The answers of one run follow each other in the lane, before any of them is applied.
     let mut records = Vec::new();
-    let mut next_new = retained.lanes.get(lane).next_new;
-    let mut expected = retained.lanes.get(lane).handled_through + 1;
+    let counters = retained.lanes.get(lane).counters;
+    let mut next_new = counters.next_new;
+    let mut expected = counters.handled_through + 1;
     for message in messages {
         if message.sequence != expected {
             continue;
         }
         expected += 1;
-        records.extend(meaning(retained, &message.meaning));
+        records.extend(meaning(retained, &message.meaning, now));
         records.extend(message.dead_letter.clone().map(Record::DeadLetter));
         if let Some(answer) = &message.answer {
             let mut entry = intake::entry(
@@ -127,7 +128,8 @@ pub(super) fn handled(
     records
 }
 
-fn meaning(retained: &Retained, meaning: &Meaning) -> Option<Record> {
+/// What a message changes here. What is settled already makes no record.
+pub(super) fn meaning(retained: &Retained, meaning: &Meaning, now: SystemTime) -> Option<Record> {
     match meaning {
         Meaning::Nothing => None,
         Meaning::Progress {
@@ -147,10 +149,16 @@ fn meaning(retained: &Retained, meaning: &Meaning) -> Option<Record> {
         } => retained.open_request(request_id).map(|_| Record::Settled {
             request_id: request_id.clone(),
             outcome: outcome.clone(),
+            at: now,
         }),
-        Meaning::PeginAnswered(outpoint) => retained
-            .pegin_is_open(outpoint)
-            .then_some(Record::PeginSettled(*outpoint)),
+        Meaning::PeginAnswered(outpoint) => {
+            retained
+                .pegin_is_open(outpoint)
+                .then_some(Record::PeginSettled {
+                    outpoint: *outpoint,
+                    at: now,
+                })
+        }
         Meaning::Unusable { request_id, reason } => {
             retained.open_request(request_id).map(|_| Record::Parked {
                 request_id: request_id.clone(),

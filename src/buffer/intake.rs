@@ -2,18 +2,19 @@
 
 use std::time::{Duration, SystemTime};
 
+use bitcoin::OutPoint;
 use prost::bytes::Bytes;
 
 use super::{
-    journal::{Entry, Expects, OpenRequest, Record},
-    retained::{Known, Retained, Standing},
+    record::{Entry, Expects, OpenRequest, Record},
+    retained::{Retained, Standing},
 };
 use crate::{
     config::BufferConfig,
     error::StreamError,
     message::{
-        CancelReason, CancelRequest, Lane, MessageId, Outbound, Outcome, PayloadHash,
-        PeginNotification, RequestId, SignatureRequest, TransactionType, wire,
+        BurnId, CancelReason, CancelRequest, Lane, MessageId, Outbound, Outcome, PayloadHash,
+        PeginNotification, PegoutBinding, RequestId, SignatureRequest, TransactionType, wire,
     },
     proto,
     telemetry::TraceContext,
@@ -40,6 +41,8 @@ pub(crate) struct Submission {
     payload_hash: PayloadHash,
     /// What its transaction is for.
     pub tx_type: TransactionType,
+    burns: Vec<BurnId>,
+    spends: Vec<OutPoint>,
     encoded: (proto::Kind, Bytes),
 }
 
@@ -49,6 +52,8 @@ impl From<SignatureRequest> for Submission {
             request_id: request.request_id().clone(),
             payload_hash: request.payload_hash(),
             tx_type: request.tx_type(),
+            burns: request.burns().iter().map(PegoutBinding::burn).collect(),
+            spends: request.spends().collect(),
             encoded: wire::encode(&Outbound::SignatureRequest(Box::new(request))),
         }
     }
@@ -76,7 +81,7 @@ fn encoded_entry(
 ) -> Entry {
     Entry {
         lane,
-        sequence: retained.lanes.get(lane).next_new,
+        sequence: retained.lanes.get(lane).counters.next_new,
         message_id: MessageId::generate(),
         kind,
         payload,
@@ -100,17 +105,22 @@ pub(super) fn signature_request(
         request_id,
         payload_hash,
         tx_type,
+        burns,
+        spends,
         encoded,
     } = request;
-    let known = match retained.known(&request_id) {
-        Known::Unknown => None,
-        Known::Request(record) => Some(record.request.payload_hash),
-        Known::Forgotten(payload_hash) => Some(payload_hash),
-    };
-    match known {
-        Some(known) if known == payload_hash => return Ok(Intake::Known),
+    match retained.request(&request_id) {
+        Some(known) if known.request.payload_hash == payload_hash => return Ok(Intake::Known),
         Some(_) => return Err(StreamError::Conflict { request_id }),
         None => {}
+    }
+    for burn in &burns {
+        if let Some(rival) = retained.rival(burn, &spends) {
+            return Err(StreamError::AlreadyPaid {
+                burn: *burn,
+                earlier: rival.clone(),
+            });
+        }
     }
     let expects = Expects::Outcome(request_id.clone());
     let entry = Entry {
@@ -123,6 +133,8 @@ pub(super) fn signature_request(
         payload_hash,
         tx_type,
         sequence: entry.sequence,
+        burns,
+        spends,
         accepted_at: now,
         deadline,
     };
@@ -159,66 +171,79 @@ pub(super) fn cancel(
     trace: TraceContext,
     now: SystemTime,
 ) -> Result<Intake, StreamError> {
-    let record = match retained.known(request_id) {
-        Known::Unknown => {
-            return Err(StreamError::UnknownRequest {
-                request_id: request_id.clone(),
-            });
-        }
-        Known::Forgotten(_) => return Ok(Intake::Known),
-        Known::Request(record) => record,
+    let Some(record) = retained.request(request_id) else {
+        return Err(StreamError::UnknownRequest {
+            request_id: request_id.clone(),
+        });
     };
-    match &record.standing {
-        Standing::Settled(_)
-        | Standing::Open {
-            cancel: Some(_), ..
-        } => Ok(Intake::Known),
-        Standing::Open { cancel: None, .. } => {
-            let lane = Lane::Signing;
-            let sequence = record.request.sequence;
-            let request_id = request_id.clone();
-            if sequence > retained.lanes.get(lane).sent_through {
-                let outcome = Outcome::ExpiredUnsent;
-                return Ok(Intake::Accepted(vec![
-                    Record::Withdrawn { lane, sequence },
-                    Record::Settled {
-                        request_id,
-                        outcome,
-                    },
-                ]));
-            }
-            let message = Outbound::CancelRequest(CancelRequest {
-                request_id: request_id.clone(),
-                reason,
-            });
-            let entry = entry(retained, &message, trace, now, Expects::Nothing);
-            Ok(Intake::Accepted(vec![
-                Record::Appended(entry),
-                Record::CancelAsked { request_id, reason },
-            ]))
-        }
+    let Standing::Open { cancel: None, .. } = &record.standing else {
+        return Ok(Intake::Known);
+    };
+    let (lane, sequence) = (Lane::Signing, record.request.sequence);
+    let request_id = request_id.clone();
+    let unsent = sequence > retained.lanes.get(lane).counters.sent_through;
+    let withdrawn = unsent.then_some(Record::Withdrawn { lane, sequence });
+    if unsent && !record.sent_before {
+        let outcome = Outcome::ExpiredUnsent;
+        let settled = Record::Settled {
+            request_id,
+            outcome,
+            at: now,
+        };
+        return Ok(Intake::Accepted(
+            withdrawn.into_iter().chain([settled]).collect(),
+        ));
     }
+    let message = Outbound::CancelRequest(CancelRequest {
+        request_id: request_id.clone(),
+        reason,
+    });
+    let expects = Expects::Outcome(request_id.clone());
+    let entry = entry(retained, &message, trace, now, expects);
+    let asked = Record::CancelAsked {
+        request_id,
+        reason,
+        sequence: entry.sequence,
+    };
+    let cancel = [Record::Appended(entry), asked];
+    Ok(Intake::Accepted(
+        withdrawn.into_iter().chain(cancel).collect(),
+    ))
 }
 
+/// Room for a message that a caller brings, in its lane and in all. What follows from it (a
+/// cancel, a marker) and what answers governance needs none: the former is bounded by what was
+/// accepted, the latter by the window that governance was granted.
 fn check_room(
     retained: &Retained,
     config: &BufferConfig,
     entry: &Entry,
 ) -> Result<(), StreamError> {
     let lane = retained.lanes.get(entry.lane);
-    let full = |used, capacity, unit| StreamError::BufferFull {
-        lane: entry.lane,
-        used,
-        capacity,
-        unit,
-        retry_after: FULL_RETRY_AFTER,
-    };
-    let messages = lane.entries.len() as u64;
-    if messages >= config.lane_messages {
-        return Err(full(messages, config.lane_messages, "messages"));
+    let size = entry.payload.len() as u64;
+    let (used, bytes) = retained
+        .lanes
+        .iter()
+        .fold((0, 0), |(used, bytes), (_, lane)| {
+            (used + lane.used, bytes + lane.bytes)
+        });
+    let limits = [
+        (lane.used, 1, config.lane_messages, "messages"),
+        (lane.bytes, size, config.lane_bytes, "bytes"),
+        (used, 1, config.total_messages, "messages of all lanes"),
+        (bytes, size, config.total_bytes, "bytes of all lanes"),
+    ];
+    match limits
+        .into_iter()
+        .find(|(used, more, capacity, _)| used + more > *capacity)
+    {
+        Some((used, _, capacity, unit)) => Err(StreamError::BufferFull {
+            lane: entry.lane,
+            used,
+            capacity,
+            unit,
+            retry_after: FULL_RETRY_AFTER,
+        }),
+        None => Ok(()),
     }
-    if lane.bytes + entry.payload.len() as u64 > config.lane_bytes {
-        return Err(full(lane.bytes, config.lane_bytes, "bytes"));
-    }
-    Ok(())
 }

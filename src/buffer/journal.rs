@@ -1,194 +1,213 @@
-//! The durable truth: what a journal engine promises, and the records it keeps.
+//! What a journal engine promises, and the rows it keeps.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, path::PathBuf, time::SystemTime};
 
 use bitcoin::OutPoint;
-use prost::bytes::Bytes;
 
-use super::retained::Retained;
-use crate::{
-    message::{
-        CancelReason, Lane, LedgerId, MessageId, Outcome, PayloadHash, RequestId, TransactionType,
-    },
-    proto,
-    telemetry::TraceContext,
+use super::{
+    record::{DeadLetter, Entry},
+    retained::{Counters, RequestRecord},
 };
+use crate::message::{Lane, LedgerId, OutboxId};
 
-/// An engine that keeps records. Its state is the fold of every record ever committed, in order:
-/// [`Retained::apply`] says what each one means.
+/// An engine that keeps rows.
 ///
 /// One writer uses an engine at a time. The engine outlives the actor that writes to it.
 pub trait Journal: fmt::Debug + Send + Sync + 'static {
-    /// What all commits so far amount to.
+    /// Closes what is open, opens it again, and reads every row that is kept, in any order.
     ///
     /// # Errors
     ///
     /// When it cannot be read. Nothing is lost by asking again.
-    fn load(&self) -> Result<Retained, JournalError>;
+    fn load(&self) -> Result<Vec<Row>, JournalError>;
 
-    /// Makes the records durable, all or none of them, before it returns.
+    /// Makes the rows durable, all or none of them, before it returns. A row replaces the one
+    /// with the same key; one without a value removes it.
     ///
     /// # Errors
     ///
-    /// When it is not known to have happened: the caller loads again and learns what did.
-    fn commit(&self, records: &[Record]) -> Result<(), JournalError>;
+    /// When it is not known to have happened: the caller [loads](Self::load) again and learns
+    /// what did.
+    fn commit(&self, rows: &[Row]) -> Result<(), JournalError>;
 }
 
-/// Why an engine failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the journal failed to {operation}: {reason}")]
-pub struct JournalError {
-    /// What was tried: `load`, `commit`.
-    pub operation: &'static str,
-    /// Why, and what to do about it.
-    pub reason: String,
-}
-
-/// One fact. Facts that belong together are committed together.
+/// One row: a key, and its value as of now.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Record {
-    /// A session is about to be dialled under this epoch.
-    Epoch(u64),
-    /// Governance's ledger, as of the last registration.
-    Ledger(LedgerId),
-    /// A message was accepted for governance; its sequence is the lane's next.
-    Appended(Entry),
-    /// Everything of the lane up to here may have been transmitted.
-    SentThrough {
-        /// The lane.
-        lane: Lane,
-        /// Inclusive.
-        sequence: u64,
-    },
-    /// A message that was never sent is replaced by a marker in its place.
-    Withdrawn {
+pub enum Row {
+    /// What there is once.
+    Identity(Identity),
+    /// How far a lane has come.
+    Lane(Lane, Counters),
+    /// A message for governance.
+    Entry {
         /// The lane.
         lane: Lane,
         /// Its sequence.
         sequence: u64,
+        /// The message; removed when `None`.
+        entry: Option<Entry>,
     },
-    /// Governance holds everything of the lane up to here.
-    Acknowledged {
-        /// The lane.
-        lane: Lane,
-        /// Inclusive.
-        through: u64,
+    /// A request. It is never removed: its id stays taken, and its burns stay paid.
+    Request {
+        /// Its place in the order of acceptance.
+        number: u64,
+        /// How it stands.
+        request: RequestRecord,
     },
-    /// A signature request was accepted; its message is appended in the same commit.
-    Opened(OpenRequest),
-    /// Signers have answered.
-    Progressed {
-        /// The request.
-        request_id: RequestId,
-        /// How many have.
-        collected: u32,
-        /// How many are needed.
-        required: u32,
+    /// A peg-in notice that governance has answered.
+    Pegin {
+        /// Its place in the order of the answers.
+        number: u64,
+        /// The deposit and the time of its answer; removed when `None`.
+        settled: Option<(OutPoint, SystemTime)>,
     },
-    /// Governance was asked to cancel; the message is appended in the same commit.
-    CancelAsked {
-        /// The request.
-        request_id: RequestId,
-        /// Why.
-        reason: CancelReason,
+    /// A message that could not be used.
+    DeadLetter {
+        /// Its number.
+        number: u64,
+        /// The message; removed when `None`.
+        letter: Option<DeadLetter>,
     },
-    /// The request waits for an operator.
-    Parked {
-        /// The request.
-        request_id: RequestId,
-        /// Why.
+}
+
+/// What a row is kept under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RowKey {
+    /// Of [`Row::Identity`].
+    Identity,
+    /// Of [`Row::Lane`].
+    Lane(Lane),
+    /// Of [`Row::Entry`].
+    Entry(Lane, u64),
+    /// Of [`Row::Request`].
+    Request(u64),
+    /// Of [`Row::Pegin`].
+    Pegin(u64),
+    /// Of [`Row::DeadLetter`].
+    DeadLetter(u64),
+}
+
+impl Row {
+    /// What it is kept under.
+    #[must_use]
+    pub fn key(&self) -> RowKey {
+        match self {
+            Self::Identity(_) => RowKey::Identity,
+            Self::Lane(lane, _) => RowKey::Lane(*lane),
+            Self::Entry { lane, sequence, .. } => RowKey::Entry(*lane, *sequence),
+            Self::Request { number, .. } => RowKey::Request(*number),
+            Self::Pegin { number, .. } => RowKey::Pegin(*number),
+            Self::DeadLetter { number, .. } => RowKey::DeadLetter(*number),
+        }
+    }
+
+    /// Whether it removes what is kept under its key.
+    #[must_use]
+    pub fn is_removal(&self) -> bool {
+        match self {
+            Self::Identity(_) | Self::Lane(..) | Self::Request { .. } => false,
+            Self::Entry { entry, .. } => entry.is_none(),
+            Self::Pegin { settled, .. } => settled.is_none(),
+            Self::DeadLetter { letter, .. } => letter.is_none(),
+        }
+    }
+}
+
+/// What a journal knows of itself and of its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Names this journal.
+    pub outbox_id: OutboxId,
+    /// The last session's epoch; 0 before the first.
+    pub epoch: u64,
+    /// Governance's ledger, once registered.
+    pub ledger_id: Option<LedgerId>,
+    /// Ledgers adopted so far: sequences of an earlier one are of no meaning.
+    pub adoptions: u64,
+    /// Whether governance has yet to say which open requests its new ledger holds.
+    pub reconciling: bool,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            outbox_id: OutboxId::generate(),
+            epoch: 0,
+            ledger_id: None,
+            adoptions: 0,
+            reconciling: false,
+        }
+    }
+}
+
+/// Why an engine failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// Another process uses it.
+    #[error(
+        "journal `{}`: it is in use by {holder}; stop that first, two writers would fork history",
+        .path.display()
+    )]
+    Held {
+        /// The directory.
+        path: PathBuf,
+        /// Who, as far as it is known.
+        holder: String,
+    },
+    /// It was written by another version of this program.
+    #[error(
+        "journal `{}`: format {found} cannot be read, this version writes {ours}; {advice}",
+        .path.display()
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format that was found.
+        found: u32,
+        /// The format of this version.
+        ours: u32,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// What is there is not what was written.
+    #[error(
+        "journal `{}` is damaged: {reason}; keep a copy, and see the runbook on a damaged journal \
+         before anything is sent",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
         reason: String,
     },
-    /// The request has its outcome.
-    Settled {
-        /// The request.
-        request_id: RequestId,
-        /// It never changes.
-        outcome: Outcome,
+    /// The disk failed, is full, or may not be written.
+    #[error("journal `{}`: cannot {operation}: {reason}; {advice}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        reason: String,
+        /// What to do.
+        advice: &'static str,
     },
-    /// The outcome is no longer kept; the id stays taken.
-    Forgotten(RequestId),
-    /// Governance has answered the peg-in notice.
-    PeginSettled(OutPoint),
-    /// The subscriber has handled everything of the lane up to here.
-    Handled {
-        /// The lane.
-        lane: Lane,
-        /// Inclusive.
-        through: u64,
-        /// Id of that message.
-        message_id: MessageId,
-    },
-    /// A message of governance that could not be used.
-    DeadLetter(DeadLetter),
+    /// The thread that commits has ended.
+    #[error("the journal's thread has ended; the buffer restarts and reads what was kept")]
+    ThreadEnded,
 }
 
-/// A message on its way to governance.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
-    /// The lane.
-    pub lane: Lane,
-    /// Its place in the lane.
-    pub sequence: u64,
-    /// Its id.
-    pub message_id: MessageId,
-    /// What the payload is.
-    pub kind: proto::Kind,
-    /// The encoded message.
-    pub payload: Bytes,
-    /// The caller's trace.
-    pub trace: TraceContext,
-    /// When it was accepted.
-    pub accepted_at: SystemTime,
-    /// When its sender loses interest.
-    pub deadline: Option<SystemTime>,
-    /// What keeps it beyond its acknowledgement.
-    pub expects: Expects,
-}
-
-/// Which answer of governance releases a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expects {
-    /// Its acknowledgement is enough.
-    Nothing,
-    /// The request's outcome.
-    Outcome(RequestId),
-    /// The peg-in's acknowledgement.
-    PeginAck(OutPoint),
-}
-
-/// A signature request that was accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenRequest {
-    /// The caller's idempotency key.
-    pub request_id: RequestId,
-    /// What makes two requests the same.
-    pub payload_hash: PayloadHash,
-    /// What its transaction is for.
-    pub tx_type: TransactionType,
-    /// Its message in [`Lane::Signing`].
-    pub sequence: u64,
-    /// When it was accepted.
-    pub accepted_at: SystemTime,
-    /// When governance is asked to cancel it.
-    pub deadline: SystemTime,
-}
-
-/// A message of governance that could not be used, kept for an operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// The lane it came in.
-    pub lane: Lane,
-    /// Its sequence.
-    pub sequence: u64,
-    /// Its id.
-    pub message_id: MessageId,
-    /// What it claimed to be, as on the wire.
-    pub kind: i32,
-    /// Its raw bytes.
-    pub payload: Bytes,
-    /// Why it could not be used.
-    pub reason: String,
-    /// When.
-    pub at: SystemTime,
+impl JournalError {
+    /// Bounded label for metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Held { .. } => "held",
+            Self::Format { .. } => "format",
+            Self::Damaged { .. } => "damaged",
+            Self::Io { .. } => "io",
+            Self::ThreadEnded => "thread_ended",
+        }
+    }
 }

@@ -1,18 +1,18 @@
 //! A journal engine in memory.
 
-use std::sync::{Mutex, PoisonError};
-
-use super::{
-    journal::{Journal, JournalError, Record},
-    retained::Retained,
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
 };
 
-/// Keeps records for as long as the process lives: they survive every actor, not the process.
+use super::journal::{Journal, JournalError, Row, RowKey};
+
+/// Keeps rows for as long as the process lives: they survive every actor, not the process.
 #[derive(Debug, Default)]
-pub struct MemoryJournal(Mutex<Retained>);
+pub struct MemoryJournal(Mutex<BTreeMap<RowKey, Row>>);
 
 impl MemoryJournal {
-    /// An empty journal with an outbox id of its own.
+    /// An empty journal.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -20,18 +20,21 @@ impl MemoryJournal {
 }
 
 impl Journal for MemoryJournal {
-    fn load(&self) -> Result<Retained, JournalError> {
-        // `apply` leaves no half-made state behind, so that a poisoned lock holds valid data.
-        Ok(self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone())
+    fn load(&self) -> Result<Vec<Row>, JournalError> {
+        // Each insertion is whole: a poisoned lock holds valid rows.
+        let rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(rows.values().cloned().collect())
     }
 
-    fn commit(&self, records: &[Record]) -> Result<(), JournalError> {
-        let mut retained = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.iter().for_each(|record| retained.apply(record));
+    fn commit(&self, rows: &[Row]) -> Result<(), JournalError> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in rows {
+            if row.is_removal() {
+                kept.remove(&row.key());
+            } else {
+                kept.insert(row.key(), row.clone());
+            }
+        }
         Ok(())
     }
 }

@@ -2,30 +2,40 @@
 //! has them, keeps requests until they have their outcome, and records what subscribers handled.
 //!
 //! Every change is a batch of records: decided purely, applied, committed by the journal's
-//! thread, and only then told to anyone. A failed commit fails the actor; its successor reads
-//! what was kept, so that nothing is ever told that is not durable.
+//! thread, and only then told to anyone. After a failed commit nothing that rested on it is told:
+//! the journal is closed, opened and read again, with growing pauses, and until then nothing is
+//! accepted.
 
+mod changes;
+mod disk;
 mod flight;
 mod inbound;
 mod intake;
 pub mod journal;
 mod memory;
+pub mod record;
 mod resume;
 pub mod retained;
+mod stored;
 mod writer;
 
-use std::{collections::VecDeque, sync::Arc, time::SystemTime};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, info_span, warn};
+use tracing::{debug, error, info, info_span, warn};
 
 use self::{
     flight::Flight,
     intake::Intake,
-    journal::{DeadLetter, Entry, Journal, JournalError, OpenRequest, Record},
+    journal::{Journal, JournalError},
+    record::{DeadLetter, Entry, OpenRequest, Record},
     resume::Sender,
-    retained::{Known, RequestRecord, Retained, Standing},
+    retained::{RequestRecord, Retained, Standing},
     writer::{Ticket, Writer},
 };
 use crate::{
@@ -34,24 +44,28 @@ use crate::{
     error::StreamError,
     health::StatusBoard,
     message::{
-        CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PeginNotification, PerLane,
-        Progress, RegistrationAck, RequestId,
+        CancelReason, CancelRequest, Lane, LaneState, LedgerId, Outbound, OutboxId, Outcome,
+        PayloadHash, PeginNotification, PerLane, Progress, RegistrationAck, RequestId,
     },
     names,
     request::{RequestMessage, StandingReply},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
+    timer::Timer,
 };
 
+pub use self::{disk::DiskJournal, memory::MemoryJournal, resume::ResumeFault};
 pub(crate) use self::{
     inbound::{HandledMessage, Meaning},
     intake::Submission,
 };
-pub use self::{memory::MemoryJournal, resume::ResumeFault};
 
 /// Most messages of a lane in flight, whatever window governance grants: what waits for the
 /// transport is bounded by it.
 pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
+/// Pause before a failed journal is opened again; doubles up to the longest with each failure.
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_REOPEN_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the buffer is asked and told.
 #[derive(Debug)]
@@ -107,14 +121,40 @@ pub(crate) enum BufferMessage {
     },
     /// Governance holds these lanes up to here.
     Acknowledged { epoch: u64, lanes: Vec<(Lane, u64)> },
+    /// Governance has said how our open requests stand in its ledger.
+    Reconciled {
+        epoch: u64,
+        reconciled: Box<Reconciled>,
+    },
+    /// An operator lets the next session adopt another ledger.
+    AllowAdoption { reply: RpcReplyPort<()> },
+    /// Dead letters, oldest first.
+    ListDeadLetters {
+        reply: RpcReplyPort<Vec<(u64, DeadLetter)>>,
+    },
+    /// An operator has dealt with a dead letter.
+    DiscardDeadLetter {
+        number: u64,
+        reply: RpcReplyPort<bool>,
+    },
+    /// A dead letter was delivered after all.
+    LetterHandled {
+        number: u64,
+        meaning: Meaning,
+        reply: RpcReplyPort<()>,
+    },
     /// Subscribers have handled these messages. Counts whichever session brought them.
     Handled {
+        /// Ledgers adopted when they came: an earlier ledger's sequences mean nothing now.
+        adoptions: u64,
         lane: Lane,
         messages: Vec<HandledMessage>,
     },
     /// The session is over: send nothing more on it.
     SessionEnded { epoch: u64 },
 
+    /// Time to open a failed journal again.
+    Reopen,
     /// The journal's thread has read what was kept.
     Loaded(Result<Box<Retained>, JournalError>),
     /// The journal's thread has committed everything up to this ticket.
@@ -133,8 +173,12 @@ pub enum RequestStanding {
 /// An open request, as its tracker needs to know it.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenedRequest {
-    /// As it was accepted.
-    pub request: OpenRequest,
+    /// Its id.
+    pub request_id: RequestId,
+    /// When it was accepted.
+    pub accepted_at: SystemTime,
+    /// When governance is asked to cancel it.
+    pub deadline: SystemTime,
     /// How far it has come.
     pub progress: Progress,
 }
@@ -143,13 +187,44 @@ impl From<&RequestRecord> for OpenedRequest {
     fn from(record: &RequestRecord) -> Self {
         let progress = match &record.standing {
             Standing::Open { progress, .. } => *progress,
-            Standing::Settled(_) => Progress::default(),
+            Standing::Settled { .. } | Standing::Forgotten => Progress::default(),
         };
         Self {
-            request: record.request.clone(),
             progress,
+            ..Self::from(&record.request)
         }
     }
+}
+
+impl From<&OpenRequest> for OpenedRequest {
+    fn from(request: &OpenRequest) -> Self {
+        Self {
+            request_id: request.request_id.clone(),
+            accepted_at: request.accepted_at,
+            deadline: request.deadline,
+            progress: Progress::default(),
+        }
+    }
+}
+
+/// An open request, as governance is told of it after its ledger was adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Its id.
+    pub request_id: RequestId,
+    /// Its payload's.
+    pub payload_hash: PayloadHash,
+    /// Whether it is to be cancelled: it is not made again.
+    pub cancelled: bool,
+}
+
+/// How the listed requests stand in governance's ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Reconciled {
+    /// Those that it holds, open or settled.
+    pub held: Vec<RequestId>,
+    /// Those that it holds open and that were not listed.
+    pub unlisted: Vec<RequestId>,
 }
 
 /// What a shutdown leaves behind in the journal; a later start takes it up.
@@ -191,6 +266,8 @@ pub(crate) struct SessionFacts {
     pub ledger_id: Option<LedgerId>,
     /// Each lane's record; the windows are the connection's to fill in.
     pub lanes: PerLane<LaneState>,
+    /// Ledgers adopted so far.
+    pub adoptions: u64,
     /// Open requests whose deadline has passed: their responses are marked late.
     pub late: Vec<RequestId>,
 }
@@ -200,6 +277,9 @@ pub(crate) struct SessionFacts {
 pub(crate) struct BufferArguments {
     pub instance: InstanceName,
     pub config: BufferConfig,
+    /// Messages of governance that may be in flight in each lane: as many answers to them may
+    /// wait before it is granted more.
+    pub inbound_window: u32,
     pub journal: Arc<dyn Journal>,
     pub supervisor: ActorRef<SupervisorMessage>,
     pub board: StatusBoard,
@@ -212,14 +292,24 @@ pub(crate) struct BufferArguments {
 #[derive(Debug)]
 pub(crate) struct BufferState {
     args: BufferArguments,
+    myself: ActorRef<BufferMessage>,
     writer: Writer,
     phase: Phase,
+    reopen: Timer,
+    /// Before the next attempt, should the journal fail now.
+    reopen_pause: Duration,
+    intake_closed: bool,
+    adoption_allowed: bool,
+    waiting_for_flush: Vec<RpcReplyPort<()>>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// The journal's thread is reading; messages wait for it.
-    Loading(Vec<BufferMessage>),
+    /// The journal's thread is reading, or has failed and will try again; messages wait for it.
+    Loading {
+        waiting: Vec<BufferMessage>,
+        fault: Option<JournalError>,
+    },
     Ready(Box<Ready>),
 }
 
@@ -229,8 +319,8 @@ struct Ready {
     session: Option<Session>,
     /// What to do once the ticket is committed, in order.
     pending: VecDeque<(Ticket, Vec<Effect>)>,
-    intake_closed: bool,
-    waiting_for_flush: Vec<RpcReplyPort<()>>,
+    /// Handled and recorded, but not acknowledged until governance has taken our answers.
+    withheld: PerLane<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -251,6 +341,8 @@ enum Effect {
     TellConnection(ConnectionMessage),
     TellTracker(RequestId, RequestMessage),
     Answer(StandingReply, Result<RequestStanding, StreamError>),
+    Discarded(RpcReplyPort<bool>, bool),
+    LetterHandled(RpcReplyPort<()>),
     Opened(Vec<OpenedRequest>),
     Transmit(u64, Vec<Outgoing>),
     Completed(Outcome, SystemTime),
@@ -270,11 +362,22 @@ impl Actor for BufferActor {
         myself: ActorRef<BufferMessage>,
         args: BufferArguments,
     ) -> Result<BufferState, ActorProcessingErr> {
-        let writer = Writer::start(Arc::clone(&args.journal), myself, args.tasks.token())?;
+        let journal = Arc::clone(&args.journal);
+        let metrics = args.metrics.clone();
+        let writer = Writer::start(journal, myself.clone(), metrics, args.tasks.token())?;
         Ok(BufferState {
             args,
+            myself,
             writer,
-            phase: Phase::Loading(Vec::new()),
+            phase: Phase::Loading {
+                waiting: Vec::new(),
+                fault: None,
+            },
+            reopen: Timer::default(),
+            reopen_pause: REOPEN_PAUSE,
+            intake_closed: false,
+            adoption_allowed: false,
+            waiting_for_flush: Vec::new(),
         })
     }
 
@@ -289,31 +392,80 @@ impl Actor for BufferActor {
 }
 
 impl BufferState {
+    /// # Errors
+    ///
+    /// When the journal's thread has ended: only a new actor gets a new one.
     fn receive(&mut self, message: BufferMessage) -> Result<(), JournalError> {
         match (&mut self.phase, message) {
-            (Phase::Loading(waiting), BufferMessage::Loaded(retained)) => {
+            (_, BufferMessage::Committed(Err(JournalError::ThreadEnded))) => {
+                return Err(JournalError::ThreadEnded);
+            }
+            (_, BufferMessage::Loaded(Err(error)) | BufferMessage::Committed(Err(error))) => {
+                self.journal_failed(error);
+            }
+            (_, BufferMessage::Reopen) => self.writer.load(),
+            (Phase::Loading { waiting, .. }, BufferMessage::Loaded(Ok(retained))) => {
                 let waiting = std::mem::take(waiting);
-                self.phase = Phase::Ready(Box::new(Ready::new(*retained?)));
-                self.announce_open_requests();
-                waiting
-                    .into_iter()
-                    .try_for_each(|message| self.receive(message))
+                self.loaded(*retained);
+                for message in waiting {
+                    self.receive(message)?;
+                }
             }
-            (_, BufferMessage::Committed(Err(error)) | BufferMessage::Loaded(Err(error))) => {
-                Err(error)
+            (Phase::Loading { waiting, fault }, message) => match fault {
+                Some(fault) => {
+                    let retry_after = self.reopen_pause;
+                    waiting.extend(refuse(message, fault, retry_after));
+                }
+                None => waiting.push(message),
+            },
+            (Phase::Ready(_), message) => self.work(message),
+        }
+        Ok(())
+    }
+
+    /// Nothing that rests on what was not committed is told to anyone: callers learn that it is
+    /// unknown, the session ends, and everything begins again from what was kept.
+    fn journal_failed(&mut self, fault: JournalError) {
+        error!(%fault, again_in = ?self.reopen_pause, "journal failed");
+        self.args.metrics.record_journal_failure(fault.name());
+        let shown = fault.to_string();
+        self.args
+            .board
+            .update(|status| status.journal_fault = Some(shown));
+        let mut waiting = match &mut self.phase {
+            Phase::Loading { waiting, .. } => std::mem::take(waiting),
+            Phase::Ready(ready) => {
+                if let Some(session) = &ready.session {
+                    let epoch = session.epoch;
+                    let failed = ConnectionMessage::JournalFailed { epoch };
+                    let _ = session.connection.cast(failed);
+                }
+                Vec::new()
             }
-            (Phase::Loading(waiting), message) => {
-                waiting.push(message);
-                Ok(())
-            }
-            (Phase::Ready(_), message) => {
-                self.work(message);
-                Ok(())
-            }
+        };
+        waiting = waiting
+            .into_iter()
+            .filter_map(|message| refuse(message, &fault, self.reopen_pause))
+            .collect();
+        self.phase = Phase::Loading {
+            waiting,
+            fault: Some(fault),
+        };
+        self.reopen
+            .arm(self.reopen_pause, &self.myself, || BufferMessage::Reopen);
+        self.reopen_pause = (self.reopen_pause * 2).min(LONGEST_REOPEN_PAUSE);
+    }
+
+    fn loaded(&mut self, retained: Retained) {
+        self.args.board.update(|status| status.journal_fault = None);
+        self.phase = Phase::Ready(Box::new(Ready::new(retained)));
+        self.announce_open_requests();
+        // Its thread waits for the first commit: that of a new journal's identity.
+        if let Phase::Ready(ready) = &mut self.phase {
+            self.writer.done(&mut ready.retained);
         }
     }
 
-    /// Everything but a failed journal, which fails the actor.
     fn work(&mut self, message: BufferMessage) {
         let Phase::Ready(ready) = &mut self.phase else {
             return;
@@ -322,6 +474,7 @@ impl BufferState {
             args: &self.args,
             writer: &mut self.writer,
             ready,
+            intake_closed: self.intake_closed,
         };
         match message {
             BufferMessage::RequestSignatures {
@@ -367,9 +520,8 @@ impl BufferState {
                 }
             }
             BufferMessage::CloseIntake { flushed } => {
-                desk.ready.intake_closed = true;
-                desk.ready.waiting_for_flush.push(flushed);
-                desk.answer_flushed();
+                self.intake_closed = true;
+                self.waiting_for_flush.push(flushed);
             }
             BufferMessage::TakeStock { reply } => {
                 let _ = reply.send(desk.ready.leftover());
@@ -377,14 +529,67 @@ impl BufferState {
             BufferMessage::PrepareSession { connection, dial } => {
                 desk.prepare_session(connection, dial);
             }
-            BufferMessage::JudgeSession { epoch, ack } => desk.judge_session(epoch, &ack),
+            BufferMessage::JudgeSession { epoch, ack } => {
+                let allowed = self.adoption_allowed || desk.args.config.adopt_ledger;
+                if desk.judge_session(epoch, &ack, allowed) {
+                    self.adoption_allowed = false;
+                }
+            }
+            BufferMessage::Reconciled { epoch, reconciled } => {
+                desk.reconciled(epoch, *reconciled);
+            }
+            BufferMessage::AllowAdoption { reply } => {
+                self.adoption_allowed = true;
+                let _ = reply.send(());
+            }
+            BufferMessage::ListDeadLetters { reply } => {
+                let letters = desk.ready.retained.dead_letters.iter();
+                let letters = letters.map(|(number, letter)| (*number, letter.clone()));
+                let _ = reply.send(letters.collect());
+            }
+            BufferMessage::DiscardDeadLetter { number, reply } => {
+                let known = desk.ready.retained.dead_letters.contains_key(&number);
+                let discarded = vec![Record::DeadLetterDiscarded(number)];
+                desk.stage(discarded, vec![Effect::Discarded(reply, known)]);
+            }
+            BufferMessage::LetterHandled {
+                number,
+                meaning,
+                reply,
+            } => {
+                let now = SystemTime::now();
+                let mut records = vec![Record::DeadLetterDiscarded(number)];
+                records.extend(inbound::meaning(&desk.ready.retained, &meaning, now));
+                desk.stage(records, vec![Effect::LetterHandled(reply)]);
+            }
             BufferMessage::Acknowledged { epoch, lanes } => desk.acknowledged(epoch, &lanes),
-            BufferMessage::Handled { lane, messages } => desk.handled(lane, &messages),
+            BufferMessage::Handled {
+                adoptions,
+                lane,
+                messages,
+            } => desk.handled(adoptions, lane, &messages),
             BufferMessage::SessionEnded { epoch } => {
                 desk.ready.session.take_if(|session| session.epoch == epoch);
             }
-            BufferMessage::Committed(Ok(ticket)) => desk.committed(ticket),
-            BufferMessage::Committed(Err(_)) | BufferMessage::Loaded(_) => {}
+            BufferMessage::Committed(Ok(ticket)) => {
+                self.reopen_pause = REOPEN_PAUSE;
+                desk.committed(ticket);
+            }
+            BufferMessage::Committed(Err(_)) | BufferMessage::Loaded(_) | BufferMessage::Reopen => {
+            }
+        }
+        self.answer_flushed();
+    }
+
+    fn answer_flushed(&mut self) {
+        let Phase::Ready(ready) = &self.phase else {
+            return;
+        };
+        let unacknowledged = ready.leftover().unacknowledged;
+        if ready.pending.is_empty() && unacknowledged.iter().all(|(_, count)| *count == 0) {
+            for reply in self.waiting_for_flush.drain(..) {
+                let _ = reply.send(());
+            }
         }
     }
 
@@ -394,15 +599,14 @@ impl BufferState {
         let Phase::Ready(ready) = &self.phase else {
             return;
         };
-        let open: Vec<OpenedRequest> = ready
-            .retained
-            .open_requests()
-            .into_iter()
-            .map(Into::into)
-            .collect();
+        let retained = &ready.retained;
+        let open: Vec<OpenedRequest> = retained.open_requests().map(Into::into).collect();
         info!(
             open_requests = open.len(),
-            epoch = ready.retained.epoch,
+            open_pegins = retained.open_pegins(),
+            unacknowledged = ?ready.leftover().unacknowledged,
+            dead_letters = retained.dead_letters.len(),
+            epoch = retained.identity.epoch,
             "journal read"
         );
         ready.publish(&self.args);
@@ -419,8 +623,7 @@ impl Ready {
             retained,
             session: None,
             pending: VecDeque::new(),
-            intake_closed: false,
-            waiting_for_flush: Vec::new(),
+            withheld: PerLane::default(),
         }
     }
 
@@ -447,6 +650,41 @@ struct Desk<'a> {
     args: &'a BufferArguments,
     writer: &'a mut Writer,
     ready: &'a mut Ready,
+    intake_closed: bool,
+}
+
+/// Answers a caller that the journal has failed; gives back what can wait for it.
+fn refuse(
+    message: BufferMessage,
+    fault: &JournalError,
+    retry_after: Duration,
+) -> Option<BufferMessage> {
+    let refused = || StreamError::Journal {
+        fault: fault.clone(),
+        retry_after,
+    };
+    match message {
+        BufferMessage::RequestSignatures { reply, .. }
+        | BufferMessage::NotifyPegin { reply, .. }
+        | BufferMessage::Cancel {
+            reply: Some(reply), ..
+        } => {
+            let _ = reply.send(Err(refused()));
+            None
+        }
+        BufferMessage::LookUp { reply, .. } => {
+            let _ = reply.send(Err(refused()));
+            None
+        }
+        // Their callers learn that there was no answer.
+        BufferMessage::ListDeadLetters { .. } | BufferMessage::DiscardDeadLetter { .. } => None,
+        // They are about a session that ends with the failure.
+        BufferMessage::JudgeSession { .. }
+        | BufferMessage::Reconciled { .. }
+        | BufferMessage::Acknowledged { .. }
+        | BufferMessage::SessionEnded { .. } => None,
+        message => Some(message),
+    }
 }
 
 type Reply = RpcReplyPort<Result<(), StreamError>>;
@@ -462,7 +700,7 @@ impl Desk<'_> {
         let span = info_span!("accept", request = %request.request_id);
         trace.adopt(&span);
         let _entered = span.enter();
-        if self.ready.intake_closed {
+        if self.intake_closed {
             let _ = reply.send(Err(StreamError::ShuttingDown));
             return;
         }
@@ -485,7 +723,7 @@ impl Desk<'_> {
         let span = info_span!("accept", outpoint = %notification.outpoint());
         trace.adopt(&span);
         let _entered = span.enter();
-        if self.ready.intake_closed {
+        if self.intake_closed {
             let _ = reply.send(Err(StreamError::ShuttingDown));
             return;
         }
@@ -534,32 +772,34 @@ impl Desk<'_> {
     }
 
     fn look_up(&self, request_id: RequestId) -> Result<RequestStanding, StreamError> {
-        match self.ready.retained.known(&request_id) {
-            Known::Request(RequestRecord { standing, .. }) => match standing {
-                Standing::Settled(outcome) => Ok(RequestStanding::Settled(outcome.clone())),
-                Standing::Open {
-                    parked: Some(reason),
-                    ..
-                } => Err(StreamError::NeedsOperator {
-                    request_id,
-                    reason: reason.clone(),
-                }),
-                Standing::Open { progress, .. } => Ok(RequestStanding::Open(*progress)),
-            },
-            Known::Unknown | Known::Forgotten(_) => Err(StreamError::UnknownRequest { request_id }),
+        let record = self.ready.retained.request(&request_id);
+        match record.map(|record| &record.standing) {
+            Some(Standing::Settled { outcome, .. }) => {
+                Ok(RequestStanding::Settled(outcome.clone()))
+            }
+            Some(Standing::Open {
+                parked: Some(reason),
+                ..
+            }) => Err(StreamError::NeedsOperator {
+                request_id,
+                reason: reason.clone(),
+            }),
+            Some(Standing::Open { progress, .. }) => Ok(RequestStanding::Open(*progress)),
+            Some(Standing::Forgotten) | None => Err(StreamError::UnknownRequest { request_id }),
         }
     }
 
     fn prepare_session(&mut self, connection: ActorRef<ConnectionMessage>, dial: u64) {
         let retained = &self.ready.retained;
-        let epoch = retained.epoch + 1;
+        let identity = retained.identity;
+        let epoch = identity.epoch + 1;
         let facts = SessionFacts {
             dial,
             epoch,
-            outbox_id: retained.outbox_id,
-            ledger_id: retained.ledger_id,
+            outbox_id: identity.outbox_id,
+            ledger_id: identity.ledger_id,
             lanes: PerLane::from_fn(|lane| {
-                let lane = retained.lanes.get(lane);
+                let lane = retained.lanes.get(lane).counters;
                 LaneState {
                     first_retained: lane.first_unacknowledged,
                     next_new: lane.next_new,
@@ -569,9 +809,9 @@ impl Desk<'_> {
                     window_bytes: 0,
                 }
             }),
+            adoptions: identity.adoptions,
             late: retained
                 .open_requests()
-                .into_iter()
                 .filter(|record| record.is_late())
                 .map(|record| record.request.request_id.clone())
                 .collect(),
@@ -588,7 +828,8 @@ impl Desk<'_> {
         );
     }
 
-    fn judge_session(&mut self, epoch: u64, ack: &RegistrationAck) {
+    /// Whether another ledger was adopted.
+    fn judge_session(&mut self, epoch: u64, ack: &RegistrationAck, may_adopt: bool) -> bool {
         let retained = &self.ready.retained;
         let Some(session) = self
             .ready
@@ -596,20 +837,29 @@ impl Desk<'_> {
             .as_mut()
             .filter(|session| session.epoch == epoch)
         else {
-            return;
+            return false;
         };
+        let known = retained.identity.ledger_id;
+        let changed = known.is_some_and(|known| known != ack.ledger_id);
+        let adopts = changed && may_adopt;
         if let Err(fault) = judge(retained, ack) {
+            let fault = if adopts { ResumeFault::Adopted } else { fault };
             warn!(%fault, epoch, "session refused");
+            // The next session begins with the new ledger, as one with any other does.
+            let adopted = adopts.then_some(Record::Adopted(ack.ledger_id));
             let refused = ConnectionMessage::SessionRefused { epoch, fault };
-            self.stage(Vec::new(), vec![Effect::TellConnection(refused)]);
-            return;
+            self.stage(
+                adopted.into_iter().collect(),
+                vec![Effect::TellConnection(refused)],
+            );
+            return adopts;
         }
         let mut records = Vec::new();
-        if retained.ledger_id != Some(ack.ledger_id) {
+        if known != Some(ack.ledger_id) {
             records.push(Record::Ledger(ack.ledger_id));
         }
         for (lane, theirs) in ack.lanes.iter() {
-            if theirs.next_expected > retained.lanes.get(lane).first_unacknowledged {
+            if theirs.next_expected > retained.lanes.get(lane).counters.first_unacknowledged {
                 records.push(Record::Acknowledged {
                     lane,
                     through: theirs.next_expected - 1,
@@ -626,8 +876,70 @@ impl Desk<'_> {
                 bytes: theirs.window_bytes,
             }
         }));
-        let judged = ConnectionMessage::SessionJudged { epoch };
-        self.commit(records, vec![Effect::TellConnection(judged)]);
+        let mut effects = vec![Effect::TellConnection(ConnectionMessage::SessionJudged {
+            epoch,
+        })];
+        if self.ready.retained.identity.reconciling {
+            let listed = self.listed();
+            info!(
+                requests = listed.len(),
+                "reconciling with governance's ledger"
+            );
+            let reconcile = ConnectionMessage::Reconcile { epoch, listed };
+            effects.push(Effect::TellConnection(reconcile));
+        }
+        self.commit(records, effects);
+        false
+    }
+
+    fn listed(&self) -> Vec<Listed> {
+        let open = self.ready.retained.open_requests();
+        open.map(|record| Listed {
+            request_id: record.request.request_id.clone(),
+            payload_hash: record.request.payload_hash,
+            cancelled: matches!(
+                record.standing,
+                Standing::Open {
+                    cancel: Some(_),
+                    ..
+                }
+            ),
+        })
+        .collect()
+    }
+
+    /// Governance's ledger was compared with ours: what it does not know is sent again, and what
+    /// nobody here waits for is cancelled there.
+    fn reconciled(&mut self, epoch: u64, reconciled: Reconciled) {
+        let current = self.ready.session.as_ref().map(|session| session.epoch);
+        if current != Some(epoch) || !self.ready.retained.identity.reconciling {
+            return;
+        }
+        let Reconciled { held, unlisted } = reconciled;
+        info!(held = held.len(), unlisted = unlisted.len(), "reconciled");
+        let mut records = vec![Record::Reconciled { held }];
+        let signing = self.ready.retained.lanes.get(Lane::Signing);
+        let mut sequence = signing.counters.next_new;
+        for request_id in unlisted {
+            if self.ready.retained.open_request(&request_id).is_some() {
+                continue;
+            }
+            warn!(request = %request_id, "governance holds a request that nobody here waits for");
+            let cancel = Outbound::CancelRequest(CancelRequest {
+                request_id,
+                reason: CancelReason::Caller,
+            });
+            let entry = intake::entry(
+                &self.ready.retained,
+                &cancel,
+                TraceContext::default(),
+                SystemTime::now(),
+                record::Expects::Nothing,
+            );
+            records.push(Record::Appended(Entry { sequence, ..entry }));
+            sequence += 1;
+        }
+        self.stage(records, Vec::new());
     }
 
     fn acknowledged(&mut self, epoch: u64, lanes: &[(Lane, u64)]) {
@@ -655,24 +967,53 @@ impl Desk<'_> {
                 return;
             }
             flight.acknowledged(lane, through);
-            if through >= self.ready.retained.lanes.get(lane).first_unacknowledged {
+            if through
+                >= self
+                    .ready
+                    .retained
+                    .lanes
+                    .get(lane)
+                    .counters
+                    .first_unacknowledged
+            {
                 records.push(Record::Acknowledged { lane, through });
             }
         }
         self.stage(records, Vec::new());
     }
 
-    fn handled(&mut self, lane: Lane, messages: &[HandledMessage]) {
-        let records = inbound::handled(&self.ready.retained, lane, messages, SystemTime::now());
-        let mut effects = Vec::new();
-        if let Some(last) = messages.last() {
-            let recorded = ConnectionMessage::Recorded {
-                lane,
-                through: last.sequence,
-            };
-            effects.push(Effect::TellConnection(recorded));
+    fn handled(&mut self, adoptions: u64, lane: Lane, messages: &[HandledMessage]) {
+        let retained = &self.ready.retained;
+        let now = SystemTime::now();
+        if adoptions != retained.identity.adoptions {
+            // Their place in the lane is that of a ledger that is gone; what they mean is not.
+            let meanings = messages.iter().map(|message| &message.meaning);
+            let records = meanings.filter_map(|meaning| inbound::meaning(retained, meaning, now));
+            let records = records.collect();
+            self.stage(records, Vec::new());
+            return;
         }
-        self.stage(records, effects);
+        let records = inbound::handled(retained, lane, messages, now);
+        if let Some(last) = messages.last() {
+            *self.ready.withheld.get_mut(lane) = Some(last.sequence);
+        }
+        self.stage(records, Vec::new());
+    }
+
+    /// Has governance acknowledged what is recorded. While as many of our answers wait in a lane
+    /// as messages were granted, it is not: governance's window stays shut, and what waits here
+    /// stays bounded.
+    fn acknowledge(&mut self, effects: &mut Vec<Effect>) {
+        for lane in Lane::ALL {
+            let retained = self.ready.retained.lanes.get(lane);
+            let answers = retained.unacknowledged().saturating_sub(retained.used);
+            if answers <= u64::from(self.args.inbound_window)
+                && let Some(through) = self.ready.withheld.get_mut(lane).take()
+            {
+                let recorded = ConnectionMessage::Recorded { lane, through };
+                effects.push(Effect::TellConnection(recorded));
+            }
+        }
     }
 
     /// Applies the records, and has them committed together with what may be transmitted because
@@ -689,22 +1030,30 @@ impl Desk<'_> {
         for record in &records {
             self.derive(record, &mut effects);
         }
-        while let Some(forgotten) = self
-            .ready
-            .retained
-            .to_forget(self.args.config.settled_retained)
-        {
-            let record = Record::Forgotten(forgotten.clone());
-            self.ready.retained.apply(&record);
-            records.push(record);
-        }
+        self.forget();
+        self.acknowledge(&mut effects);
         self.transmit(&mut records, &mut effects);
         if records.is_empty() && self.ready.pending.is_empty() {
             self.carry_out(effects);
         } else {
             // Without records too: what is told must not overtake what it rests on.
-            let ticket = self.writer.queue(records);
+            let ticket = self.writer.queue(&mut self.ready.retained);
             self.ready.pending.push_back((ticket, effects));
+        }
+    }
+
+    /// Lets go of what has been kept long enough. It is committed with the next group; should it
+    /// not be, it is let go of again.
+    fn forget(&mut self) {
+        let (config, now) = (&self.args.config, SystemTime::now());
+        let since = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let (settled, acknowledged) = (since(config.settled_for), since(config.acknowledged_for));
+        let retained = &mut self.ready.retained;
+        while let Some(record) = retained
+            .to_forget(config.settled_retained, settled)
+            .or_else(|| retained.to_prune(config.acknowledged_retained, acknowledged))
+        {
+            retained.apply(&record);
         }
     }
 
@@ -718,6 +1067,9 @@ impl Desk<'_> {
         let Some(flight) = &mut session.flight else {
             return;
         };
+        if retained.identity.reconciling {
+            return;
+        }
         let taken = flight.take(retained);
         if taken.is_empty() {
             return;
@@ -729,14 +1081,14 @@ impl Desk<'_> {
                 let entry = lane.entries.get(sequence)?.clone();
                 Some(Outgoing {
                     entry,
-                    redelivered: *sequence <= lane.sent_through,
+                    redelivered: *sequence <= lane.counters.sent_through,
                 })
             })
             .collect();
         for lane in Lane::ALL {
             let last = taken.iter().rev().find(|(taken, _)| *taken == lane);
             if let Some(&(lane, sequence)) = last
-                && sequence > retained.lanes.get(lane).sent_through
+                && sequence > retained.lanes.get(lane).counters.sent_through
             {
                 let record = Record::SentThrough { lane, sequence };
                 retained.apply(&record);
@@ -749,11 +1101,10 @@ impl Desk<'_> {
     /// What a record entails for others, once it is durable.
     fn derive(&self, record: &Record, effects: &mut Vec<Effect>) {
         match record {
-            Record::Opened(request) => effects.push(Effect::Opened(vec![OpenedRequest {
-                request: request.clone(),
-                progress: Progress::default(),
-            }])),
-            Record::CancelAsked { request_id, reason } => {
+            Record::Opened(request) => effects.push(Effect::Opened(vec![request.into()])),
+            Record::CancelAsked {
+                request_id, reason, ..
+            } => {
                 if *reason == CancelReason::Deadline {
                     let late = ConnectionMessage::MarkLate(request_id.clone());
                     effects.push(Effect::TellConnection(late));
@@ -766,9 +1117,10 @@ impl Desk<'_> {
             Record::Settled {
                 request_id,
                 outcome,
+                ..
             } => {
                 effects.push(self.restate(request_id));
-                if let Known::Request(record) = self.ready.retained.known(request_id) {
+                if let Some(record) = self.ready.retained.request(request_id) {
                     let accepted_at = record.request.accepted_at;
                     effects.push(Effect::Completed(outcome.clone(), accepted_at));
                 }
@@ -793,7 +1145,7 @@ impl Desk<'_> {
     }
 
     fn committed(&mut self, through: Ticket) {
-        self.writer.committed();
+        self.writer.done(&mut self.ready.retained);
         let mut due = Vec::new();
         while let Some((_, effects)) = self
             .ready
@@ -805,7 +1157,6 @@ impl Desk<'_> {
         // Before anyone is told of it: whoever was told finds it in the status.
         self.ready.publish(self.args);
         self.carry_out(due);
-        self.answer_flushed();
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -831,6 +1182,12 @@ impl Desk<'_> {
                 }
                 Effect::Answer(reply, standing) => {
                     let _ = reply.send(standing);
+                }
+                Effect::Discarded(reply, known) => {
+                    let _ = reply.send(known);
+                }
+                Effect::LetterHandled(reply) => {
+                    let _ = reply.send(());
                 }
                 Effect::Opened(requests) => opened.extend(requests),
                 Effect::Completed(outcome, accepted_at) => {
@@ -869,27 +1226,20 @@ impl Desk<'_> {
             let _ = session.connection.cast(message);
         }
     }
-
-    fn answer_flushed(&mut self) {
-        let unacknowledged = self.ready.leftover().unacknowledged;
-        if self.ready.pending.is_empty() && unacknowledged.iter().all(|(_, count)| *count == 0) {
-            for reply in self.ready.waiting_for_flush.drain(..) {
-                let _ = reply.send(());
-            }
-        }
-    }
 }
 
 /// Whether both directions of every lane fit governance's record.
 fn judge(retained: &Retained, ack: &RegistrationAck) -> Result<(), ResumeFault> {
     if retained
+        .identity
         .ledger_id
         .is_some_and(|known| known != ack.ledger_id)
     {
         return Err(ResumeFault::LedgerChanged);
     }
     for (lane, theirs) in ack.lanes.iter() {
-        let ours = retained.lanes.get(lane);
+        let kept = &retained.lanes.get(lane).entries;
+        let ours = retained.lanes.get(lane).counters;
         let us = Sender {
             first_retained: ours.first_unacknowledged,
             next_new: ours.next_new,
@@ -901,7 +1251,7 @@ fn judge(retained: &Retained, ack: &RegistrationAck) -> Result<(), ResumeFault> 
             theirs.last_received,
             |sequence| {
                 let acknowledged = ours.last_acknowledged.filter(|(last, _)| *last == sequence);
-                let kept = ours.entries.get(&sequence).map(|entry| entry.message_id);
+                let kept = kept.get(&sequence).map(|entry| entry.message_id);
                 kept.or(acknowledged.map(|(_, message_id)| message_id))
             },
         )?;

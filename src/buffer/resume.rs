@@ -47,8 +47,13 @@ pub enum ResumeFault {
         first_retained: u64,
     },
     /// Governance keeps another ledger than the one this journal belongs to.
-    #[error("governance has another ledger than before; it was restored or replaced")]
+    #[error(
+        "governance has another ledger than before; it was restored or replaced; ask its operator, then let this node adopt it"
+    )]
     LedgerChanged,
+    /// Its other ledger was adopted: the next session begins with it.
+    #[error("governance's new ledger was adopted; the next session begins with it")]
+    Adopted,
 }
 
 /// Judges one direction of `lane`: the receiver expects `next_expected` and says that it holds

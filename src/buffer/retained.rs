@@ -1,15 +1,21 @@
-//! What a journal's records amount to. Pure: the fold of records, without clock or I/O.
+//! What a journal's rows amount to, and what each record changes. Pure: without clock or I/O.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::SystemTime,
+};
 
 use bitcoin::OutPoint;
 use prost::{Message as _, bytes::Bytes};
 
-use super::journal::{DeadLetter, Entry, Expects, OpenRequest, Record};
+use super::{
+    changes::Changes,
+    journal::{Identity, Row},
+    record::{DeadLetter, Entry, Expects, OpenRequest, Record},
+};
 use crate::{
     message::{
-        CancelReason, Lane, LedgerId, MessageId, OutboxId, Outcome, PayloadHash, PerLane, Progress,
-        RequestId,
+        BurnId, CancelReason, Lane, LedgerId, MessageId, Outcome, PerLane, Progress, RequestId,
     },
     proto,
 };
@@ -18,41 +24,55 @@ use crate::{
 const MAX_DEAD_LETTERS: usize = 1000;
 
 /// Everything the stream knows durably.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Retained {
-    /// Names this journal.
-    pub outbox_id: OutboxId,
-    /// The last session's epoch; 0 before the first.
-    pub epoch: u64,
-    /// Governance's ledger, once registered.
-    pub ledger_id: Option<LedgerId>,
+    /// The journal itself, and its peer.
+    pub identity: Identity,
     /// Both directions of each lane.
     pub lanes: PerLane<RetainedLane>,
-    /// Every request that is open or whose outcome is kept.
+    /// Every request there ever was: ids stay taken, burns stay paid.
     requests: HashMap<RequestId, RequestRecord>,
-    /// Settled requests, oldest first, to be forgotten in that order.
+    /// Settled requests whose outcome is kept, oldest first, to be forgotten in that order.
     settled: VecDeque<RequestId>,
     /// Requests without an outcome.
-    open: usize,
+    open: BTreeMap<u64, RequestId>,
     /// Of them, those that wait for an operator.
     parked: usize,
-    /// Ids whose outcome is no longer kept.
-    tombstones: HashMap<RequestId, PayloadHash>,
+    /// Who pays each burn, cancelled requests included.
+    payments: HashMap<BurnId, Vec<RequestId>>,
+    next_request: u64,
     /// Peg-in notices without an answer, and their sequences.
     pegins: HashMap<OutPoint, u64>,
-    /// Peg-in notices that governance has answered.
-    settled_pegins: HashSet<OutPoint>,
+    /// Peg-in notices that governance has answered, and when.
+    settled_pegins: BTreeMap<u64, (OutPoint, SystemTime)>,
+    settled_outpoints: HashMap<OutPoint, u64>,
+    next_pegin: u64,
     /// What could not be used, oldest first.
-    pub dead_letters: VecDeque<DeadLetter>,
+    pub dead_letters: BTreeMap<u64, DeadLetter>,
+    next_dead_letter: u64,
+    changes: Changes,
 }
 
 /// One lane, both directions.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RetainedLane {
-    /// What governance has not acknowledged or not answered, by sequence.
+    /// What governance has not acknowledged or not answered, and what is kept for a ledger that
+    /// might be restored, by sequence.
     pub entries: BTreeMap<u64, Entry>,
-    /// Sum of their payloads.
+    /// Of the entries, those kept for a restored ledger only.
+    retired: BTreeSet<u64>,
+    /// What counts against the lane's capacity: messages that callers brought and that are
+    /// unacknowledged or unanswered. What follows from them has its room reserved.
+    pub used: u64,
+    /// Their payload bytes.
     pub bytes: u64,
+    /// How far the lane has come.
+    pub counters: Counters,
+}
+
+/// How far a lane has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
     /// Sequence of the next message.
     pub next_new: u64,
     /// Lowest sequence that governance has not acknowledged.
@@ -67,11 +87,9 @@ pub struct RetainedLane {
     pub last_handled: Option<MessageId>,
 }
 
-impl Default for RetainedLane {
+impl Default for Counters {
     fn default() -> Self {
         Self {
-            entries: BTreeMap::new(),
-            bytes: 0,
             next_new: 1,
             first_unacknowledged: 1,
             last_acknowledged: None,
@@ -86,21 +104,48 @@ impl RetainedLane {
     /// Messages that governance has not acknowledged.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
-        self.next_new - self.first_unacknowledged
+        self.counters.next_new - self.counters.first_unacknowledged
     }
 
-    fn release(&mut self, sequence: u64) {
-        if let Some(entry) = self.entries.remove(&sequence) {
-            self.bytes -= entry.payload.len() as u64;
+    /// The oldest entry that is kept for a restored ledger only, if there are more than `limit`
+    /// of them or it was accepted before `since`.
+    fn to_prune(&self, limit: usize, since: SystemTime) -> Option<u64> {
+        let oldest = *self.retired.first()?;
+        let expired = || {
+            let entry = self.entries.get(&oldest);
+            entry.is_none_or(|entry| entry.accepted_at < since)
+        };
+        (self.retired.len() > limit || expired()).then_some(oldest)
+    }
+
+    /// Nothing counts on the entry any more.
+    fn release(&mut self, sequence: u64, keep: bool) {
+        if self.retired.contains(&sequence) {
+            return;
+        }
+        if keep {
+            self.retired.insert(sequence);
+        } else if let Some(entry) = self.entries.remove(&sequence) {
+            self.discount(&entry);
         }
     }
 
-    /// The answer has come: the entry goes with its acknowledgement, or now if it has that.
-    fn answered(&mut self, sequence: u64) {
-        if sequence < self.first_unacknowledged {
-            self.release(sequence);
-        } else if let Some(entry) = self.entries.get_mut(&sequence) {
-            entry.expects = Expects::Nothing;
+    fn insert(&mut self, entry: Entry) {
+        let acknowledged = entry.sequence < self.counters.first_unacknowledged;
+        if acknowledged && entry.expects == Expects::Nothing {
+            self.retired.insert(entry.sequence);
+        }
+        if entry.is_callers() {
+            self.used += 1;
+            self.bytes += entry.payload.len() as u64;
+        }
+        self.entries.insert(entry.sequence, entry);
+    }
+
+    fn discount(&mut self, entry: &Entry) {
+        if entry.is_callers() {
+            self.used -= 1;
+            self.bytes -= entry.payload.len() as u64;
         }
     }
 }
@@ -108,8 +153,12 @@ impl RetainedLane {
 /// A request and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestRecord {
+    /// Its place in the order of acceptance.
+    pub number: u64,
     /// As it was accepted.
     pub request: OpenRequest,
+    /// Whether it may have reached a ledger that governance has lost since.
+    pub sent_before: bool,
     /// How it stands.
     pub standing: Standing,
 }
@@ -121,57 +170,108 @@ pub enum Standing {
     Open {
         /// How far it has come.
         progress: Progress,
-        /// Whether governance was asked to cancel it.
-        cancel: Option<CancelReason>,
+        /// How governance was asked to cancel it, if it was.
+        cancel: Option<Cancel>,
         /// Why it waits for an operator, if it does.
         parked: Option<String>,
     },
     /// It has its outcome.
-    Settled(Outcome),
+    Settled {
+        /// It never changes.
+        outcome: Outcome,
+        /// When it came.
+        at: SystemTime,
+    },
+    /// It had an outcome, which is no longer kept. The id stays taken, and its burns paid.
+    Forgotten,
 }
 
-/// What is known about an id.
+/// How governance was asked to cancel a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known<'a> {
-    /// Never accepted.
-    Unknown,
-    /// Open, or settled with its outcome kept.
-    Request(&'a RequestRecord),
-    /// Settled, outcome forgotten.
-    Forgotten(PayloadHash),
-}
-
-impl Default for Retained {
-    fn default() -> Self {
-        Self {
-            outbox_id: OutboxId::generate(),
-            epoch: 0,
-            ledger_id: None,
-            lanes: PerLane::default(),
-            requests: HashMap::new(),
-            settled: VecDeque::new(),
-            open: 0,
-            parked: 0,
-            tombstones: HashMap::new(),
-            pegins: HashMap::new(),
-            settled_pegins: HashSet::new(),
-            dead_letters: VecDeque::new(),
-        }
-    }
+pub struct Cancel {
+    /// Why.
+    pub reason: CancelReason,
+    /// Its message in [`Lane::Signing`].
+    pub sequence: u64,
 }
 
 impl Retained {
+    /// What the rows of a journal amount to.
+    #[must_use]
+    pub fn from_rows(rows: Vec<Row>) -> Self {
+        let mut retained = Self::default();
+        let mut entries = Vec::new();
+        let mut requests = Vec::new();
+        // A journal that was never committed to has no rows; its identity is then written first.
+        let mut is_new = true;
+        for row in rows {
+            match row {
+                Row::Identity(identity) => {
+                    retained.identity = identity;
+                    is_new = false;
+                }
+                Row::Lane(lane, counters) => retained.lanes.get_mut(lane).counters = counters,
+                Row::Entry { entry, .. } => entries.extend(entry),
+                Row::Request { request, .. } => requests.push(request),
+                Row::Pegin { number, settled } => {
+                    if let Some((outpoint, at)) = settled {
+                        retained.settled_pegins.insert(number, (outpoint, at));
+                        retained.settled_outpoints.insert(outpoint, number);
+                    }
+                }
+                Row::DeadLetter { number, letter } => {
+                    retained
+                        .dead_letters
+                        .extend(letter.map(|letter| (number, letter)));
+                }
+            }
+        }
+        for entry in entries {
+            if let Expects::PeginAck(outpoint) = entry.expects {
+                retained.pegins.insert(outpoint, entry.sequence);
+            }
+            retained.lanes.get_mut(entry.lane).insert(entry);
+        }
+        requests.sort_unstable_by_key(|request| request.number);
+        let mut settled = Vec::new();
+        for record in requests {
+            let id = record.request.request_id.clone();
+            match &record.standing {
+                Standing::Open { parked, .. } => {
+                    retained.open.insert(record.number, id.clone());
+                    retained.parked += usize::from(parked.is_some());
+                }
+                Standing::Settled { at, .. } => settled.push((*at, record.number, id.clone())),
+                Standing::Forgotten => {}
+            }
+            for burn in &record.request.burns {
+                retained.payments.entry(*burn).or_default().push(id.clone());
+            }
+            retained.requests.insert(id, record);
+        }
+        settled.sort_unstable();
+        retained.settled = settled.into_iter().map(|(_, _, id)| id).collect();
+        let last = |numbers: Option<u64>| numbers.map_or(0, |last| last + 1);
+        retained.next_request = last(retained.requests.values().map(|r| r.number).max());
+        retained.next_pegin = last(retained.settled_pegins.last_key_value().map(|(n, _)| *n));
+        retained.next_dead_letter = last(retained.dead_letters.last_key_value().map(|(n, _)| *n));
+        retained.changes = Changes::default();
+        if is_new {
+            retained.changes.identity();
+        }
+        retained
+    }
+
+    /// The rows that changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<Row> {
+        let changes = std::mem::take(&mut self.changes);
+        changes.into_rows(self)
+    }
+
     /// What is known about a request id.
     #[must_use]
-    pub fn known(&self, request_id: &RequestId) -> Known<'_> {
-        match (
-            self.requests.get(request_id),
-            self.tombstones.get(request_id),
-        ) {
-            (Some(record), _) => Known::Request(record),
-            (None, Some(payload_hash)) => Known::Forgotten(*payload_hash),
-            (None, None) => Known::Unknown,
-        }
+    pub fn request(&self, request_id: &RequestId) -> Option<&RequestRecord> {
+        self.requests.get(request_id)
     }
 
     /// The request, if it has no outcome yet.
@@ -183,37 +283,66 @@ impl Retained {
     }
 
     /// Requests without an outcome, oldest first.
-    #[must_use]
-    pub fn open_requests(&self) -> Vec<&RequestRecord> {
-        let mut open: Vec<_> = self
-            .requests
-            .values()
-            .filter(|record| record.is_open())
-            .collect();
-        open.sort_unstable_by_key(|record| record.request.sequence);
-        open
+    pub fn open_requests(&self) -> impl Iterator<Item = &RequestRecord> {
+        self.open.values().filter_map(|id| self.requests.get(id))
+    }
+
+    /// Every request there ever was, in no order.
+    pub fn requests(&self) -> impl Iterator<Item = &RequestRecord> {
+        self.requests.values()
     }
 
     /// How many requests have no outcome, and how many of them wait for an operator.
     #[must_use]
     pub fn open_and_parked(&self) -> (usize, usize) {
-        (self.open, self.parked)
+        (self.open.len(), self.parked)
     }
 
-    /// The oldest settled request, if more than `limit` outcomes are kept.
+    /// An earlier request that pays `burn` and shares no input with `spends`: both could be
+    /// mined, and the burn be paid twice.
     #[must_use]
-    pub fn to_forget(&self, limit: usize) -> Option<&RequestId> {
-        if self.settled.len() > limit {
-            self.settled.front()
-        } else {
-            None
+    pub fn rival(&self, burn: &BurnId, spends: &[OutPoint]) -> Option<&RequestId> {
+        self.payments.get(burn)?.iter().find(|earlier| {
+            self.requests.get(earlier).is_some_and(|earlier| {
+                let shared = |input| spends.contains(input);
+                !earlier.request.spends.iter().any(shared)
+            })
+        })
+    }
+
+    /// What is no longer kept, with `limit` of each sort allowed that are younger than `since`.
+    #[must_use]
+    pub fn to_forget(&self, limit: usize, since: SystemTime) -> Option<Record> {
+        if let Some(oldest) = self.settled.front() {
+            let expired = || match self.requests.get(oldest).map(|r| &r.standing) {
+                Some(Standing::Settled { at, .. }) => *at < since,
+                _ => true,
+            };
+            if self.settled.len() > limit || expired() {
+                return Some(Record::Forgotten(oldest.clone()));
+            }
         }
+        if let Some((_, (outpoint, at))) = self.settled_pegins.first_key_value()
+            && (self.settled_pegins.len() > limit || *at < since)
+        {
+            return Some(Record::PeginForgotten(*outpoint));
+        }
+        None
+    }
+
+    /// An acknowledged message that is no longer kept for a ledger that might be restored.
+    #[must_use]
+    pub fn to_prune(&self, limit: usize, since: SystemTime) -> Option<Record> {
+        self.lanes.iter().find_map(|(lane, retained)| {
+            let sequence = retained.to_prune(limit, since)?;
+            Some(Record::Pruned { lane, sequence })
+        })
     }
 
     /// Whether a notice for this outpoint was accepted, answered or not.
     #[must_use]
     pub fn knows_pegin(&self, outpoint: &OutPoint) -> bool {
-        self.pegins.contains_key(outpoint) || self.settled_pegins.contains(outpoint)
+        self.pegins.contains_key(outpoint) || self.settled_outpoints.contains_key(outpoint)
     }
 
     /// Whether the notice still waits for its answer.
@@ -222,71 +351,99 @@ impl Retained {
         self.pegins.contains_key(outpoint)
     }
 
+    /// Peg-in notices without an answer.
+    #[must_use]
+    pub fn open_pegins(&self) -> usize {
+        self.pegins.len()
+    }
+
     /// Adds one fact. Facts about what is not there change nothing.
     pub fn apply(&mut self, record: &Record) {
         match record {
-            Record::Epoch(epoch) => self.epoch = *epoch,
-            Record::Ledger(ledger_id) => self.ledger_id = Some(*ledger_id),
+            Record::Epoch(epoch) => {
+                self.identity.epoch = *epoch;
+                self.changes.identity();
+            }
+            Record::Ledger(ledger_id) => {
+                self.identity.ledger_id = Some(*ledger_id);
+                self.changes.identity();
+            }
+            Record::Adopted(ledger_id) => self.adopt(*ledger_id),
+            Record::Reconciled { held } => self.reconciled(held),
             Record::Appended(entry) => self.append(entry),
             Record::SentThrough { lane, sequence } => {
-                let lane = self.lanes.get_mut(*lane);
-                lane.sent_through = lane.sent_through.max(*sequence);
+                self.changes.lane(*lane);
+                let counters = &mut self.lanes.get_mut(*lane).counters;
+                counters.sent_through = counters.sent_through.max(*sequence);
             }
             Record::Withdrawn { lane, sequence } => self.withdraw(*lane, *sequence),
             Record::Acknowledged { lane, through } => self.acknowledge(*lane, *through),
-            Record::Opened(request) => {
-                self.open += 1;
-                let standing = Standing::Open {
-                    progress: Progress::default(),
-                    cancel: None,
-                    parked: None,
-                };
-                self.requests.insert(
-                    request.request_id.clone(),
-                    RequestRecord {
-                        request: request.clone(),
-                        standing,
-                    },
-                );
+            Record::Pruned { lane, sequence } => {
+                let retained = self.lanes.get_mut(*lane);
+                if retained.retired.remove(sequence) {
+                    retained.entries.remove(sequence);
+                    self.changes.entry(*lane, *sequence);
+                }
             }
+            Record::Opened(request) => self.open(request),
             Record::Progressed {
                 request_id,
                 collected,
                 required,
+            } => self.change_open(request_id, |standing| {
+                standing.progress.signers = Some((*collected, *required));
+            }),
+            Record::CancelAsked {
+                request_id,
+                reason,
+                sequence,
             } => {
-                if let Some((progress, ..)) = self.open_standing(request_id) {
-                    progress.signers = Some((*collected, *required));
-                }
-            }
-            Record::CancelAsked { request_id, reason } => {
-                if let Some((progress, cancel, _)) = self.open_standing(request_id) {
-                    *cancel = Some(*reason);
-                    progress.deadline_passed |= *reason == CancelReason::Deadline;
-                }
+                self.change_open(request_id, |standing| {
+                    *standing.cancel = Some(Cancel {
+                        reason: *reason,
+                        sequence: *sequence,
+                    });
+                    standing.progress.deadline_passed |= *reason == CancelReason::Deadline;
+                });
             }
             Record::Parked { request_id, reason } => {
-                if let Some((_, _, parked @ None)) = self.open_standing(request_id) {
-                    *parked = Some(reason.clone());
-                    self.parked += 1;
-                }
+                let mut parked = 0;
+                self.change_open(request_id, |standing| {
+                    if standing.parked.is_none() {
+                        *standing.parked = Some(reason.clone());
+                        parked = 1;
+                    }
+                });
+                self.parked += parked;
             }
             Record::Settled {
                 request_id,
                 outcome,
-            } => self.settle(request_id, outcome),
+                at,
+            } => self.settle(request_id, outcome, *at),
             Record::Forgotten(request_id) => {
-                if self.settled.front() == Some(request_id) {
-                    self.settled.pop_front();
-                }
-                if let Some(record) = self.requests.remove(request_id) {
-                    self.tombstones
-                        .insert(request_id.clone(), record.request.payload_hash);
+                if let Some(record) = self.requests.get_mut(request_id)
+                    && !record.is_open()
+                {
+                    self.settled.pop_front_if(|oldest| oldest == request_id);
+                    record.standing = Standing::Forgotten;
+                    self.changes.request(record.number, request_id);
                 }
             }
-            Record::PeginSettled(outpoint) => {
+            Record::PeginSettled { outpoint, at } => {
                 if let Some(sequence) = self.pegins.remove(outpoint) {
-                    self.settled_pegins.insert(*outpoint);
-                    self.lanes.get_mut(Lane::Pegin).answered(sequence);
+                    let number = self.next_pegin;
+                    self.next_pegin += 1;
+                    self.settled_pegins.insert(number, (*outpoint, *at));
+                    self.settled_outpoints.insert(*outpoint, number);
+                    self.changes.pegin(number);
+                    self.answered(Lane::Pegin, sequence);
+                }
+            }
+            Record::PeginForgotten(outpoint) => {
+                if let Some(number) = self.settled_outpoints.remove(outpoint) {
+                    self.settled_pegins.remove(&number);
+                    self.changes.pegin(number);
                 }
             }
             Record::Handled {
@@ -294,98 +451,274 @@ impl Retained {
                 through,
                 message_id,
             } => {
-                let lane = self.lanes.get_mut(*lane);
-                if *through > lane.handled_through {
-                    lane.handled_through = *through;
-                    lane.last_handled = Some(*message_id);
+                let counters = &mut self.lanes.get_mut(*lane).counters;
+                if *through > counters.handled_through {
+                    counters.handled_through = *through;
+                    counters.last_handled = Some(*message_id);
+                    self.changes.lane(*lane);
                 }
             }
             Record::DeadLetter(letter) => {
-                if self.dead_letters.len() >= MAX_DEAD_LETTERS {
-                    self.dead_letters.pop_front();
+                if self.dead_letters.len() >= MAX_DEAD_LETTERS
+                    && let Some((oldest, _)) = self.dead_letters.pop_first()
+                {
+                    self.changes.dead_letter(oldest);
                 }
-                self.dead_letters.push_back(letter.clone());
+                let number = self.next_dead_letter;
+                self.next_dead_letter += 1;
+                self.dead_letters.insert(number, letter.clone());
+                self.changes.dead_letter(number);
+            }
+            Record::DeadLetterDiscarded(number) => {
+                if self.dead_letters.remove(number).is_some() {
+                    self.changes.dead_letter(*number);
+                }
             }
         }
     }
 
     fn append(&mut self, entry: &Entry) {
         let lane = self.lanes.get_mut(entry.lane);
-        lane.next_new = entry.sequence + 1;
-        lane.bytes += entry.payload.len() as u64;
-        lane.entries.insert(entry.sequence, entry.clone());
+        lane.counters.next_new = entry.sequence + 1;
+        lane.insert(entry.clone());
         if let Expects::PeginAck(outpoint) = entry.expects {
             self.pegins.insert(outpoint, entry.sequence);
         }
+        self.changes.lane(entry.lane);
+        self.changes.entry(entry.lane, entry.sequence);
+    }
+
+    fn open(&mut self, request: &OpenRequest) {
+        let number = self.next_request;
+        self.next_request += 1;
+        let request_id = request.request_id.clone();
+        for burn in &request.burns {
+            let payers = self.payments.entry(*burn).or_default();
+            payers.push(request_id.clone());
+        }
+        self.open.insert(number, request_id.clone());
+        self.changes.request(number, &request_id);
+        let record = RequestRecord {
+            number,
+            request: request.clone(),
+            sent_before: false,
+            standing: Standing::Open {
+                progress: Progress::default(),
+                cancel: None,
+                parked: None,
+            },
+        };
+        self.requests.insert(request_id, record);
     }
 
     fn withdraw(&mut self, lane: Lane, sequence: u64) {
-        let lane = self.lanes.get_mut(lane);
-        if let Some(entry) = lane.entries.get_mut(&sequence) {
-            let marker = proto::Withdrawn {
-                message_id: entry.message_id.to_bytes().to_vec().into(),
-            };
-            let payload: Bytes = marker.encode_to_vec().into();
-            lane.bytes = lane.bytes - entry.payload.len() as u64 + payload.len() as u64;
-            entry.kind = proto::Kind::Withdrawn;
-            entry.payload = payload;
-            entry.deadline = None;
-            entry.expects = Expects::Nothing;
+        let retained = self.lanes.get_mut(lane);
+        // What may have been sent is never taken back.
+        if sequence > retained.counters.sent_through
+            && let Some(entry) = retained.entries.get_mut(&sequence)
+            && entry.kind != proto::Kind::Withdrawn
+        {
+            let withdrawn = entry.clone();
+            entry.become_marker();
+            retained.discount(&withdrawn);
+            self.changes.entry(lane, sequence);
         }
     }
 
     fn acknowledge(&mut self, lane: Lane, through: u64) {
-        let lane = self.lanes.get_mut(lane);
-        if through < lane.first_unacknowledged {
+        let retained = self.lanes.get_mut(lane);
+        let first = retained.counters.first_unacknowledged;
+        if through < first {
             return;
         }
-        lane.last_acknowledged = lane
+        retained.counters.last_acknowledged = retained
             .entries
             .get(&through)
             .map(|entry| (through, entry.message_id));
-        let acknowledged: Vec<u64> = lane
+        let acknowledged: Vec<(u64, bool)> = retained
             .entries
-            .range(lane.first_unacknowledged..=through)
-            .filter(|(_, entry)| entry.expects == Expects::Nothing)
-            .map(|(sequence, _)| *sequence)
+            .range(first..=through)
+            .filter_map(|(sequence, entry)| match entry.expects {
+                Expects::Nothing => Some((*sequence, true)),
+                Expects::Answered => Some((*sequence, false)),
+                Expects::Outcome(_) | Expects::PeginAck(_) => None,
+            })
             .collect();
-        for sequence in acknowledged {
-            lane.release(sequence);
+        for (sequence, keep) in acknowledged {
+            retained.release(sequence, keep);
+            if !keep {
+                self.changes.entry(lane, sequence);
+            }
         }
-        lane.first_unacknowledged = through + 1;
+        retained.counters.first_unacknowledged = through + 1;
+        self.changes.lane(lane);
     }
 
-    fn settle(&mut self, request_id: &RequestId, outcome: &Outcome) {
+    /// The answer to a message has come: it goes with its acknowledgement, or now if it has that.
+    fn answered(&mut self, lane: Lane, sequence: u64) {
+        let retained = self.lanes.get_mut(lane);
+        if sequence < retained.counters.first_unacknowledged {
+            retained.release(sequence, false);
+        } else if let Some(entry) = retained.entries.get_mut(&sequence)
+            && entry.kind != proto::Kind::Withdrawn
+        {
+            entry.expects = Expects::Answered;
+        }
+        self.changes.entry(lane, sequence);
+    }
+
+    fn settle(&mut self, request_id: &RequestId, outcome: &Outcome, at: SystemTime) {
         let Some(record) = self.requests.get_mut(request_id) else {
             return;
         };
-        let Standing::Open { parked, .. } = &record.standing else {
+        let Standing::Open { parked, cancel, .. } = &record.standing else {
             return;
         };
+        let cancel = *cancel;
         self.parked -= usize::from(parked.is_some());
-        self.open -= 1;
-        record.standing = Standing::Settled(outcome.clone());
+        self.open.remove(&record.number);
+        let outcome = outcome.clone();
+        record.standing = Standing::Settled { outcome, at };
         let sequence = record.request.sequence;
+        self.changes.request(record.number, request_id);
         self.settled.push_back(request_id.clone());
-        self.lanes.get_mut(Lane::Signing).answered(sequence);
+        self.answered(Lane::Signing, sequence);
+        if let Some(cancel) = cancel {
+            self.answered(Lane::Signing, cancel.sequence);
+        }
     }
 
-    fn open_standing(
-        &mut self,
-        request_id: &RequestId,
-    ) -> Option<(
-        &mut Progress,
-        &mut Option<CancelReason>,
-        &mut Option<String>,
-    )> {
-        match &mut self.requests.get_mut(request_id)?.standing {
-            Standing::Open {
+    fn change_open(&mut self, request_id: &RequestId, change: impl FnOnce(OpenStanding<'_>)) {
+        if let Some(record) = self.requests.get_mut(request_id)
+            && let Standing::Open {
                 progress,
                 cancel,
                 parked,
-            } => Some((progress, cancel, parked)),
-            Standing::Settled(_) => None,
+            } = &mut record.standing
+        {
+            change(OpenStanding {
+                progress,
+                cancel,
+                parked,
+            });
+            self.changes.request(record.number, request_id);
         }
+    }
+
+    /// Both directions of every lane begin again: each lane in its old order with what is
+    /// unacknowledged, unanswered or retained. A request that is to be cancelled is not made
+    /// again: its place is taken by a marker, and its cancel follows.
+    fn adopt(&mut self, ledger_id: LedgerId) {
+        self.identity.ledger_id = Some(ledger_id);
+        self.identity.adoptions += 1;
+        self.identity.reconciling = true;
+        self.changes.identity();
+        for lane in Lane::ALL {
+            let old = std::mem::take(self.lanes.get_mut(lane));
+            self.changes.lane(lane);
+            for (sequence, mut entry) in old.entries {
+                self.changes.entry(lane, sequence);
+                let next_new = self.lanes.get(lane).counters.next_new;
+                if let Expects::Outcome(request_id) = &entry.expects
+                    && let Some(record) = self.requests.get_mut(request_id)
+                {
+                    self.changes.request(record.number, request_id);
+                    match &mut record.standing {
+                        Standing::Open {
+                            cancel: Some(cancel),
+                            ..
+                        } if cancel.sequence == sequence => cancel.sequence = next_new,
+                        standing => {
+                            record.sent_before |= sequence <= old.counters.sent_through;
+                            record.request.sequence = next_new;
+                            if matches!(
+                                standing,
+                                Standing::Open {
+                                    cancel: Some(_),
+                                    ..
+                                }
+                            ) {
+                                entry.become_marker();
+                            }
+                        }
+                    }
+                }
+                if entry.expects == Expects::Answered {
+                    // Its answer is recorded: the new ledger need not know it.
+                    continue;
+                }
+                self.append(&Entry {
+                    sequence: next_new,
+                    ..entry
+                });
+            }
+        }
+    }
+
+    /// The new ledger holds these requests: what would make them again becomes a marker.
+    fn reconciled(&mut self, held: &[RequestId]) {
+        for request_id in held {
+            if let Some(record) = self.open_request(request_id) {
+                self.withdraw(Lane::Signing, record.request.sequence);
+            }
+        }
+        self.identity.reconciling = false;
+        self.changes.identity();
+    }
+
+    pub(super) fn lane_row(&self, lane: Lane) -> Row {
+        Row::Lane(lane, self.lanes.get(lane).counters)
+    }
+
+    pub(super) fn entry_row(&self, lane: Lane, sequence: u64) -> Row {
+        let entry = self.lanes.get(lane).entries.get(&sequence).cloned();
+        Row::Entry {
+            lane,
+            sequence,
+            entry,
+        }
+    }
+
+    pub(super) fn request_row(&self, number: u64, request_id: &RequestId) -> Option<Row> {
+        let request = self.requests.get(request_id)?.clone();
+        Some(Row::Request { number, request })
+    }
+
+    pub(super) fn pegin_row(&self, number: u64) -> Row {
+        let settled = self.settled_pegins.get(&number).copied();
+        Row::Pegin { number, settled }
+    }
+
+    pub(super) fn dead_letter_row(&self, number: u64) -> Row {
+        let letter = self.dead_letters.get(&number).cloned();
+        Row::DeadLetter { number, letter }
+    }
+}
+
+struct OpenStanding<'a> {
+    progress: &'a mut Progress,
+    cancel: &'a mut Option<Cancel>,
+    parked: &'a mut Option<String>,
+}
+
+impl Entry {
+    /// Whether a caller brought it, and its lane's capacity must have room for it.
+    fn is_callers(&self) -> bool {
+        matches!(
+            self.kind,
+            proto::Kind::SignatureRequest | proto::Kind::PeginNotification
+        )
+    }
+
+    /// Takes the message's place in its lane, and says so.
+    fn become_marker(&mut self) {
+        let marker = proto::Withdrawn {
+            message_id: self.message_id.to_bytes().to_vec().into(),
+        };
+        self.kind = proto::Kind::Withdrawn;
+        self.payload = Bytes::from(marker.encode_to_vec());
+        self.deadline = None;
+        self.expects = Expects::Nothing;
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread,
+    time::Instant,
 };
 
 use ractor::ActorRef;
@@ -12,79 +13,94 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     BufferMessage,
-    journal::{Journal, JournalError, Record},
+    journal::{Journal, JournalError, Row},
+    retained::Retained,
 };
+use crate::telemetry::Metrics;
 
-/// Numbers a batch of records; commits happen in the order of their tickets.
+/// Numbers a decision; commits happen in the order of their tickets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
-/// The actor's end of the thread. It gathers what comes while a commit runs: the thread is woken
-/// once for a group, not for each of its records. Dropping it ends the thread; what it gathered
-/// was confirmed to nobody.
+/// The actor's end of the thread. What is decided while a commit runs is the next group: the
+/// thread is woken once for a group, and a row that changes twice in it is written once. Dropping
+/// it ends the thread; what was not committed was confirmed to nobody.
 #[derive(Debug)]
 pub(super) struct Writer {
-    groups: mpsc::Sender<(Ticket, Vec<Record>)>,
-    gathered: Vec<Record>,
-    /// Of the last records that came.
+    jobs: mpsc::Sender<Job>,
+    /// Of the last decision.
     last: Ticket,
-    /// Of the group that the thread has.
+    /// Of the last group that the thread was given.
     sent: Ticket,
-    committing: bool,
+    busy: bool,
+}
+
+#[derive(Debug)]
+enum Job {
+    Load,
+    Commit(Ticket, Vec<Row>),
 }
 
 impl Writer {
-    /// Starts the thread. It loads the journal first, and reports that and every commit to
+    /// Starts the thread, which loads the journal first. It reports every load and commit to
     /// `buffer` by message. `alive` is held until the thread has ended.
     pub(super) fn start(
         journal: Arc<dyn Journal>,
         buffer: ActorRef<BufferMessage>,
+        metrics: Metrics,
         alive: TaskTrackerToken,
     ) -> io::Result<Self> {
-        // At most one group is in it.
-        let (groups, queued) = mpsc::channel();
+        // At most one job is in it.
+        let (jobs, queued) = mpsc::channel();
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
                 let _alive = alive;
                 let obituary = Obituary(buffer);
-                write(journal.as_ref(), &queued, &obituary.0);
+                work(journal.as_ref(), &queued, &obituary.0, &metrics);
             })?;
-        Ok(Self {
-            groups,
-            gathered: Vec::new(),
+        let mut writer = Self {
+            jobs,
             last: Ticket::default(),
             sent: Ticket::default(),
-            committing: false,
-        })
+            busy: false,
+        };
+        writer.load();
+        Ok(writer)
     }
 
-    /// Has records committed, with the next group.
-    pub(super) fn queue(&mut self, records: Vec<Record>) -> Ticket {
+    /// Has the journal closed, opened and read again. What was decided and not committed is
+    /// forgotten.
+    pub(super) fn load(&mut self) {
+        self.sent = self.last;
+        self.give(Job::Load);
+    }
+
+    /// Has what has changed in `retained` committed, with the next group.
+    pub(super) fn queue(&mut self, retained: &mut Retained) -> Ticket {
         self.last = Ticket(self.last.0 + 1);
-        if self.gathered.is_empty() {
-            self.gathered = records;
-        } else {
-            self.gathered.extend(records);
-        }
-        self.send();
+        self.send(retained);
         self.last
     }
 
-    /// The thread has committed its group and takes the next one.
-    pub(super) fn committed(&mut self) {
-        self.committing = false;
-        self.send();
+    /// The thread has done its job and takes the next one.
+    pub(super) fn done(&mut self, retained: &mut Retained) {
+        self.busy = false;
+        self.send(retained);
     }
 
-    fn send(&mut self) {
-        if !self.committing && self.last > self.sent {
-            let group = std::mem::take(&mut self.gathered);
-            (self.sent, self.committing) = (self.last, true);
-            // A thread that is gone has said so (`Obituary`): the actor is about to fail, and
-            // nothing of this is confirmed.
-            let _ = self.groups.send((self.last, group));
+    fn send(&mut self, retained: &mut Retained) {
+        if !self.busy && self.last > self.sent {
+            self.sent = self.last;
+            self.give(Job::Commit(self.last, retained.take_changes()));
         }
+    }
+
+    fn give(&mut self, job: Job) {
+        self.busy = true;
+        // A thread that is gone has said so (`Obituary`): the actor is about to fail, and nothing
+        // of this is confirmed.
+        let _ = self.jobs.send(job);
     }
 }
 
@@ -94,30 +110,35 @@ struct Obituary(ActorRef<BufferMessage>);
 
 impl Drop for Obituary {
     fn drop(&mut self) {
-        let ended = JournalError {
-            operation: "commit",
-            reason: "its thread ended; the buffer restarts and reads what was kept".to_owned(),
-        };
-        let _ = self.0.cast(BufferMessage::Committed(Err(ended)));
+        let _ = self
+            .0
+            .cast(BufferMessage::Committed(Err(JournalError::ThreadEnded)));
     }
 }
 
 /// Ends when the actor has dropped its end, or can no longer be told.
-fn write(
+fn work(
     journal: &dyn Journal,
-    queued: &mpsc::Receiver<(Ticket, Vec<Record>)>,
+    queued: &mpsc::Receiver<Job>,
     buffer: &ActorRef<BufferMessage>,
+    metrics: &Metrics,
 ) {
-    if buffer
-        .cast(BufferMessage::Loaded(journal.load().map(Box::new)))
-        .is_err()
-    {
-        return;
-    }
-    while let Ok((ticket, records)) = queued.recv() {
-        let committed = journal.commit(&records).map(|()| ticket);
-        let failed = committed.is_err();
-        if buffer.cast(BufferMessage::Committed(committed)).is_err() || failed {
+    while let Ok(job) = queued.recv() {
+        let report = match job {
+            Job::Load => {
+                let loaded = journal.load().map(Retained::from_rows);
+                BufferMessage::Loaded(loaded.map(Box::new))
+            }
+            // Nothing has changed: what waits for it may go on at once.
+            Job::Commit(ticket, rows) if rows.is_empty() => BufferMessage::Committed(Ok(ticket)),
+            Job::Commit(ticket, rows) => {
+                let began = Instant::now();
+                let committed = journal.commit(&rows);
+                metrics.record_journal_commit(began.elapsed());
+                BufferMessage::Committed(committed.map(|()| ticket))
+            }
+        };
+        if buffer.cast(report).is_err() {
             return;
         }
     }

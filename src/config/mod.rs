@@ -133,8 +133,21 @@ pub struct BufferConfig {
     pub lane_messages: u64,
     /// Payload bytes in each lane.
     pub lane_bytes: u64,
+    /// Messages in all lanes.
+    pub total_messages: u64,
+    /// Payload bytes in all lanes.
+    pub total_bytes: u64,
     /// Settled requests whose outcome is kept, so that asking again gives the same answer.
     pub settled_retained: usize,
+    /// How long it is kept, at most.
+    pub settled_for: Duration,
+    /// Acknowledged messages kept in each lane, for a ledger that governance might restore from a
+    /// copy.
+    pub acknowledged_retained: usize,
+    /// How long they are kept, at most, from their acceptance on.
+    pub acknowledged_for: Duration,
+    /// Whether another ledger than the known one is adopted without an operator's word.
+    pub adopt_ledger: bool,
 }
 
 /// How long each type of request may take before governance is asked to cancel it.
@@ -241,7 +254,13 @@ impl Default for BufferConfig {
         Self {
             lane_messages: 100_000,
             lane_bytes: 256 << 20,
+            total_messages: 250_000,
+            total_bytes: 512 << 20,
             settled_retained: 100_000,
+            settled_for: Duration::from_secs(30 * 24 * 3600),
+            acknowledged_retained: 1000,
+            acknowledged_for: Duration::from_secs(24 * 3600),
+            adopt_ledger: false,
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// Logs and traces.
     pub telemetry: TelemetrySettings,
+    /// Where everything lies that must survive this process.
+    pub data_dir: PathBuf,
     /// Where the bridge leaves signed transactions.
     pub outbox_dir: PathBuf,
     /// Every key with its value and origin, secrets masked.
@@ -139,6 +141,7 @@ impl Settings {
         };
         let http = reader.http();
         let telemetry = reader.telemetry();
+        let data_dir = reader.parsed("data_dir", PathBuf::from("data"), "a directory");
         let outbox_dir = reader.parsed("bridge.outbox_dir", PathBuf::from("outbox"), "a directory");
         reader.refuse_unknown();
         let Reader {
@@ -181,6 +184,7 @@ impl Settings {
             federation,
             http,
             telemetry,
+            data_dir,
             outbox_dir,
             effective,
         })
@@ -493,10 +497,32 @@ impl Reader {
                 defaults.lane_bytes,
                 "a number of bytes",
             ),
+            total_messages: self.parsed(
+                "buffer.total_messages",
+                defaults.total_messages,
+                "a number of messages",
+            ),
+            total_bytes: self.parsed(
+                "buffer.total_bytes",
+                defaults.total_bytes,
+                "a number of bytes",
+            ),
             settled_retained: self.parsed(
                 "buffer.settled_retained",
                 defaults.settled_retained,
                 "a number of requests",
+            ),
+            settled_for: self.duration("buffer.settled_for", defaults.settled_for),
+            acknowledged_retained: self.parsed(
+                "buffer.acknowledged_retained",
+                defaults.acknowledged_retained,
+                "a number of messages",
+            ),
+            acknowledged_for: self.duration("buffer.acknowledged_for", defaults.acknowledged_for),
+            adopt_ledger: self.parsed(
+                "buffer.adopt_ledger",
+                defaults.adopt_ledger,
+                "true or false",
             ),
         }
     }

@@ -56,6 +56,9 @@ pub enum SessionFault {
     /// The two records do not fit.
     #[error("{0}")]
     Resume(ResumeFault),
+    /// Our journal has failed.
+    #[error("the journal has failed; the session ends, and begins again when it is back")]
+    Journal,
     /// The transport takes frames slower than they come.
     #[error("the transport did not take {0} frames that wait for it")]
     Congested(usize),
@@ -112,6 +115,7 @@ impl SessionFault {
                 }
                 _ => error.retry_after.map_or(Remedy::BackOff, Remedy::After),
             },
+            Self::Resume(ResumeFault::Adopted) => Remedy::BackOff,
             Self::Resume(_) => Remedy::Quarantine,
             Self::Unreachable(_)
             | Self::TooSlow { .. }
@@ -120,9 +124,15 @@ impl SessionFault {
             | Self::Drained { .. }
             | Self::Silent(_)
             | Self::Protocol(_)
+            | Self::Journal
             | Self::Congested(_)
             | Self::Moved => Remedy::BackOff,
         }
+    }
+
+    /// Whether the endpoint lacks what governance had acknowledged: another one may have it.
+    pub(super) fn is_behind(&self) -> bool {
+        matches!(self, Self::Resume(ResumeFault::Behind { .. }))
     }
 
     /// Bounded label for metrics.
@@ -138,6 +148,7 @@ impl SessionFault {
             Self::Silent(_) => "silent",
             Self::Protocol(_) => "protocol",
             Self::Resume(_) => "resume",
+            Self::Journal => "journal",
             Self::Congested(_) => "congested",
             Self::Moved => "moved",
         }

@@ -73,7 +73,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        buffer::journal::{Entry, Expects},
+        buffer::record::{Entry, Expects},
         message::MessageId,
         telemetry::TraceContext,
     };

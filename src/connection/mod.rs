@@ -8,6 +8,7 @@ mod backoff;
 mod dial;
 mod fault;
 mod frames;
+mod reconcile;
 mod session;
 mod state;
 
@@ -23,11 +24,15 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use self::{
+    reconcile::{Progress, Reconciliation},
     session::{InboundFrame, Session},
     state::{Action, Event, Machine, State},
 };
 use crate::{
-    buffer::{BufferMessage, HandledMessage, MAX_IN_FLIGHT, Outgoing, ResumeFault, SessionFacts},
+    buffer::{
+        BufferMessage, HandledMessage, Listed, MAX_IN_FLIGHT, Meaning, Outgoing, ResumeFault,
+        SessionFacts, record::DeadLetter,
+    },
     config::{ConnectionConfig, Endpoint, NodeConfig},
     error::StreamError,
     health::StatusBoard,
@@ -54,6 +59,14 @@ const FRAMES_WAITING: usize = 5 * MAX_IN_FLIGHT as usize;
 pub(crate) enum ConnectionMessage {
     /// Leave the present endpoint for this one.
     Connect { target: Endpoint },
+    /// An operator has seen to what held the connection: try again.
+    Resume,
+    /// Deliver a dead letter again, and say what came of it.
+    Redeliver {
+        number: u64,
+        letter: Box<DeadLetter>,
+        reply: RpcReplyPort<Result<(), String>>,
+    },
     /// Tell governance how the node is.
     ReportStatus {
         status: NodeStatus,
@@ -71,6 +84,10 @@ pub(crate) enum ConnectionMessage {
     SessionJudged { epoch: u64 },
     /// The two records do not fit.
     SessionRefused { epoch: u64, fault: ResumeFault },
+    /// Governance's ledger was adopted: ask it how these open requests stand there.
+    Reconcile { epoch: u64, listed: Vec<Listed> },
+    /// The journal has failed: the session rests on what may not be there.
+    JournalFailed { epoch: u64 },
     /// Governance acknowledged what was never sent.
     AcknowledgedTooMuch {
         epoch: u64,
@@ -94,7 +111,11 @@ pub(crate) enum ConnectionMessage {
     /// The session's task has ended.
     SessionEnded { epoch: u64, fault: SessionFault },
     /// A subscriber has answered, or gone away.
-    DeliveryEnded(Report),
+    DeliveryEnded {
+        /// Ledgers adopted when it began.
+        adoptions: u64,
+        report: Report,
+    },
     /// A deadline may have passed.
     TimerFired,
 }
@@ -126,6 +147,11 @@ pub(crate) struct ConnectionState {
     live: Option<Live>,
     /// Queues towards the subscribers; from the first session on.
     router: Option<Router>,
+    /// Ledgers adopted before it: its sequences are of the last one.
+    adoptions: u64,
+    /// The queues of the ledger before the last adoption: what its subscribers still say counts.
+    former: Option<(u64, Router)>,
+    reconciliation: Option<Reconciliation>,
     acknowledgements: Acknowledgements,
     /// Session and delivery tasks; they end with the actor.
     tasks: JoinSet<()>,
@@ -169,6 +195,9 @@ impl Actor for ConnectionActor {
             ack: None,
             live: None,
             router: None,
+            adoptions: 0,
+            former: None,
+            reconciliation: None,
             acknowledgements: Acknowledgements::default(),
             tasks: JoinSet::new(),
             timer: Timer::default(),
@@ -224,6 +253,12 @@ impl ConnectionState {
     fn receive(&mut self, message: ConnectionMessage) -> Result<(), state::ImpossibleEvent> {
         match message {
             ConnectionMessage::Connect { target } => self.happen(Event::Move { target })?,
+            ConnectionMessage::Resume => self.happen(Event::Resume)?,
+            ConnectionMessage::Redeliver {
+                number,
+                letter,
+                reply,
+            } => self.redeliver(number, *letter, reply),
             ConnectionMessage::ReportStatus { status, reply } => {
                 let _ = reply.send(self.report_status(&status));
             }
@@ -255,6 +290,16 @@ impl ConnectionState {
             ConnectionMessage::SessionRefused { epoch, fault } => {
                 self.end(epoch, SessionFault::Resume(fault))?;
             }
+            ConnectionMessage::Reconcile { epoch, listed } => {
+                if self.machine.state().is_connected(epoch) {
+                    let (reconciliation, page) = Reconciliation::new(&listed);
+                    self.reconciliation = Some(reconciliation);
+                    self.send_control(Control::Reconcile(page))?;
+                }
+            }
+            ConnectionMessage::JournalFailed { epoch } => {
+                self.end(epoch, SessionFault::Journal)?;
+            }
             ConnectionMessage::AcknowledgedTooMuch {
                 epoch,
                 lane,
@@ -279,11 +324,17 @@ impl ConnectionState {
                 self.frame_received(epoch, *frame)?;
             }
             ConnectionMessage::SessionEnded { epoch, fault } => self.end(epoch, fault)?,
-            ConnectionMessage::DeliveryEnded(report) => {
+            ConnectionMessage::DeliveryEnded { adoptions, report } => {
                 let lane = report.lane;
-                if let Some(router) = &mut self.router {
+                let router = if adoptions == self.adoptions {
+                    self.router.as_mut()
+                } else {
+                    let former = self.former.as_mut().filter(|(of, _)| *of == adoptions);
+                    former.map(|(_, router)| router)
+                };
+                if let Some(router) = router {
                     let handled = router.delivered(report, Instant::now());
-                    self.record(lane, handled);
+                    self.record(adoptions, lane, handled);
                     self.advance_deliveries();
                     self.post_blocked();
                 }
@@ -402,6 +453,11 @@ impl ConnectionState {
         let Some(facts) = self.facts.take() else {
             return;
         };
+        self.reconciliation = None;
+        if facts.adoptions != self.adoptions {
+            let of = std::mem::replace(&mut self.adoptions, facts.adoptions);
+            self.former = self.router.take().map(|router| (of, router));
+        }
         self.acknowledgements
             .begin_session(|lane| facts.lanes.get(lane).next_expected.saturating_sub(1));
         let router = self.router.get_or_insert_with(|| {
@@ -598,9 +654,22 @@ impl ConnectionState {
                 let fault = "the registration was answered twice".to_owned();
                 self.end(epoch, SessionFault::Protocol(fault))
             }
-            Some(stream_response::Control::ReconcileResponse(_)) => {
-                let fault = "an answer came to a reconciliation that was not asked for".to_owned();
-                self.end(epoch, SessionFault::Protocol(fault))
+            Some(stream_response::Control::ReconcileResponse(answer)) => {
+                let unasked = || "a reconciliation that was not asked for".to_owned();
+                let exchange = self.reconciliation.as_mut().ok_or_else(unasked);
+                match exchange.and_then(|exchange| exchange.answered(answer)) {
+                    Ok(Progress::Next(page)) => self.send_control(Control::Reconcile(page)),
+                    Ok(Progress::Done(reconciled)) => {
+                        self.reconciliation = None;
+                        let reconciled = Box::new(reconciled);
+                        self.tell_buffer(BufferMessage::Reconciled { epoch, reconciled });
+                        Ok(())
+                    }
+                    Err(fault) => {
+                        let fault = format!("reconcile_response: {fault}");
+                        self.end(epoch, SessionFault::Protocol(fault))
+                    }
+                }
             }
         }
     }
@@ -640,24 +709,63 @@ impl ConnectionState {
             return;
         };
         let (awaited, handled) = router.advance(Instant::now());
+        let adoptions = self.adoptions;
         for delivery in awaited {
             let connection = self.myself.clone();
             let report = async move {
                 let report = delivery.report().await;
                 // A connection that is gone starts again from what is recorded.
-                let _ = connection.cast(ConnectionMessage::DeliveryEnded(report));
+                let _ = connection.cast(ConnectionMessage::DeliveryEnded { adoptions, report });
             };
             self.tasks.spawn(self.args.tasks.track_future(report));
         }
         for (lane, handled) in handled {
-            self.record(lane, vec![handled]);
+            self.record(adoptions, lane, vec![handled]);
         }
     }
 
-    fn record(&self, lane: Lane, messages: Vec<HandledMessage>) {
+    fn record(&self, adoptions: u64, lane: Lane, messages: Vec<HandledMessage>) {
         if !messages.is_empty() {
-            self.tell_buffer(BufferMessage::Handled { lane, messages });
+            self.tell_buffer(BufferMessage::Handled {
+                adoptions,
+                lane,
+                messages,
+            });
         }
+    }
+
+    /// Decodes a dead letter anew and hands it to its subscriber, outside its lane: its place
+    /// there is taken. It stays a dead letter until it is handled.
+    fn redeliver(
+        &mut self,
+        number: u64,
+        letter: DeadLetter,
+        reply: RpcReplyPort<Result<(), String>>,
+    ) {
+        let (subscribers, buffer) = (self.args.subscribers.clone(), self.args.buffer.clone());
+        let redelivery = async move {
+            let result = match subscribers.redeliver(letter).await {
+                Ok(meaning) => {
+                    let meaning: Meaning = meaning;
+                    let recorded = ractor::call!(buffer, |reply| BufferMessage::LetterHandled {
+                        number,
+                        meaning,
+                        reply
+                    });
+                    recorded.map_err(|error| error.to_string())
+                }
+                Err(failure) => Err(failure),
+            };
+            let _ = reply.send(result);
+        };
+        self.tasks.spawn(self.args.tasks.track_future(redelivery));
+    }
+
+    fn send_control(&mut self, control: Control) -> Result<(), state::ImpossibleEvent> {
+        self.send(proto::StreamRequest {
+            control: Some(control),
+            ..Default::default()
+        })
     }
 
     fn transmit(

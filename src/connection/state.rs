@@ -106,6 +106,8 @@ pub(super) enum Event {
     DeadlineReached,
     /// An operator wants this endpoint.
     Move { target: Endpoint },
+    /// An operator has seen to what held the connection.
+    Resume,
     /// The stream is shutting down, and has flushed what it could.
     Shutdown,
 }
@@ -157,6 +159,8 @@ pub(super) struct Machine {
     endpoint: usize,
     /// The operator's choice, instead of the configured ones.
     pinned: Option<Endpoint>,
+    /// Endpoints in a row that were behind what governance had acknowledged.
+    behind: usize,
 }
 
 impl State {
@@ -269,6 +273,7 @@ impl Machine {
             dials: 0,
             endpoint: 0,
             pinned: None,
+            behind: 0,
         }
     }
 
@@ -429,6 +434,15 @@ impl Machine {
                 (state, actions)
             }
 
+            (
+                State::Quarantined { .. } | State::Failed { .. } | State::BackingOff { .. },
+                Event::Resume,
+            ) => {
+                self.attempt = 0;
+                self.prepare(now)
+            }
+            (state, Event::Resume) => (state, Vec::new()),
+
             (State::Connected { target, epoch, .. }, Event::Shutdown) => {
                 let until = now + GOODBYE_DEADLINE;
                 (
@@ -469,7 +483,11 @@ impl Machine {
             | Event::Judged { epoch }
             | Event::Heard { epoch }
             | Event::Ended { epoch, .. } => self.state.epoch() != Some(*epoch),
-            Event::Start | Event::DeadlineReached | Event::Move { .. } | Event::Shutdown => false,
+            Event::Start
+            | Event::DeadlineReached
+            | Event::Move { .. }
+            | Event::Resume
+            | Event::Shutdown => false,
         }
     }
 
@@ -581,9 +599,20 @@ impl Machine {
         } else {
             self.attempt.saturating_add(1)
         };
+        self.behind = if fault.is_behind() {
+            self.behind + 1
+        } else {
+            0
+        };
+        let others = self.pinned.is_none() && self.behind < self.config.endpoints.len();
         let pause = backoff::delay(&self.config.backoff, self.attempt, random);
         let until = match fault.remedy() {
-            Remedy::Quarantine => return (State::Quarantined { cause: fault }, actions),
+            // Another endpoint may have what this one lacks.
+            Remedy::Quarantine if fault.is_behind() && others => now + pause,
+            Remedy::Quarantine => {
+                self.behind = 0;
+                return (State::Quarantined { cause: fault }, actions);
+            }
             Remedy::GiveUp => return (State::Failed { cause: fault }, actions),
             Remedy::BackOff => now + pause,
             Remedy::After(at_least) => now + pause.max(at_least),

@@ -101,6 +101,7 @@ fn events() -> Vec<Event> {
         Event::Move {
             target: endpoint(9),
         },
+        Event::Resume,
         Event::Shutdown,
     ]
 }
@@ -142,17 +143,17 @@ fn the_table_of_transitions() {
         })
         .collect();
     let expected = [
-        // Start, Prepared, Opened, Registered, Judged, Heard, Ended, DeadlineReached, Move, Shutdown
-        "P.......PD", // Disconnected
-        "!C......PD", // Preparing
-        "!.R!!!B.PD", // Connecting
-        "!.!J!.B.PD", // Registering
-        "!.!!L.B.PD", // Judging
-        "!.!!!.B.PG", // Connected (L)
-        "!.!!!.D...", // Draining
-        "!.......PD", // BackingOff
-        "!.......PD", // Quarantined
-        "!.......PD", // Failed
+        // Start, Prepared, Opened, Registered, Judged, Heard, Ended, DeadlineReached, Move, Resume, Shutdown
+        "P.......P.D", // Disconnected
+        "!C......P.D", // Preparing
+        "!.R!!!B.P.D", // Connecting
+        "!.!J!.B.P.D", // Registering
+        "!.!!L.B.P.D", // Judging
+        "!.!!!.B.P.G", // Connected (L)
+        "!.!!!.D....", // Draining
+        "!.......PPD", // BackingOff
+        "!.......PPD", // Quarantined
+        "!.......PPD", // Failed
     ];
     assert_eq!(table, expected);
 }
@@ -417,7 +418,7 @@ fn a_goodbye_is_bounded() {
 proptest::proptest! {
     #[test]
     fn no_walk_leads_to_two_sessions_or_out_of_the_machine(
-        walk in proptest::collection::vec((0..10_usize, 0..5000_u64, 0.0..1.0_f64), 0..200),
+        walk in proptest::collection::vec((0..11_usize, 0..5000_u64, 0.0..1.0_f64), 0..200),
     ) {
         let (mut machine, mut now) = (machine(), Instant::now());
         let (mut epoch, mut alive) = (0, None);
@@ -435,7 +436,11 @@ proptest::proptest! {
                 | Event::Judged { epoch: of }
                 | Event::Heard { epoch: of }
                 | Event::Ended { epoch: of, .. } => *of = epoch,
-                Event::Start | Event::DeadlineReached | Event::Move { .. } | Event::Shutdown => {}
+                Event::Start
+                | Event::DeadlineReached
+                | Event::Move { .. }
+                | Event::Resume
+                | Event::Shutdown => {}
             }
             let before = machine.state.clone();
             let actions = match machine.handle(event.clone(), now, random) {
@@ -466,4 +471,43 @@ proptest::proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_endpoint_that_is_behind_is_left_for_another_until_none_is_left() {
+    let mut now = Instant::now();
+    let mut machine = machine();
+    machine.handle(Event::Start, now, 0.5).expect("possible");
+    let behind = || {
+        SessionFault::Resume(ResumeFault::Behind {
+            lane: crate::message::Lane::Signing,
+            next_expected: 1,
+            first_retained: 2,
+        })
+    };
+    for (round, expected) in [(1, "backing off"), (2, "quarantined")] {
+        let (epoch, dial) = (round, machine.dials);
+        for event in [
+            Event::Prepared { dial, epoch },
+            Event::Opened { epoch },
+            Event::Registered { epoch, interval: S },
+            Event::Ended {
+                epoch,
+                fault: behind(),
+            },
+        ] {
+            machine.handle(event, now, 0.5).expect("possible");
+        }
+        assert_eq!(machine.state.phase().to_string(), expected);
+        now += 60 * S;
+        machine
+            .handle(Event::DeadlineReached, now, 0.5)
+            .expect("possible");
+    }
+    machine.handle(Event::Resume, now, 0.5).expect("possible");
+    assert_eq!(
+        machine.state.phase().to_string(),
+        "connecting",
+        "an operator's word"
+    );
 }

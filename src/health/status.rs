@@ -105,6 +105,8 @@ pub struct StreamStatus {
     pub parked_requests: usize,
     /// Messages of governance that could not be used.
     pub dead_letters: usize,
+    /// Why the journal takes nothing, when it does not.
+    pub journal_fault: Option<String>,
     /// Restarts by the supervisor since the start.
     pub actor_restarts: u64,
     /// Whether the tree runs.
@@ -128,6 +130,7 @@ impl StreamStatus {
             open_requests: 0,
             parked_requests: 0,
             dead_letters: 0,
+            journal_fault: None,
             actor_restarts: 0,
             running: false,
         };
@@ -146,6 +149,9 @@ impl StreamStatus {
         let fault = || connection.last_fault.as_deref().unwrap_or("no attempt yet");
         if !self.running {
             return Health::Unhealthy(vec!["the tree is not running".to_owned()]);
+        }
+        if let Some(fault) = &self.journal_fault {
+            return Health::Unhealthy(vec![fault.clone()]);
         }
         if let ConnectionPhase::Quarantined | ConnectionPhase::Failed = connection.phase {
             let reason = format!(
@@ -229,7 +235,7 @@ impl StatusBoard {
                 let retained = retained.lanes.get(lane.lane);
                 lane.unacknowledged = retained.unacknowledged();
                 lane.bytes = retained.bytes;
-                lane.handled_through = retained.handled_through;
+                lane.handled_through = retained.counters.handled_through;
             }
         });
     }

@@ -34,7 +34,7 @@ pub use proposal::{MAX_PROPOSAL_BYTES, ProposalAck, ProposalNotification, Propos
 pub use raw_transaction::RawTransaction;
 pub use session::{GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck};
 pub use signature_request::{
-    MAX_INPUTS, MAX_PSBT_BYTES, PayloadHash, PegoutBinding, SignatureRequest,
+    BurnId, MAX_INPUTS, MAX_PSBT_BYTES, PayloadHash, PegoutBinding, SignatureRequest,
     SignatureRequestParts, TransactionType,
 };
 pub use signature_response::{FailureCode, PartialSignature, SignatureResponse, SignatureStatus};

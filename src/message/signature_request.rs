@@ -1,8 +1,10 @@
 //! Signature requests.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
-use bitcoin::{Amount, Network, OutPoint, Psbt, TxOut, Txid, consensus::encode};
+use bitcoin::{
+    Amount, Network, OutPoint, Psbt, TxOut, Txid, consensus::encode, hex::DisplayHex as _,
+};
 
 use super::{ChainId, InvalidMessage, RequestId, tagged_hash::TaggedHash};
 
@@ -44,6 +46,32 @@ pub struct PegoutBinding {
     pub output_index: u32,
     /// What the output pays.
     pub amount: Amount,
+}
+
+/// Names a burn, whoever pays it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BurnId {
+    /// Hash of the sidechain transaction that burnt.
+    pub tx_hash: [u8; 32],
+    /// Index of the burn's log in its block.
+    pub log_index: u32,
+}
+
+impl PegoutBinding {
+    /// The burn that is paid.
+    #[must_use]
+    pub fn burn(&self) -> BurnId {
+        BurnId {
+            tx_hash: self.burn_tx_hash,
+            log_index: self.log_index,
+        }
+    }
+}
+
+impl fmt::Display for BurnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0x{}:{}", self.tx_hash.as_hex(), self.log_index)
+    }
 }
 
 /// What a caller fills in; [`SignatureRequest::new`] checks it.
@@ -161,6 +189,11 @@ impl SignatureRequest {
     #[must_use]
     pub fn txid(&self) -> Txid {
         self.psbt.unsigned_tx.compute_txid()
+    }
+    /// Everything that the transaction spends.
+    pub fn spends(&self) -> impl Iterator<Item = OutPoint> {
+        let inputs = self.psbt.unsigned_tx.input.iter();
+        inputs.map(|input| input.previous_output)
     }
     /// Inputs to be signed, strictly ascending.
     #[must_use]

@@ -3,11 +3,13 @@
 //! A tracker owns nothing that matters: the request, its progress and its outcome are the
 //! buffer's. One that dies is started again from them, and whoever waited asks its successor.
 
+mod clock;
 mod policy;
 
 use std::time::{Duration, SystemTime};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::time::Instant;
 use tracing::{info, info_span};
 
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     timer::Timer,
 };
 
+use self::clock::Patience;
 pub(crate) use policy::deadline;
 
 /// Pause before a buffer that is being restarted is asked again.
@@ -35,8 +38,8 @@ pub(crate) enum RequestMessage {
     Stands(Result<RequestStanding, StreamError>),
     /// The buffer was restarted: ask it again.
     Refresh,
-    /// The deadline has passed.
-    DeadlineReached,
+    /// Has the deadline passed?
+    Look,
     /// Answer once the request is settled or, where `beyond` names what the caller has seen, once
     /// it has come further.
     Await {
@@ -61,6 +64,7 @@ pub(crate) struct RequestState {
     args: RequestArguments,
     standing: Result<RequestStanding, StreamError>,
     waiting: Vec<(Option<Progress>, StandingReply)>,
+    patience: Patience,
     deadline: Timer,
 }
 
@@ -78,20 +82,20 @@ impl Actor for RequestTracker {
         myself: ActorRef<RequestMessage>,
         args: RequestArguments,
     ) -> Result<RequestState, ActorProcessingErr> {
-        let OpenedRequest { request, progress } = &args.opened;
+        let opened = &args.opened;
+        let progress = opened.progress;
+        let left = policy::left(opened.accepted_at, opened.deadline, SystemTime::now());
+        let patience = Patience::new(left, Instant::now(), clock::since_boot());
         let mut deadline = Timer::default();
         if !progress.deadline_passed {
-            let remaining = request
-                .deadline
-                .duration_since(SystemTime::now())
-                .unwrap_or_default();
-            deadline.arm(remaining, &myself, || RequestMessage::DeadlineReached);
+            deadline.arm(patience.next_look(left), &myself, || RequestMessage::Look);
         }
-        let standing = Ok(RequestStanding::Open(*progress));
+        let standing = Ok(RequestStanding::Open(progress));
         Ok(RequestState {
             args,
             standing,
             waiting: Vec::new(),
+            patience,
             deadline,
         })
     }
@@ -121,12 +125,19 @@ impl Actor for RequestTracker {
             RequestMessage::Refresh => {
                 let request_id = state.request_id().clone();
                 if !state.tell_buffer(BufferMessage::Restate { request_id }) {
+                    // Its successor refreshes every tracker; this one only keeps its deadline.
                     state
                         .deadline
                         .arm(BUFFER_RETRY, &myself, || RequestMessage::Refresh);
                 }
             }
-            RequestMessage::DeadlineReached => {
+            RequestMessage::Look => {
+                let left = state.patience.left(Instant::now(), clock::since_boot());
+                if !left.is_zero() {
+                    let pause = state.patience.next_look(left);
+                    state.deadline.arm(pause, &myself, || RequestMessage::Look);
+                    return Ok(());
+                }
                 let span = info_span!("deadline", request = %state.request_id());
                 let _entered = span.enter();
                 info!(
@@ -141,7 +152,7 @@ impl Actor for RequestTracker {
                 if !state.tell_buffer(cancel) {
                     state
                         .deadline
-                        .arm(BUFFER_RETRY, &myself, || RequestMessage::DeadlineReached);
+                        .arm(BUFFER_RETRY, &myself, || RequestMessage::Look);
                 }
             }
             RequestMessage::Await { beyond, reply } => {
@@ -155,7 +166,7 @@ impl Actor for RequestTracker {
 
 impl RequestState {
     fn request_id(&self) -> &RequestId {
-        &self.args.opened.request.request_id
+        &self.args.opened.request_id
     }
 
     /// Whether there was a buffer to tell.

@@ -265,6 +265,7 @@ impl SupervisorState {
                 let args = BufferArguments {
                     instance,
                     config: args.config.buffer,
+                    inbound_window: args.config.connection.inbound_window.messages,
                     journal: args.journal,
                     supervisor: myself.clone(),
                     board: args.board,
@@ -388,7 +389,7 @@ impl SupervisorState {
             return;
         }
         for opened in opened {
-            let request_id = opened.request.request_id.clone();
+            let request_id = opened.request_id.clone();
             let instance = self.args.config.instance.clone();
             let name = names::request(&instance, &request_id);
             if ActorRef::<RequestMessage>::where_is(name.clone()).is_some() {

@@ -15,6 +15,8 @@ use prost::{Message, bytes::Bytes};
 use super::{Inbound, InvalidMessage, Lane, MessageId, NodeStatus, Outbound, Reject, RequestId};
 use crate::proto::{self, Kind};
 
+pub(crate) use signature::{failure_code_from_wire, tx_type_from_wire};
+
 /// A message for governance: what it is, and its encoding.
 #[must_use]
 pub fn encode(message: &Outbound) -> (Kind, Bytes) {

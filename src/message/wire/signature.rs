@@ -27,12 +27,7 @@ impl From<&SignatureRequest> for proto::SignatureRequest {
             payload_hash: request.payload_hash().to_vec().into(),
             psbt: request.psbt().serialize().into(),
             input_indices: request.input_indices().to_vec(),
-            tx_type: match request.tx_type() {
-                TransactionType::Pegout => proto::TxType::Pegout,
-                TransactionType::FederationChange => proto::TxType::FederationChange,
-                TransactionType::Emergency => proto::TxType::Emergency,
-            }
-            .into(),
+            tx_type: proto::TxType::from(request.tx_type()).into(),
             chain: request.chain().to_string(),
             network: network_to_wire(request.network()).into(),
             federation_version: request.federation_version(),
@@ -53,12 +48,7 @@ impl TryFrom<proto::SignatureRequest> for SignatureRequest {
         at_most("psbt", &wire.psbt, MAX_PSBT_BYTES)?;
         at_most("input_indices", &wire.input_indices, MAX_INPUTS)?;
         at_most("burns", &wire.burns, MAX_INPUTS)?;
-        let tx_type = match wire.tx_type() {
-            proto::TxType::Pegout => TransactionType::Pegout,
-            proto::TxType::FederationChange => TransactionType::FederationChange,
-            proto::TxType::Emergency => TransactionType::Emergency,
-            proto::TxType::Unspecified => return Err(unspecified("tx_type", wire.tx_type)),
-        };
+        let tx_type = tx_type_from_wire(wire.tx_type)?;
         let psbt = Psbt::deserialize(&wire.psbt)
             .map_err(|error| InvalidMessage::new("psbt", error, "a PSBT (BIP-174, version 0)"))?;
         let burns = wire.burns.into_iter().enumerate().map(|(index, burn)| {
@@ -86,6 +76,26 @@ impl TryFrom<proto::SignatureRequest> for SignatureRequest {
             ));
         }
         Ok(request)
+    }
+}
+
+impl From<TransactionType> for proto::TxType {
+    fn from(tx_type: TransactionType) -> Self {
+        match tx_type {
+            TransactionType::Pegout => Self::Pegout,
+            TransactionType::FederationChange => Self::FederationChange,
+            TransactionType::Emergency => Self::Emergency,
+        }
+    }
+}
+
+/// The transaction type that a number on the wire stands for.
+pub(crate) fn tx_type_from_wire(tx_type: i32) -> Result<TransactionType, InvalidMessage> {
+    match proto::TxType::try_from(tx_type) {
+        Ok(proto::TxType::Pegout) => Ok(TransactionType::Pegout),
+        Ok(proto::TxType::FederationChange) => Ok(TransactionType::FederationChange),
+        Ok(proto::TxType::Emergency) => Ok(TransactionType::Emergency),
+        Ok(proto::TxType::Unspecified) | Err(_) => Err(unspecified("tx_type", tx_type)),
     }
 }
 
@@ -198,7 +208,7 @@ impl TryFrom<proto::SignatureResponse> for SignatureResponse {
             },
             proto::SignatureStatus::Complete => SignatureStatus::Complete,
             proto::SignatureStatus::Failed => SignatureStatus::Failed {
-                code: failure_code(wire.failure_code)?,
+                code: failure_code_from_wire(wire.failure_code)?,
                 reason: for_people(wire.failure_reason, 1024),
             },
             proto::SignatureStatus::Cancelled => SignatureStatus::Cancelled {
@@ -291,7 +301,8 @@ impl From<FailureCode> for proto::FailureCode {
     }
 }
 
-fn failure_code(code: i32) -> Result<FailureCode, InvalidMessage> {
+/// The failure code that a number on the wire stands for.
+pub(crate) fn failure_code_from_wire(code: i32) -> Result<FailureCode, InvalidMessage> {
     match proto::FailureCode::try_from(code) {
         Ok(proto::FailureCode::InvalidRequest) => Ok(FailureCode::InvalidRequest),
         Ok(proto::FailureCode::Conflict) => Ok(FailureCode::Conflict),

@@ -1,0 +1,198 @@
+//! The facts that a buffer's decisions consist of.
+
+use std::time::SystemTime;
+
+use bitcoin::OutPoint;
+use prost::bytes::Bytes;
+
+use crate::{
+    message::{
+        BurnId, CancelReason, Lane, LedgerId, MessageId, Outcome, PayloadHash, RequestId,
+        TransactionType,
+    },
+    proto,
+    telemetry::TraceContext,
+};
+
+/// One fact. Facts that belong together are committed together.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// A session is about to be dialled under this epoch.
+    Epoch(u64),
+    /// Governance's ledger, as of the first registration.
+    Ledger(LedgerId),
+    /// Governance has another ledger, and an operator wants to go on with it: both directions of
+    /// each lane begin again, and nothing is sent before the open requests are reconciled.
+    Adopted(LedgerId),
+    /// Governance has said which open requests its new ledger holds: those are not sent again.
+    Reconciled {
+        /// Requests that it holds, open or settled.
+        held: Vec<RequestId>,
+    },
+    /// A message was accepted for governance; its sequence is the lane's next.
+    Appended(Entry),
+    /// Everything of the lane up to here may have been transmitted.
+    SentThrough {
+        /// The lane.
+        lane: Lane,
+        /// Inclusive.
+        sequence: u64,
+    },
+    /// A message that was never sent is replaced by a marker in its place.
+    Withdrawn {
+        /// The lane.
+        lane: Lane,
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// Governance holds everything of the lane up to here.
+    Acknowledged {
+        /// The lane.
+        lane: Lane,
+        /// Inclusive.
+        through: u64,
+    },
+    /// A signature request was accepted; its message is appended in the same commit.
+    Opened(OpenRequest),
+    /// Signers have answered.
+    Progressed {
+        /// The request.
+        request_id: RequestId,
+        /// How many have.
+        collected: u32,
+        /// How many are needed.
+        required: u32,
+    },
+    /// Governance was asked to cancel; the message is appended in the same commit.
+    CancelAsked {
+        /// The request.
+        request_id: RequestId,
+        /// Why.
+        reason: CancelReason,
+        /// That message.
+        sequence: u64,
+    },
+    /// The request waits for an operator.
+    Parked {
+        /// The request.
+        request_id: RequestId,
+        /// Why.
+        reason: String,
+    },
+    /// The request has its outcome.
+    Settled {
+        /// The request.
+        request_id: RequestId,
+        /// It never changes.
+        outcome: Outcome,
+        /// When it came.
+        at: SystemTime,
+    },
+    /// The outcome is no longer kept; the id stays taken.
+    Forgotten(RequestId),
+    /// An acknowledged message is no longer kept for a ledger that might be restored.
+    Pruned {
+        /// The lane.
+        lane: Lane,
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// Governance has answered the peg-in notice.
+    PeginSettled {
+        /// The deposit.
+        outpoint: OutPoint,
+        /// When the answer came.
+        at: SystemTime,
+    },
+    /// It is no longer kept that the peg-in notice was answered.
+    PeginForgotten(OutPoint),
+    /// The subscriber has handled everything of the lane up to here.
+    Handled {
+        /// The lane.
+        lane: Lane,
+        /// Inclusive.
+        through: u64,
+        /// Id of that message.
+        message_id: MessageId,
+    },
+    /// A message of governance that could not be used.
+    DeadLetter(DeadLetter),
+    /// An operator has dealt with a dead letter.
+    DeadLetterDiscarded(u64),
+}
+
+/// A message on its way to governance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The lane.
+    pub lane: Lane,
+    /// Its place in the lane.
+    pub sequence: u64,
+    /// Its id.
+    pub message_id: MessageId,
+    /// What the payload is.
+    pub kind: proto::Kind,
+    /// The encoded message.
+    pub payload: Bytes,
+    /// The caller's trace.
+    pub trace: TraceContext,
+    /// When it was accepted.
+    pub accepted_at: SystemTime,
+    /// When its sender loses interest.
+    pub deadline: Option<SystemTime>,
+    /// What keeps it beyond its acknowledgement.
+    pub expects: Expects,
+}
+
+/// Which answer of governance releases a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expects {
+    /// Its acknowledgement is enough.
+    Nothing,
+    /// The answer that it expected has come.
+    Answered,
+    /// The request's outcome.
+    Outcome(RequestId),
+    /// The peg-in's acknowledgement.
+    PeginAck(OutPoint),
+}
+
+/// A signature request that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// The caller's idempotency key.
+    pub request_id: RequestId,
+    /// What makes two requests the same.
+    pub payload_hash: PayloadHash,
+    /// What its transaction is for.
+    pub tx_type: TransactionType,
+    /// Its message in [`Lane::Signing`].
+    pub sequence: u64,
+    /// The burns it pays.
+    pub burns: Vec<BurnId>,
+    /// What its transaction spends: another request for one of its burns must share an input.
+    pub spends: Vec<OutPoint>,
+    /// When it was accepted.
+    pub accepted_at: SystemTime,
+    /// When governance is asked to cancel it.
+    pub deadline: SystemTime,
+}
+
+/// A message of governance that could not be used, kept for an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The lane it came in.
+    pub lane: Lane,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its id.
+    pub message_id: MessageId,
+    /// What it claimed to be, as on the wire.
+    pub kind: i32,
+    /// Its raw bytes.
+    pub payload: Bytes,
+    /// Why it could not be used.
+    pub reason: String,
+    /// When.
+    pub at: SystemTime,
+}
