@@ -537,3 +537,7 @@ fn make_private(directory: &Path) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(directory)
 }
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;
