@@ -221,6 +221,7 @@ struct Tree {
 impl Tree {
     async fn start() -> (Self, FederationView) {
         let config = SimulatorConfig {
+            record: false,
             answering: Answering::Canned,
             ..SimulatorConfig::default()
         };

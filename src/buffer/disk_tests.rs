@@ -5,8 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use proptest::{collection::vec, prelude::*};
 use bitcoin::OutPoint;
+use proptest::{collection::vec, prelude::*};
 use prost::bytes::Bytes as Payload;
 
 use super::*;
@@ -351,7 +351,9 @@ fn without_syncing_confirmed_rows_are_lost() {
     load(&journal).expect("new");
     disk.lock().never_syncs = true;
     let row = Row::Identity(Identity::default());
-    journal.commit(std::slice::from_ref(&row)).expect("it says so");
+    journal
+        .commit(std::slice::from_ref(&row))
+        .expect("it says so");
     drop(journal);
     disk.lose_power(&[1]);
     let found = load(&self::journal(&disk)).expect("the state before");
@@ -406,11 +408,17 @@ fn check_damaged(bytes: Vec<u8>, kept: &Rows, what: &str) -> bool {
     match DiskJournal::read_copy(path, &bytes) {
         Ok(rows) => {
             let found: Rows = rows.into_iter().map(|row| (row.key(), row)).collect();
-            assert!(found == *kept || found.is_empty(), "{what}: {found:?} was invented");
+            assert!(
+                found == *kept || found.is_empty(),
+                "{what}: {found:?} was invented"
+            );
             true
         }
         Err(error) => {
-            assert!(error.to_string().contains("journal.redb"), "{what}: {error}");
+            assert!(
+                error.to_string().contains("journal.redb"),
+                "{what}: {error}"
+            );
             false
         }
     }
@@ -446,7 +454,10 @@ fn each_byte(damage: impl Fn(&mut Vec<u8>, usize) + Sync) -> (usize, usize) {
 #[test]
 fn a_file_cut_at_any_byte_is_a_valid_state_or_an_error() {
     let (read, all) = quietly(|| each_byte(|bytes, place| bytes.truncate(place)));
-    assert!(read < all, "a file that is cut short is found out: {read} of {all}");
+    assert!(
+        read < all,
+        "a file that is cut short is found out: {read} of {all}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `simulator`.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use bitcoin::Network;
@@ -30,6 +30,9 @@ pub(super) struct SimulatorArgs {
     /// The sidechain that it serves.
     #[arg(long, default_value = "alys-regtest")]
     chain_id: String,
+    /// Where its ledger lies, so that it survives this process; in memory when unset.
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
     /// Bearer token that nodes must show.
     #[arg(long, env = "GOVERNANCE_SIMULATOR_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -47,6 +50,9 @@ pub(super) async fn run(args: SimulatorArgs) -> anyhow::Result<ExitCode> {
         chain_id: args.chain_id,
         token: args.token,
         listen: args.listen,
+        directory: args.directory,
+        // Nobody restores this one from an older copy.
+        record: false,
         ..SimulatorConfig::default()
     })
     .await?;

@@ -1,6 +1,6 @@
 //! How a simulated governance service is set up.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bitcoin::Network;
 
@@ -30,6 +30,11 @@ pub struct SimulatorConfig {
     pub window_bytes: u64,
     /// How it answers signature requests.
     pub answering: Answering,
+    /// Where its ledger lies; in memory when unset.
+    pub directory: Option<PathBuf>,
+    /// Whether it remembers everything that ever happened, so that it can be restored from an
+    /// older copy.
+    pub record: bool,
     /// Whether it holds its response headers back until the registration has come, as some
     /// servers do.
     pub hold_headers: bool,
@@ -58,6 +63,8 @@ impl Default for SimulatorConfig {
             window_messages: 1024,
             window_bytes: 8 << 20,
             answering: Answering::Sign,
+            directory: None,
+            record: true,
             hold_headers: false,
         }
     }
@@ -81,6 +88,14 @@ pub enum SimulatorError {
     Listen {
         /// Which.
         address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Its directory cannot be used.
+    #[error("cannot keep the ledger in {}: {error}", .directory.display())]
+    Record {
+        /// Which.
+        directory: PathBuf,
         /// Why.
         error: std::io::Error,
     },

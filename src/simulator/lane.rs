@@ -26,6 +26,23 @@ pub(super) struct Queued {
     pub trace: (String, String),
 }
 
+impl Queued {
+    /// As it goes out.
+    pub(super) fn to_wire(&self, lane: proto::Lane, sequence: u64) -> proto::SequencedMessage {
+        proto::SequencedMessage {
+            lane: lane.into(),
+            sequence,
+            message_id: self.message_id.to_vec().into(),
+            redelivered: false,
+            traceparent: self.trace.0.clone(),
+            tracestate: self.trace.1.clone(),
+            remaining_ms: 0,
+            kind: self.kind.into(),
+            payload: self.payload.clone().into(),
+        }
+    }
+}
+
 /// Our record of one lane.
 #[derive(Debug, Default)]
 pub(super) struct LaneRecord {
@@ -84,6 +101,35 @@ impl LaneRecord {
             window_messages: window.0,
             window_bytes: window.1,
         }
+    }
+
+    /// Of what we sent, what the node holds.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
+    /// Takes a message from the record.
+    pub(super) fn remember_arrived(&mut self, message: &proto::SequencedMessage) {
+        self.received
+            .insert(message.sequence, message.message_id.to_vec());
+    }
+
+    /// Takes an acknowledgement from the record.
+    pub(super) fn remember_acknowledged(&mut self, through: u64) -> Result<(), String> {
+        self.sent_through = self.sent_through.max(through);
+        self.acknowledge(through)
+    }
+
+    /// The record ends here. What was sent is not in it: all of it may have been.
+    pub(super) fn remembered(&mut self) {
+        self.ever_sent = self.last_queued;
+    }
+
+    /// Begins a session in which nothing of the node's word counts but its window.
+    pub(super) fn begin(&mut self, theirs: &proto::LaneState) {
+        self.sent_through = self.acknowledged;
+        self.told_through = self.next_expected() - 1;
+        self.window = (theirs.window_messages.into(), theirs.window_bytes);
     }
 
     /// Begins a session with what the node says of this lane.
@@ -200,15 +246,8 @@ impl LaneRecord {
             return None;
         }
         let message = proto::SequencedMessage {
-            lane: lane.into(),
-            sequence,
-            message_id: queued.message_id.to_vec().into(),
             redelivered: sequence <= self.ever_sent,
-            traceparent: queued.trace.0.clone(),
-            tracestate: queued.trace.1.clone(),
-            remaining_ms: 0,
-            kind: queued.kind.into(),
-            payload: queued.payload.clone().into(),
+            ..queued.to_wire(lane, sequence)
         };
         self.sent_through = sequence;
         self.ever_sent = self.ever_sent.max(sequence);

@@ -1,16 +1,20 @@
 //! Governance's durable record: nodes, their lanes, requests, deposits and answers. It serves all
 //! endpoints, and knows no sockets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
-use bitcoin::OutPoint;
+use bitcoin::{OutPoint, consensus::encode};
 use prost::Message;
 use tracing::{Span, info_span};
 
 use super::{
     config::{Answering, SimulatorConfig},
-    federation::Federation,
+    federation::{Federation, RotationPlan},
     lane::{Arrival, LANES, LaneRecord, Queued, lane_of},
+    record::{Fact, Paid, Plan, Record, What},
     script::{Behaviour, Script},
     signer, trace,
 };
@@ -53,6 +57,15 @@ pub(super) struct Ledger {
     violations: Vec<String>,
     registrations: u64,
     duplicates: u64,
+    /// Since the last [`commit`](Self::commit).
+    facts: Vec<Fact>,
+    /// All of them, for a ledger that is restored from an older copy.
+    history: Vec<Fact>,
+    record: Option<Record>,
+    /// Whether this ledger was lost or went back: what the nodes bring need not fit it.
+    restored: bool,
+    /// An endpoint that serves an older copy, as a replica that lags behind would.
+    lagging: Option<(usize, Box<Ledger>)>,
 }
 
 /// A request that pays a burn, and what it spends.
@@ -77,6 +90,8 @@ struct Node {
     rejects: Vec<String>,
     withdrawn: u64,
     status: Option<proto::StatusUpdate>,
+    /// On the pages of the present reconciliation so far.
+    listed: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -98,6 +113,8 @@ struct Request {
     signatures_released: bool,
     txid: Vec<u8>,
     federation_version: u32,
+    /// Everything that was answered, for a ledger that is reconciled.
+    responses: Vec<Vec<u8>>,
 }
 
 /// A request as anyone may see it.
@@ -141,11 +158,28 @@ pub struct LedgerView {
 }
 
 impl Ledger {
-    pub(super) fn new(config: SimulatorConfig, first: Federation) -> Self {
-        Self {
+    /// A ledger that goes on where its record ends, or begins.
+    pub(super) fn new(
+        config: SimulatorConfig,
+        first: Federation,
+        recorded: Option<(Record, Vec<Fact>)>,
+    ) -> Self {
+        let (record, facts) = recorded.unzip();
+        let mut ledger = Self::recall(config, Some(first), facts.unwrap_or_default());
+        ledger.record = record;
+        if ledger.history.is_empty() {
+            let id = ledger.ledger_id.to_vec();
+            ledger.note("", What::Began(id));
+        }
+        ledger
+    }
+
+    /// The ledger that these facts make.
+    fn recall(config: SimulatorConfig, first: Option<Federation>, facts: Vec<Fact>) -> Self {
+        let mut ledger = Self {
             config,
             ledger_id: uuid::Uuid::new_v4().into_bytes(),
-            federations: vec![first],
+            federations: first.into_iter().collect(),
             announced: Vec::new(),
             nodes: BTreeMap::new(),
             burns: BTreeMap::new(),
@@ -153,6 +187,248 @@ impl Ledger {
             violations: Vec::new(),
             registrations: 0,
             duplicates: 0,
+            facts: Vec::new(),
+            history: Vec::new(),
+            record: None,
+            restored: false,
+            lagging: None,
+        };
+        for fact in &facts {
+            if let Err(fault) = ledger.remember(fact) {
+                ledger.violations.push(format!("the record: {fault}"));
+            }
+        }
+        ledger.history = facts;
+        for node in ledger.nodes.values_mut() {
+            node.lanes.iter_mut().for_each(LaneRecord::remembered);
+        }
+        ledger
+    }
+
+    fn remember(&mut self, fact: &Fact) -> Result<(), String> {
+        let node_id = fact.node_id.as_str();
+        match fact.what.as_ref().ok_or("a fact of nothing")? {
+            What::Began(id) => {
+                self.ledger_id = id.as_slice().try_into().map_err(|_| "no ledger id")?;
+            }
+            What::Met(outbox_id) => {
+                let node = Node::new(outbox_id.clone());
+                self.nodes.insert(node_id.to_owned(), node);
+            }
+            What::Session(epoch) => {
+                self.registrations += 1;
+                self.node(node_id)?.epoch = *epoch;
+            }
+            What::Arrived(message) => self.remember_arrival(node_id, message)?,
+            What::Queued(message) => {
+                let node = self.node(node_id)?;
+                if message.kind() == Kind::SignatureResponse {
+                    let response: proto::SignatureResponse = decode(&message.payload)?;
+                    if let Some(request) = node.requests.get_mut(&response.request_id) {
+                        request.answered(&response);
+                    }
+                }
+                node.lane(message.lane()).push(Queued {
+                    message_id: message
+                        .message_id
+                        .as_ref()
+                        .try_into()
+                        .map_err(|_| "no id")?,
+                    kind: message.kind(),
+                    payload: message.payload.to_vec(),
+                    trace: (message.traceparent.clone(), message.tracestate.clone()),
+                });
+            }
+            What::Acknowledged(ack) => {
+                let lane = self.node(node_id)?.lane(ack.lane());
+                lane.remember_acknowledged(ack.through_sequence)?;
+            }
+            What::Rotated(plan) => {
+                let plan = RotationPlan::from(plan);
+                let (federation, _) = self.next_federation(&plan).ok_or("no such federation")?;
+                self.federations.push(federation);
+            }
+            What::Announced(message) => {
+                let payload = message.payload.to_vec();
+                self.announced
+                    .push((message.lane(), message.kind(), payload));
+            }
+            What::Paid(paid) => {
+                let spends = paid.spends.iter().map(|spent| encode::deserialize(spent));
+                let spends: Result<BTreeSet<OutPoint>, _> = spends.collect();
+                let spends = spends.map_err(|error| error.to_string())?;
+                self.pay(&paid.request_id, &paid.burns, &spends);
+            }
+            What::Replaced(id) => {
+                let id = id.as_slice().try_into().map_err(|_| "no ledger id")?;
+                self.begin_again(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a message of a node changed here, but for what was answered.
+    fn remember_arrival(
+        &mut self,
+        node_id: &str,
+        message: &proto::SequencedMessage,
+    ) -> Result<(), String> {
+        let payload = message.payload.as_ref();
+        let node = self.node(node_id)?;
+        node.lane(message.lane()).remember_arrived(message);
+        match message.kind() {
+            Kind::SignatureRequest => {
+                let request: proto::SignatureRequest = decode(payload)?;
+                let txid = signer::txid(&request).unwrap_or_else(|| vec![0; 32]);
+                let id = request.request_id.clone();
+                node.requests
+                    .entry(id)
+                    .or_insert(Request::new(&request, txid));
+            }
+            Kind::CancelRequest => {
+                let cancel: proto::CancelRequest = decode(payload)?;
+                let entry = node.requests.entry(cancel.request_id);
+                entry.or_insert_with(Request::unseen);
+            }
+            Kind::PeginNotification => {
+                let deposit: proto::PeginNotification = decode(payload)?;
+                node.pegins.insert((deposit.txid.to_vec(), deposit.vout));
+            }
+            Kind::FederationUpdateAck => {
+                let ack: proto::FederationUpdateAck = decode(payload)?;
+                node.federation_acks
+                    .push((ack.version, ack.accepted, ack.reason));
+            }
+            Kind::ProposalAck => {
+                let ack: proto::ProposalAck = decode(payload)?;
+                node.proposal_acks.push(ack.proposal_id);
+            }
+            Kind::Reject => {
+                let reject: proto::Reject = decode(payload)?;
+                node.rejects.push(reject.reason);
+            }
+            Kind::Withdrawn => node.withdrawn += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, node_id: &str, what: What) {
+        if self.config.record || self.record.is_some() {
+            self.facts.push(Fact {
+                node_id: node_id.to_owned(),
+                what: Some(what),
+            });
+        }
+    }
+
+    /// Makes everything since the last call durable: before anyone is told of it.
+    pub(super) fn commit(&mut self) {
+        if self.facts.is_empty() {
+            return;
+        }
+        let facts = std::mem::take(&mut self.facts);
+        let written: io::Result<()> = match &mut self.record {
+            Some(record) => record.append(facts.clone()),
+            None => Ok(()),
+        };
+        if let Err(error) = written {
+            self.violations
+                .push(format!("the record cannot be written: {error}"));
+        }
+        if self.config.record {
+            self.history.extend(facts);
+        }
+    }
+
+    /// How much there is to remember: a point to which it can be restored.
+    pub(super) fn length(&self) -> usize {
+        self.history.len()
+    }
+
+    /// The ledger as it was at `length`, under a new id or wrongly under the same.
+    pub(super) fn restore(&mut self, length: usize, same_id: bool) {
+        let mut older = self.older(length);
+        let id = uuid::Uuid::new_v4().into_bytes();
+        if !same_id {
+            older.begin_again(id);
+        }
+        older.restored = true;
+        older.script = std::mem::take(&mut self.script);
+        older.violations.append(&mut self.violations);
+        older.registrations = self.registrations;
+        older.record = self.record.take();
+        *self = older;
+        if !same_id {
+            self.note("", What::Replaced(id.to_vec()));
+        }
+    }
+
+    /// Everything is gone but the keys.
+    pub(super) fn lose(&mut self) {
+        let (federations, announced) = (self.federations.clone(), self.announced.clone());
+        self.restore(0, false);
+        (self.federations, self.announced) = (federations, announced);
+    }
+
+    /// Has `endpoint` serve what was known at `length`; none again when `None`.
+    pub(super) fn lag(&mut self, lagging: Option<(usize, usize)>) {
+        self.lagging = lagging.map(|(endpoint, length)| (endpoint, Box::new(self.older(length))));
+    }
+
+    fn older(&self, length: usize) -> Self {
+        let facts = self.history.get(..length).unwrap_or_default().to_vec();
+        let first = self.federations.first().cloned();
+        let mut older = Self::recall(self.config.clone(), first, facts);
+        older.ledger_id = self.ledger_id;
+        older
+    }
+
+    /// A new ledger numbers from 1. What is known of requests, deposits and burns stays known.
+    fn begin_again(&mut self, id: [u8; 16]) {
+        self.ledger_id = id;
+        let announced = self.announced.clone();
+        for node in self.nodes.values_mut() {
+            node.session = None;
+            node.lanes = Default::default();
+            for (lane, kind, payload) in &announced {
+                let message = queued(*kind, payload.clone(), &Span::none());
+                node.lane(*lane).push(message);
+            }
+        }
+    }
+
+    pub(super) fn next_federation(
+        &self,
+        plan: &RotationPlan,
+    ) -> Option<(Federation, proto::FederationUpdate)> {
+        let config = &self.config;
+        self.federations
+            .last()?
+            .next(config.seed, plan, config.network, &config.chain_id)
+    }
+
+    fn pay(
+        &mut self,
+        request_id: &str,
+        burns: &[proto::PegoutBinding],
+        spends: &BTreeSet<OutPoint>,
+    ) {
+        for burn in burns {
+            let burn = (burn.burn_tx_hash.to_vec(), burn.log_index);
+            self.burns.entry(burn).or_default().push(Payment {
+                request_id: request_id.to_owned(),
+                spends: spends.clone(),
+            });
+        }
+    }
+
+    /// Adds a message to a node's lane, and to the record.
+    fn queue(&mut self, node_id: &str, lane: proto::Lane, message: Queued) {
+        let recorded = message.to_wire(lane, 0);
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            node.lane(lane).push(message);
+            self.note(node_id, What::Queued(recorded));
         }
     }
 
@@ -165,22 +441,38 @@ impl Ledger {
     }
 
     /// A new version takes over, and every node is told.
-    pub(super) fn adopt(&mut self, federation: Federation, update: &proto::FederationUpdate) {
+    pub(super) fn adopt(
+        &mut self,
+        plan: &RotationPlan,
+        federation: Federation,
+        update: &proto::FederationUpdate,
+    ) {
         self.federations.push(federation);
+        self.note("", What::Rotated(plan.into()));
         self.announce(update);
     }
 
     /// Tells every node of an update, be it right or wrong.
     pub(super) fn announce(&mut self, update: &proto::FederationUpdate) {
         let (lane, kind) = (proto::Lane::Federation, Kind::FederationUpdate);
-        self.announced.push((lane, kind, update.encode_to_vec()));
-        self.tell_all(lane, kind, &update.encode_to_vec());
+        self.announce_all(lane, kind, &update.encode_to_vec());
     }
 
     pub(super) fn propose(&mut self, proposal: &proto::ProposalNotification) {
         let (lane, kind) = (proto::Lane::Proposal, Kind::ProposalNotification);
-        self.announced.push((lane, kind, proposal.encode_to_vec()));
-        self.tell_all(lane, kind, &proposal.encode_to_vec());
+        self.announce_all(lane, kind, &proposal.encode_to_vec());
+    }
+
+    fn announce_all(&mut self, lane: proto::Lane, kind: Kind, payload: &[u8]) {
+        self.announced.push((lane, kind, payload.to_vec()));
+        let announced = proto::SequencedMessage {
+            lane: lane.into(),
+            kind: kind.into(),
+            payload: payload.to_vec().into(),
+            ..Default::default()
+        };
+        self.note("", What::Announced(announced));
+        self.tell_all(lane, kind, payload);
     }
 
     /// Sends every node bytes that are no message.
@@ -196,18 +488,24 @@ impl Ledger {
     }
 
     fn tell_all(&mut self, lane: proto::Lane, kind: Kind, payload: &[u8]) {
-        for node in self.nodes.values_mut() {
-            node.lane(lane)
-                .push(queued(kind, payload.to_vec(), &Span::current()));
+        let nodes: Vec<String> = self.nodes.keys().cloned().collect();
+        for node_id in nodes {
+            self.queue(
+                &node_id,
+                lane,
+                queued(kind, payload.to_vec(), &Span::current()),
+            );
         }
     }
 
     /// Lets go of what a script held back.
     pub(super) fn release(&mut self) {
         self.script.holding = false;
-        for node in self.nodes.values_mut() {
-            for message in std::mem::take(&mut node.held) {
-                node.lane(proto::Lane::Signing).push(message);
+        let nodes: Vec<String> = self.nodes.keys().cloned().collect();
+        for node_id in nodes {
+            let held = self.nodes.get_mut(&node_id).map(|node| &mut node.held);
+            for message in held.map(std::mem::take).unwrap_or_default() {
+                self.queue(&node_id, proto::Lane::Signing, message);
             }
         }
     }
@@ -261,18 +559,28 @@ impl Ledger {
             );
             return Err((WrongChain, served));
         }
-        let announced = &self.announced;
-        let node = self
-            .nodes
-            .entry(registration.node_id.clone())
-            .or_insert_with(|| {
-                let mut node = Node::new(registration.outbox_id.to_vec());
-                for (lane, kind, payload) in announced {
-                    node.lane(*lane)
-                        .push(queued(*kind, payload.clone(), &Span::none()));
-                }
-                node
-            });
+        let restored = self.restored;
+        if let Some((lagging, older)) = &mut self.lagging
+            && *lagging == endpoint
+        {
+            // A replica that lags behind does not know better.
+            older.restored = true;
+            return older.register(registration, endpoint + 1);
+        }
+        let node_id = registration.node_id.as_str();
+        if !self.nodes.contains_key(node_id) {
+            let outbox_id = registration.outbox_id.to_vec();
+            self.nodes
+                .insert(node_id.to_owned(), Node::new(outbox_id.clone()));
+            self.note(node_id, What::Met(outbox_id));
+            for (lane, kind, payload) in self.announced.clone() {
+                self.queue(node_id, lane, queued(kind, payload, &Span::none()));
+            }
+        }
+        let ledger_id = self.ledger_id;
+        let Some(node) = self.nodes.get_mut(node_id) else {
+            return Err((proto::ErrorCode::Internal, "the node is gone".to_owned()));
+        };
         if node.outbox_id != registration.outbox_id {
             return Err((
                 UnknownOutbox,
@@ -283,9 +591,21 @@ impl Ledger {
             let seen = format!("epoch {} was seen, {} came", node.epoch, registration.epoch);
             return Err((Fenced, seen));
         }
+        let known = registration.known_ledger_id.as_ref();
+        let other_ledger = !known.is_empty() && known != ledger_id;
         for theirs in &registration.lanes {
             let lane = lane_of(theirs.lane).unwrap_or_default();
+            if other_ledger {
+                // Its record is of another ledger: it will not go on before it adopted this one.
+                node.lane(lane).begin(theirs);
+                continue;
+            }
             if let Err(fault) = node.lane(lane).resume(theirs) {
+                if restored {
+                    // It is the node's to see that we went back.
+                    node.lane(lane).begin(theirs);
+                    continue;
+                }
                 let fault = format!("{}: {fault}", lane.as_str_name());
                 self.violations.push(fault.clone());
                 return Err((ProtocolViolation, fault));
@@ -301,11 +621,13 @@ impl Ledger {
             control: None,
             cut: false,
         });
+        let states = node.states(&self.config);
         self.registrations += 1;
+        self.note(node_id, What::Session(registration.epoch));
         let ack = proto::RegistrationAck {
             session_id: id.to_vec().into(),
             ledger_id: self.ledger_id.to_vec().into(),
-            lanes: node.states(&self.config),
+            lanes: states,
             limits: Some(LIMITS),
             heartbeat_interval_ms: u32::try_from(self.config.heartbeat_interval.as_millis())
                 .unwrap_or(u32::MAX),
@@ -330,7 +652,7 @@ impl Ledger {
             return Err("outbox_id needs 16 bytes, epoch at least 1".to_owned());
         }
         let known = registration.known_ledger_id.as_ref();
-        if !known.is_empty() && known != self.ledger_id {
+        if !known.is_empty() && known != self.ledger_id && !self.restored {
             return Err("known_ledger_id is not this ledger's".to_owned());
         }
         if !(1..=64).contains(&registration.node_id.len()) {
@@ -364,6 +686,8 @@ impl Ledger {
             Some(session) if session.id != key.1 => Standing::Fenced,
             Some(session) if session.cut => Standing::Cut,
             Some(_) => Standing::Live,
+            // The session is of a ledger that is no more.
+            None if self.restored => Standing::Cut,
             None => Standing::Fenced,
         }
     }
@@ -403,16 +727,22 @@ impl Ledger {
                     lane.as_str_name()
                 ));
             }
-            self.node(node_id)?
-                .lane(lane)
-                .acknowledge(ack.through_sequence)?;
+            let record = self.node(node_id)?.lane(lane);
+            let before = record.acknowledged();
+            record.acknowledge(ack.through_sequence)?;
+            if ack.through_sequence > before {
+                self.note(node_id, What::Acknowledged(*ack));
+            }
         }
         let window = self.config.window_messages.into();
         for message in frame.messages {
             let lane = lane_of(message.lane).ok_or("a message without a lane")?;
             let arrival = self.node(node_id)?.lane(lane).arrive(&message, window);
             match arrival.map_err(|fault| format!("{}: {fault}", lane.as_str_name()))? {
-                Arrival::New => self.receive(node_id, lane, &message)?,
+                Arrival::New => {
+                    self.note(node_id, What::Arrived(message.clone()));
+                    self.receive(node_id, lane, &message)?;
+                }
                 Arrival::Again => {}
             }
         }
@@ -432,9 +762,7 @@ impl Ledger {
             Some(Control::StatusUpdate(status)) => self.node(node_id)?.status = Some(status),
             Some(Control::Disconnect(_)) => return Ok(true),
             Some(Control::Registration(_)) => return Err("a second registration".to_owned()),
-            Some(Control::Reconcile(_)) => {
-                return Err("a reconciliation without a new ledger".to_owned());
-            }
+            Some(Control::Reconcile(page)) => self.reconcile(node_id, &page)?,
         }
         Ok(false)
     }
@@ -508,18 +836,16 @@ impl Ledger {
             status: proto::PeginStatus::Recorded.into(),
             reason: String::new(),
         };
+        let restored = self.restored;
         let node = self.node(node_id)?;
-        if !node.pegins.insert((deposit.txid.to_vec(), deposit.vout)) {
+        if !node.pegins.insert((deposit.txid.to_vec(), deposit.vout)) && !restored {
             return Err(format!(
                 "the deposit at vout {} was notified twice",
                 deposit.vout
             ));
         }
-        node.lane(proto::Lane::Pegin).push(queued(
-            Kind::PeginAck,
-            ack.encode_to_vec(),
-            &Span::current(),
-        ));
+        let answer = queued(Kind::PeginAck, ack.encode_to_vec(), &Span::current());
+        self.queue(node_id, proto::Lane::Pegin, answer);
         Ok(())
     }
 
@@ -529,13 +855,7 @@ impl Ledger {
         let request = node
             .requests
             .entry(cancel.request_id.clone())
-            .or_insert_with(|| Request {
-                payload_hash: Vec::new(),
-                settled: None,
-                signatures_released: false,
-                txid: vec![0; 32],
-                federation_version: 1,
-            });
+            .or_insert_with(Request::unseen);
         if request.settled.is_some() {
             return Ok(());
         }
@@ -543,7 +863,6 @@ impl Ledger {
             signatures_released: request.signatures_released,
             ..response_to(&cancel.request_id, request, SignatureStatus::Cancelled)
         };
-        request.settled = Some(SignatureStatus::Cancelled);
         self.respond(node_id, response)
     }
 
@@ -564,13 +883,7 @@ impl Ledger {
             }
             return self.respond(node_id, response);
         }
-        let mut record = Request {
-            payload_hash: request.payload_hash.to_vec(),
-            settled: None,
-            signatures_released: false,
-            txid: vec![0; 32],
-            federation_version: request.federation_version,
-        };
+        let mut record = Request::new(&request, vec![0; 32]);
         let responses = match self.config.answering {
             Answering::Canned => {
                 vec![response_to(
@@ -602,19 +915,6 @@ impl Ledger {
                 }
             }
         };
-        let terminal = |response: &proto::SignatureResponse| {
-            !matches!(
-                response.status(),
-                SignatureStatus::Unspecified
-                    | SignatureStatus::Pending
-                    | SignatureStatus::InProgress
-            )
-        };
-        record.settled = responses
-            .iter()
-            .find(|r| terminal(r))
-            .map(proto::SignatureResponse::status);
-        record.signatures_released = responses.iter().any(|r| !r.partial_signatures.is_empty());
         self.node(node_id)?
             .requests
             .insert(request.request_id, record);
@@ -651,16 +951,19 @@ impl Ledger {
         let spends = checked.spends();
         for burn in &request.burns {
             let burn = (burn.burn_tx_hash.to_vec(), burn.log_index);
-            let payments = self.burns.entry(burn).or_default();
+            let payments = self.burns.get(&burn).map_or(&[][..], Vec::as_slice);
             if let Some(other) = payments.iter().find(|p| p.spends.is_disjoint(&spends)) {
                 let reason = format!("a burn is paid by request {}", other.request_id);
                 return Err((FailureCode::AlreadyPaid, reason));
             }
-            payments.push(Payment {
-                request_id: request.request_id.clone(),
-                spends: spends.clone(),
-            });
         }
+        self.pay(&request.request_id, &request.burns, &spends);
+        let paid = Paid {
+            request_id: request.request_id.clone(),
+            burns: request.burns.clone(),
+            spends: spends.iter().map(encode::serialize).collect(),
+        };
+        self.note("", What::Paid(paid));
         Ok((checked, federation))
     }
 
@@ -672,10 +975,60 @@ impl Ledger {
             &Span::current(),
         );
         let node = self.node(node_id)?;
+        if let Some(request) = node.requests.get_mut(&response.request_id) {
+            request.answered(&response);
+        }
         if holding {
             node.held.push(message);
         } else {
-            node.lane(proto::Lane::Signing).push(message);
+            self.queue(node_id, proto::Lane::Signing, message);
+        }
+        Ok(())
+    }
+
+    /// Says how a node's open requests stand in this ledger, and answers the settled ones again.
+    fn reconcile(&mut self, node_id: &str, page: &proto::Reconcile) -> Result<(), String> {
+        use proto::Standing::{Pending, Settled, Unknown};
+        let node = self.node(node_id)?;
+        let (mut standings, mut again) = (Vec::new(), Vec::new());
+        for asked in &page.open_requests {
+            node.listed.insert(asked.request_id.clone());
+            let standing = match node.requests.get(&asked.request_id) {
+                None => Unknown,
+                Some(known) if known.settled.is_none() => Pending,
+                Some(known) => {
+                    again.extend(known.responses.iter().cloned());
+                    Settled
+                }
+            };
+            standings.push(proto::RequestStanding {
+                request_id: asked.request_id.clone(),
+                standing: standing.into(),
+            });
+        }
+        let mut unlisted = Vec::new();
+        if page.last_page {
+            let listed = std::mem::take(&mut node.listed);
+            let open = node.requests.iter().filter(|(_, r)| r.settled.is_none());
+            let open = open.filter(|(id, _)| !listed.contains(*id));
+            unlisted.extend(open.map(|(id, request)| proto::OpenRequest {
+                request_id: id.clone(),
+                payload_hash: request.payload_hash.clone().into(),
+                cancelled: false,
+            }));
+        }
+        let answer = proto::ReconcileResponse {
+            reconcile_id: page.reconcile_id.clone(),
+            page: page.page,
+            last_page: page.last_page,
+            standings,
+            unlisted,
+        };
+        let control = proto::stream_response::Control::ReconcileResponse(answer);
+        node.session.as_mut().ok_or("no session")?.control = Some(control);
+        for payload in again {
+            let message = queued(Kind::SignatureResponse, payload, &Span::current());
+            self.queue(node_id, proto::Lane::Signing, message);
         }
         Ok(())
     }
@@ -768,6 +1121,69 @@ pub(super) enum Standing {
     Cut,
 }
 
+impl Request {
+    fn new(request: &proto::SignatureRequest, txid: Vec<u8>) -> Self {
+        Self {
+            payload_hash: request.payload_hash.to_vec(),
+            settled: None,
+            signatures_released: false,
+            txid,
+            federation_version: request.federation_version,
+            responses: Vec::new(),
+        }
+    }
+
+    /// One that was cancelled before it came: should it come later, it is not signed.
+    fn unseen() -> Self {
+        Self {
+            payload_hash: Vec::new(),
+            settled: None,
+            signatures_released: false,
+            txid: vec![0; 32],
+            federation_version: 1,
+            responses: Vec::new(),
+        }
+    }
+
+    fn answered(&mut self, response: &proto::SignatureResponse) {
+        let open = matches!(
+            response.status(),
+            SignatureStatus::Unspecified | SignatureStatus::Pending | SignatureStatus::InProgress
+        );
+        if !open && self.settled.is_none() {
+            self.settled = Some(response.status());
+        }
+        self.signatures_released |= !response.partial_signatures.is_empty();
+        self.responses.push(response.encode_to_vec());
+    }
+}
+
+impl From<&RotationPlan> for Plan {
+    fn from(plan: &RotationPlan) -> Self {
+        Self {
+            members: u32::try_from(plan.members).unwrap_or(u32::MAX),
+            threshold: u32::try_from(plan.threshold).unwrap_or(u32::MAX),
+            activation_height: plan.activation_height,
+            notice_blocks: plan.notice_blocks,
+            grace_blocks: plan.grace_blocks,
+            kind: plan.kind.into(),
+        }
+    }
+}
+
+impl From<&Plan> for RotationPlan {
+    fn from(plan: &Plan) -> Self {
+        Self {
+            members: plan.members as usize,
+            threshold: plan.threshold as usize,
+            activation_height: plan.activation_height,
+            notice_blocks: plan.notice_blocks,
+            grace_blocks: plan.grace_blocks,
+            kind: plan.kind(),
+        }
+    }
+}
+
 impl Node {
     fn new(outbox_id: Vec<u8>) -> Self {
         Self {
@@ -783,6 +1199,7 @@ impl Node {
             rejects: Vec::new(),
             withdrawn: 0,
             status: None,
+            listed: BTreeSet::new(),
         }
     }
 

@@ -15,6 +15,7 @@ mod config;
 mod federation;
 mod lane;
 mod ledger;
+pub mod record;
 mod script;
 mod service;
 mod signer;
@@ -87,7 +88,19 @@ impl Simulator {
         let listen = config.listen.clone();
         let first = Federation::first(seed, members, threshold, network, &config.chain_id)
             .ok_or(SimulatorError::Federation { threshold, members })?;
-        let shared = Shared::new(Ledger::new(config, first));
+        let recorded = match &config.directory {
+            Some(directory) => {
+                let failed = |error| SimulatorError::Record {
+                    directory: directory.clone(),
+                    error,
+                };
+                Some(record::Record::open(directory).map_err(failed)?)
+            }
+            None => None,
+        };
+        let mut ledger = Ledger::new(config, first, recorded);
+        ledger.commit();
+        let shared = Shared::new(ledger);
         let mut simulator = Self {
             shared,
             endpoints: Vec::new(),
@@ -194,6 +207,31 @@ impl Simulator {
         }
     }
 
+    /// A point to which the ledger can be [restored](Self::restore).
+    #[must_use]
+    pub fn checkpoint(&self) -> usize {
+        self.shared.read().length()
+    }
+
+    /// Restores the ledger as it was at a checkpoint: under a new id, as it should be, or wrongly
+    /// under the same. Every session ends.
+    pub fn restore(&self, checkpoint: usize, same_id: bool) {
+        self.shared
+            .change(|ledger| ledger.restore(checkpoint, same_id));
+    }
+
+    /// Loses everything but the keys: a new ledger begins. Every session ends.
+    pub fn lose_ledger(&self) {
+        self.shared.change(Ledger::lose);
+    }
+
+    /// Has an endpoint serve an older copy, as a replica that lags behind would; `None` lets it
+    /// catch up.
+    pub fn lag(&self, endpoint: usize, checkpoint: Option<usize>) {
+        let lagging = checkpoint.map(|checkpoint| (endpoint, checkpoint));
+        self.shared.change(|ledger| ledger.lag(lagging));
+    }
+
     /// Ends every live session without a warning.
     pub fn cut(&self) {
         self.shared.change(|ledger| ledger.cut(None));
@@ -267,9 +305,9 @@ impl Simulator {
     /// is told. `None` when the plan cannot be.
     pub fn rotate_federation(&self, plan: &RotationPlan) -> Option<FederationView> {
         self.shared.change(|ledger| {
-            let (next, update) = next_federation(ledger, plan)?;
+            let (next, update) = ledger.next_federation(plan)?;
             let view = next.view();
-            ledger.adopt(next, &update);
+            ledger.adopt(plan, next, &update);
             Some(view)
         })
     }
@@ -278,7 +316,10 @@ impl Simulator {
     /// to spoil. `None` when the plan cannot be.
     #[must_use]
     pub fn build_update(&self, plan: &RotationPlan) -> Option<proto::FederationUpdate> {
-        next_federation(&self.shared.read(), plan).map(|(_, update)| update)
+        self.shared
+            .read()
+            .next_federation(plan)
+            .map(|(_, update)| update)
     }
 
     /// Announces an update, right or wrong, that changes nothing here.
@@ -349,15 +390,4 @@ impl Simulator {
             );
         }
     }
-}
-
-fn next_federation(
-    ledger: &Ledger,
-    plan: &RotationPlan,
-) -> Option<(Federation, proto::FederationUpdate)> {
-    let config = ledger.config();
-    ledger
-        .federations()
-        .last()?
-        .next(config.seed, plan, config.network, &config.chain_id)
 }

@@ -36,7 +36,11 @@ impl Shared {
 
     /// The ledger to change; whoever waits for it looks again.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
-        let result = change(&mut self.read());
+        let mut ledger = self.read();
+        let result = change(&mut ledger);
+        // Before anyone is told of it.
+        ledger.commit();
+        drop(ledger);
         self.bell.send_replace(());
         result
     }
