@@ -120,22 +120,23 @@ impl RetainedLane {
 
     /// Nothing counts on the entry any more.
     fn release(&mut self, sequence: u64, keep: bool) {
-        if self.retired.contains(&sequence) {
-            return;
-        }
-        if keep {
-            self.retired.insert(sequence);
-        } else if let Some(entry) = self.entries.remove(&sequence) {
+        if let Some(entry) = self.entries.get(&sequence).cloned()
+            && !self.retired.contains(&sequence)
+        {
             self.discount(&entry);
+            if keep {
+                self.retired.insert(sequence);
+            } else {
+                self.entries.remove(&sequence);
+            }
         }
     }
 
     fn insert(&mut self, entry: Entry) {
         let acknowledged = entry.sequence < self.counters.first_unacknowledged;
-        if acknowledged && entry.expects == Expects::Nothing {
+        if acknowledged && matches!(entry.expects, Expects::Nothing | Expects::Answered) {
             self.retired.insert(entry.sequence);
-        }
-        if entry.is_callers() {
+        } else if entry.is_callers() {
             self.used += 1;
             self.bytes += entry.payload.len() as u64;
         }
@@ -540,7 +541,7 @@ impl Retained {
             .range(first..=through)
             .filter_map(|(sequence, entry)| match entry.expects {
                 Expects::Nothing => Some((*sequence, true)),
-                Expects::Answered => Some((*sequence, false)),
+                Expects::Answered => Some((*sequence, entry.is_kept())),
                 Expects::Outcome(_) | Expects::PeginAck(_) => None,
             })
             .collect();
@@ -557,12 +558,15 @@ impl Retained {
     /// The answer to a message has come: it goes with its acknowledgement, or now if it has that.
     fn answered(&mut self, lane: Lane, sequence: u64) {
         let retained = self.lanes.get_mut(lane);
-        if sequence < retained.counters.first_unacknowledged {
-            retained.release(sequence, false);
-        } else if let Some(entry) = retained.entries.get_mut(&sequence)
-            && entry.kind != proto::Kind::Withdrawn
-        {
+        let Some(entry) = retained.entries.get_mut(&sequence) else {
+            return;
+        };
+        if entry.kind != proto::Kind::Withdrawn {
             entry.expects = Expects::Answered;
+        }
+        let keep = entry.is_kept();
+        if sequence < retained.counters.first_unacknowledged {
+            retained.release(sequence, keep);
         }
         self.changes.entry(lane, sequence);
     }
@@ -644,8 +648,11 @@ impl Retained {
                     }
                 }
                 if entry.expects == Expects::Answered {
-                    // Its answer is recorded: the new ledger need not know it.
-                    continue;
+                    if !entry.is_kept() {
+                        // Its answer is here: the new ledger need not know it.
+                        continue;
+                    }
+                    entry.expects = Expects::Nothing;
                 }
                 self.append(&Entry {
                     sequence: next_new,
@@ -707,6 +714,16 @@ impl Entry {
         matches!(
             self.kind,
             proto::Kind::SignatureRequest | proto::Kind::PeginNotification
+        )
+    }
+
+    /// Whether it is kept beyond its acknowledgement and its answer, should governance lose its
+    /// record of it: a deposit that governance has forgotten is money that is stuck. What governance
+    /// has signed or refused need not be asked for again.
+    fn is_kept(&self) -> bool {
+        !matches!(
+            self.kind,
+            proto::Kind::SignatureRequest | proto::Kind::CancelRequest
         )
     }
 

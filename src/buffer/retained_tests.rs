@@ -170,7 +170,10 @@ proptest! {
             }
             let lane = retained.lanes.get(Lane::Signing);
             let counters = lane.counters;
-            let callers = || lane.entries.values().filter(|entry| entry.is_callers());
+            let callers = || {
+                let entries = lane.entries.values().filter(|entry| entry.is_callers());
+                entries.filter(|entry| !lane.retired.contains(&entry.sequence))
+            };
             let sum: u64 = callers().map(|entry| entry.payload.len() as u64).sum();
             prop_assert_eq!((lane.used, lane.bytes), (callers().count() as u64, sum));
             prop_assert!(counters.first_unacknowledged <= counters.next_new);

@@ -64,6 +64,8 @@ pub(super) struct Ledger {
     record: Option<Record>,
     /// Whether this ledger was lost or went back: what the nodes bring need not fit it.
     restored: bool,
+    /// What the record leaves open: signers had not answered.
+    undecided: BTreeMap<(String, String), proto::SignatureRequest>,
     /// An endpoint that serves an older copy, as a replica that lags behind would.
     lagging: Option<(usize, Box<Ledger>)>,
 }
@@ -167,6 +169,7 @@ impl Ledger {
         let (record, facts) = recorded.unzip();
         let mut ledger = Self::recall(config, Some(first), facts.unwrap_or_default());
         ledger.record = record;
+        ledger.decide_open();
         if ledger.history.is_empty() {
             let id = ledger.ledger_id.to_vec();
             ledger.note("", What::Began(id));
@@ -191,6 +194,7 @@ impl Ledger {
             history: Vec::new(),
             record: None,
             restored: false,
+            undecided: BTreeMap::new(),
             lagging: None,
         };
         for fact in &facts {
@@ -203,6 +207,15 @@ impl Ledger {
             node.lanes.iter_mut().for_each(LaneRecord::remembered);
         }
         ledger
+    }
+
+    /// Goes on with the requests that its record leaves open.
+    fn decide_open(&mut self) {
+        for ((node_id, _), request) in std::mem::take(&mut self.undecided) {
+            if let Err(fault) = self.decide(&node_id, request) {
+                self.violations.push(fault);
+            }
+        }
     }
 
     fn remember(&mut self, fact: &Fact) -> Result<(), String> {
@@ -227,7 +240,10 @@ impl Ledger {
                     if let Some(request) = node.requests.get_mut(&response.request_id) {
                         request.answered(&response);
                     }
+                    self.undecided
+                        .remove(&(node_id.to_owned(), response.request_id));
                 }
+                let node = self.node(node_id)?;
                 node.lane(message.lane()).push(Queued {
                     message_id: message
                         .message_id
@@ -281,9 +297,11 @@ impl Ledger {
                 let request: proto::SignatureRequest = decode(payload)?;
                 let txid = signer::txid(&request).unwrap_or_else(|| vec![0; 32]);
                 let id = request.request_id.clone();
-                node.requests
-                    .entry(id)
-                    .or_insert(Request::new(&request, txid));
+                if !node.requests.contains_key(&id) {
+                    let record = Request::new(&request, txid);
+                    node.requests.insert(id.clone(), record);
+                    self.undecided.insert((node_id.to_owned(), id), request);
+                }
             }
             Kind::CancelRequest => {
                 let cancel: proto::CancelRequest = decode(payload)?;
@@ -362,6 +380,7 @@ impl Ledger {
         if !same_id {
             self.note("", What::Replaced(id.to_vec()));
         }
+        self.decide_open();
     }
 
     /// Everything is gone but the keys.
@@ -883,6 +902,11 @@ impl Ledger {
             }
             return self.respond(node_id, response);
         }
+        self.decide(node_id, request)
+    }
+
+    /// Signs a request, or not.
+    fn decide(&mut self, node_id: &str, request: proto::SignatureRequest) -> Result<(), String> {
         let mut record = Request::new(&request, vec![0; 32]);
         let responses = match self.config.answering {
             Answering::Canned => {
