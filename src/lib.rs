@@ -71,6 +71,7 @@ mod buffer;
 pub mod chain;
 pub mod config;
 mod connection;
+mod durable;
 mod error;
 mod health;
 pub mod message;
@@ -103,6 +104,7 @@ pub use buffer::{
     record, retained,
 };
 pub use connection::SessionFault;
+pub use durable::StoreError;
 pub use error::{Retry, StreamError};
 #[cfg(feature = "cli")]
 pub use health::http;

@@ -9,6 +9,7 @@ mod broadcast;
 mod pegout;
 mod signatures;
 mod store;
+mod stored;
 
 use std::{
     sync::Arc,
@@ -25,7 +26,7 @@ use crate::{
     chain::{FederationStanding, Federations},
     error::{Retry, StreamError},
     message::{RequestId, SignatureRequest, SignatureResponse},
-    routing::{Answer, BridgeEvent, Delivered, Delivery},
+    routing::{Answer, BridgeEvent, Delivered, Delivery, Handled},
     stream::GovernanceStream,
     telemetry::Metrics,
 };
@@ -36,6 +37,7 @@ pub use signatures::{
     BadSignature, FinaliseError, Signatures, Verifier, check_consensus, finalise,
 };
 pub use store::BridgeStore;
+use store::Seen;
 
 /// Pause before the stream or the Bitcoin network is asked again at once.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -62,6 +64,9 @@ pub enum PegoutRefusal {
         /// Inputs of the transaction.
         inputs: usize,
     },
+    /// It could not be made durable: ask again, with the same id.
+    #[error("{0}; ask again")]
+    Store(String),
     /// The id is taken.
     #[error("request {0} is another peg-out already; use a new id")]
     Conflict(RequestId),
@@ -143,6 +148,8 @@ pub struct BridgeActor;
 #[derive(Debug)]
 pub struct BridgeState {
     args: BridgeArguments,
+    /// Completed, and offered once that is durable.
+    signed: Vec<Pegout>,
     /// Requests and transactions on their way. They end with the actor.
     errands: JoinSet<()>,
 }
@@ -160,6 +167,7 @@ impl Actor for BridgeActor {
         let pegouts = args.store.pegouts();
         let mut state = BridgeState {
             args,
+            signed: Vec::new(),
             errands: JoinSet::new(),
         };
         for pegout in pegouts {
@@ -182,19 +190,17 @@ impl Actor for BridgeActor {
     ) -> Result<(), ActorProcessingErr> {
         while state.errands.try_join_next().is_some() {}
         match message {
-            BridgeMessage::Deliver(delivery) => {
-                delivery.handle_each(|message| Ok(state.receive(&myself, message)));
-            }
+            BridgeMessage::Deliver(delivery) => state.deliver(&myself, delivery).await,
             BridgeMessage::InitiatePegout {
                 request,
                 span,
                 reply,
             } => {
-                let verdict = state.initiate(&myself, *request, span);
+                let verdict = state.initiate(&myself, *request, span).await;
                 let _ = reply.send(verdict);
             }
             BridgeMessage::GetPegout { request_id, reply } => {
-                let _ = reply.send(state.args.store.lock().pegouts.get(&request_id).cloned());
+                let _ = reply.send(state.args.store.pegout(&request_id));
             }
             BridgeMessage::ListPegouts { reply } => {
                 let _ = reply.send(state.args.store.pegouts());
@@ -208,12 +214,14 @@ impl Actor for BridgeActor {
             }
             BridgeMessage::Accepted { request_id, result } => {
                 state.change(&request_id, |pegout| pegout.accepted(result));
+                state.commit().await;
             }
             BridgeMessage::Offered { request_id, result } => {
                 if result.is_ok() {
                     state.args.metrics.record_pegout_broadcast();
                 }
                 state.change(&request_id, |pegout| pegout.offered(result));
+                state.commit().await;
             }
         }
         Ok(())
@@ -223,7 +231,7 @@ impl Actor for BridgeActor {
 impl BridgeState {
     fn change(&self, request_id: &RequestId, change: impl FnOnce(&mut Pegout)) {
         self.args.store.change(|known| {
-            if let Some(pegout) = known.pegouts.get_mut(request_id) {
+            if let Some(pegout) = known.pegout_mut(request_id) {
                 change(pegout);
                 let stage = pegout.stage();
                 match stage {
@@ -234,7 +242,49 @@ impl BridgeState {
         });
     }
 
-    fn initiate(
+    /// What is not durable now is with the next commit: it can be learnt again.
+    async fn commit(&self) {
+        if let Err(error) = self.args.store.commit().await {
+            warn!(%error, "the bridge's store failed; it is tried again");
+        }
+    }
+
+    /// Handles a batch, makes it durable, and only then says so and acts on it.
+    async fn deliver(&mut self, myself: &ActorRef<BridgeMessage>, delivery: Delivery<BridgeEvent>) {
+        let Delivery { messages, reply } = delivery;
+        let signatures = |message: &Delivered<BridgeEvent>| {
+            matches!(message.event, BridgeEvent::SignatureResponse { .. })
+        };
+        let untold = self.args.store.lock().federations.is_empty();
+        let handled = if untold && messages.iter().any(signatures) {
+            Handled {
+                answers: Vec::new(),
+                failure: Some("the chain has not told which federations there are".to_owned()),
+            }
+        } else {
+            let answers = messages.iter().map(|message| self.receive(message));
+            let answers = answers.collect();
+            match self.args.store.commit().await {
+                Ok(()) => {
+                    for pegout in std::mem::take(&mut self.signed) {
+                        self.offer(myself, &pegout);
+                    }
+                    Handled {
+                        answers,
+                        failure: None,
+                    }
+                }
+                Err(error) => Handled {
+                    answers: Vec::new(),
+                    failure: Some(error.to_string()),
+                },
+            }
+        };
+        // A stream that is gone will deliver again what it did not record.
+        let _ = reply.send(handled);
+    }
+
+    async fn initiate(
         &mut self,
         myself: &ActorRef<BridgeMessage>,
         request: SignatureRequest,
@@ -242,7 +292,7 @@ impl BridgeState {
     ) -> Result<(), PegoutRefusal> {
         let begun = self.args.store.change(|known| {
             let request_id = request.request_id();
-            if let Some(pegout) = known.pegouts.get(request_id) {
+            if let Some(pegout) = known.pegout(request_id) {
                 return if pegout.request().payload_hash() == request.payload_hash() {
                     Ok(false)
                 } else {
@@ -250,11 +300,11 @@ impl BridgeState {
                 };
             }
             check(&request, &known.federations)?;
-            known
-                .pegouts
-                .insert(request_id.clone(), Pegout::new(request.clone()));
+            known.add_pegout(Pegout::new(request.clone()));
             Ok(true)
         })?;
+        let committed = self.args.store.commit().await;
+        committed.map_err(|error| PegoutRefusal::Store(error.to_string()))?;
         if begun {
             self.ask(myself, request, span);
         }
@@ -309,43 +359,43 @@ impl BridgeState {
         self.errands.spawn(offering.instrument(span));
     }
 
-    fn receive(
-        &mut self,
-        myself: &ActorRef<BridgeMessage>,
-        message: &Delivered<BridgeEvent>,
-    ) -> Option<Answer> {
+    fn receive(&mut self, message: &Delivered<BridgeEvent>) -> Option<Answer> {
         let span = info_span!("bridge.receive", lane = %message.lane, sequence = message.sequence);
         let _ = span.set_parent(message.trace.clone());
         let _entered = span.enter();
-        match &message.event {
+        let store = self.args.store.clone();
+        if let Seen::Handled(rejected) = store.change(|known| known.seen(message)) {
+            info!("delivered again; it was handled before");
+            return rejected.map(|reason| Answer::Reject { reason });
+        }
+        let rejected = match &message.event {
             BridgeEvent::SignatureResponse { response, late } => {
                 if *late {
                     info!(request_id = %response.request_id, "response after the deadline");
                 }
-                match self.respond(myself, response) {
-                    Ok(()) => None,
+                match self.respond(response) {
+                    Ok(pegout) => {
+                        self.signed.extend(pegout);
+                        None
+                    }
                     Err(reason) => {
                         warn!(request_id = %response.request_id, reason, "response of no use");
-                        Some(Answer::Reject { reason })
+                        Some(reason)
                     }
                 }
             }
             BridgeEvent::PeginAck(ack) => {
                 info!(outpoint = %ack.outpoint, status = ?ack.status, "peg-in");
-                let (outpoint, status) = (ack.outpoint, ack.status.clone());
-                self.args
-                    .store
-                    .change(|known| known.pegins.insert(outpoint, status));
+                store.change(|known| known.set_pegin(ack.outpoint, ack.status.clone()));
                 None
             }
-        }
+        };
+        store.change(|known| known.handled(message, rejected.clone()));
+        rejected.map(|reason| Answer::Reject { reason })
     }
 
-    fn respond(
-        &mut self,
-        myself: &ActorRef<BridgeMessage>,
-        response: &SignatureResponse,
-    ) -> Result<(), String> {
+    /// The peg-out, if this response has completed it.
+    fn respond(&mut self, response: &SignatureResponse) -> Result<Option<Pegout>, String> {
         let began = Instant::now();
         let (bad, signed) = self.args.store.change(|known| {
             let version = response.federation_version;
@@ -353,8 +403,7 @@ impl BridgeState {
                 .federation(version)
                 .map(|(federation, _)| federation.clone());
             let pegout = known
-                .pegouts
-                .get_mut(&response.request_id)
+                .pegout_mut(&response.request_id)
                 .ok_or_else(|| format!("no peg-out of this bridge is {}", response.request_id))?;
             let federation = federation.ok_or_else(|| format!("no federation {version} here"))?;
             let was_signed = pegout.transaction().is_some();
@@ -378,10 +427,7 @@ impl BridgeState {
                 .map_or_else(|| "none".to_owned(), ToString::to_string);
             self.args.metrics.record_bad_signature(&member);
         }
-        if let Some(pegout) = signed {
-            self.offer(myself, &pegout);
-        }
-        Ok(())
+        Ok(signed)
     }
 }
 

@@ -38,6 +38,9 @@ pub enum PegoutFailure {
     /// The signatures make no valid transaction.
     #[error("{0}; needs an operator")]
     Unusable(signatures::FinaliseError),
+    /// Before a restart, of which only these words are left.
+    #[error("{0}")]
+    Earlier(String),
     /// The Bitcoin network refuses it.
     #[error("the Bitcoin network refuses it: {0}; needs an operator")]
     Refused(String),
@@ -73,6 +76,29 @@ impl Pegout {
             transaction: None,
             responses: 0,
         }
+    }
+
+    /// One that was recorded.
+    pub(super) fn recorded(
+        request: SignatureRequest,
+        stage: PegoutStage,
+        signatures: Signatures,
+        transaction: Option<Transaction>,
+        responses: usize,
+    ) -> Self {
+        Self {
+            request,
+            stage,
+            signatures,
+            bad: Vec::new(),
+            transaction,
+            responses,
+        }
+    }
+
+    /// Good signatures so far.
+    pub(super) fn signatures(&self) -> &Signatures {
+        &self.signatures
     }
 
     /// Its request's id.

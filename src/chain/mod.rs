@@ -9,10 +9,12 @@ mod schedule;
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use prost::Message as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, rpc::CallResult};
 use tokio::task::JoinSet;
 use tracing::{info, info_span, warn};
@@ -20,10 +22,12 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
     bridge::BridgeMessage,
+    durable::{DurableMap, RowChanges, StoreError},
     message::{
         FederationUpdate, FederationUpdateAck, ProposalAck, ProposalId, ProposalNotification,
     },
-    routing::{Answer, ChainEvent, Delivered, Delivery},
+    proto,
+    routing::{Answer, ChainEvent, Delivered, Delivery, Handled},
     stream::GovernanceStream,
     timer::Timer,
 };
@@ -39,29 +43,134 @@ const TELL_AGAIN: Duration = Duration::from_millis(100);
 /// Every version with its standing, as the bridge needs it.
 pub type Federations = Vec<(Federation, FederationStanding)>;
 
-/// What a chain knows. Clones are the same store: it outlives the actor, not the process.
+/// What a chain knows. Clones are the same store: it outlives the actor, and the process when it
+/// is given a file.
 #[derive(Debug, Clone)]
-pub struct ChainStore(Arc<Mutex<Known>>);
+pub struct ChainStore {
+    known: Arc<Mutex<Known>>,
+    file: Option<DurableMap>,
+}
 
 #[derive(Debug)]
 struct Known {
     schedule: Schedule,
     proposals: BTreeMap<ProposalId, ProposalNotification>,
+    /// Rows that are not in the file yet.
+    dirty: RowChanges,
+}
+
+/// An update with the height at which it was accepted: what its notice was measured by.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredUpdate {
+    #[prost(uint64, tag = "1")]
+    height: u64,
+    #[prost(message, optional, tag = "2")]
+    update: Option<proto::FederationUpdate>,
+}
+
+const HEIGHT: &str = "height";
+
+impl Known {
+    fn read(&mut self, name: &str, value: &[u8]) -> Result<(), String> {
+        fn text(error: impl ToString) -> String {
+            error.to_string()
+        }
+        match name.split_once('/') {
+            Some(("update", _)) => {
+                let stored = StoredUpdate::decode(value).map_err(text)?;
+                let update = stored.update.ok_or("an update of nothing")?;
+                let update = FederationUpdate::try_from(update).map_err(text)?;
+                self.schedule.set_height(stored.height);
+                self.schedule.add(&update).map_err(text)
+            }
+            Some(("proposal", _)) => {
+                let stored = proto::ProposalNotification::decode(value).map_err(text)?;
+                let proposal = ProposalNotification::try_from(stored).map_err(text)?;
+                self.proposals
+                    .insert(proposal.proposal_id.clone(), proposal);
+                Ok(())
+            }
+            _ => Err("an unknown row".to_owned()),
+        }
+    }
+
+    fn set_height(&mut self, height: u64) {
+        self.schedule.set_height(height);
+        let row = height.to_be_bytes().to_vec();
+        self.dirty.insert(HEIGHT.to_owned(), Some(row));
+    }
+
+    fn add(&mut self, update: &FederationUpdate) -> Result<(), FederationFault> {
+        let known = self.schedule.versions().count();
+        self.schedule.add(update)?;
+        if self.schedule.versions().count() > known {
+            let stored = StoredUpdate {
+                height: self.schedule.height(),
+                update: Some(update.into()),
+            };
+            let name = format!("update/{:010}", update.version);
+            self.dirty.insert(name, Some(stored.encode_to_vec()));
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, proposal: &ProposalNotification) {
+        let row = proto::ProposalNotification::from(proposal).encode_to_vec();
+        let name = format!("proposal/{}", proposal.proposal_id);
+        self.dirty.insert(name, Some(row));
+        self.proposals
+            .insert(proposal.proposal_id.clone(), proposal.clone());
+    }
 }
 
 impl ChainStore {
-    /// A store that knows the configured first federation.
+    /// A store that knows the configured first federation, and lives as long as the process.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
-        Self(Arc::new(Mutex::new(Known {
-            schedule,
-            proposals: BTreeMap::new(),
-        })))
+        Self {
+            known: Arc::new(Mutex::new(Known {
+                schedule,
+                proposals: BTreeMap::new(),
+                dirty: RowChanges::new(),
+            })),
+            file: None,
+        }
+    }
+
+    /// A store in a file, which is made if it is not there. `schedule` holds the configured first
+    /// federation: every later one is verified against it again.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be used, or holds updates that do not follow the configured first
+    /// federation.
+    pub fn open(path: impl AsRef<Path>, schedule: Schedule) -> Result<Self, StoreError> {
+        let file = DurableMap::open(path.as_ref())?;
+        let store = Self {
+            file: Some(file.clone()),
+            ..Self::new(schedule)
+        };
+        let mut height = 0;
+        let mut known = store.lock();
+        for (name, value) in file.load()? {
+            if name == HEIGHT {
+                let bytes = <[u8; 8]>::try_from(value.as_slice());
+                height = bytes.map(u64::from_be_bytes).unwrap_or_default();
+                continue;
+            }
+            known
+                .read(&name, &value)
+                .map_err(|reason| file.damaged(&name, reason))?;
+        }
+        known.set_height(height);
+        known.dirty.clear();
+        drop(known);
+        Ok(store)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         // Every change is one call on a pure value: a panic leaves none of it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every version with its standing.
@@ -73,6 +182,24 @@ impl ChainStore {
             .versions()
             .map(|(version, standing)| (version.clone(), standing))
             .collect()
+    }
+
+    /// Makes every change so far durable. After an error the changes wait for the next call.
+    async fn commit(&self) -> Result<(), StoreError> {
+        let changes = std::mem::take(&mut self.lock().dirty);
+        let Some(file) = self.file.clone().filter(|_| !changes.is_empty()) else {
+            return Ok(());
+        };
+        let (path, rows) = (file.clone(), changes.clone());
+        let written = tokio::task::spawn_blocking(move || file.commit(&rows)).await;
+        let written = written.unwrap_or_else(|error| Err(path.damaged("", error)));
+        if written.is_err() {
+            let mut known = self.lock();
+            for (name, row) in changes {
+                known.dirty.entry(name).or_insert(row);
+            }
+        }
+        written
     }
 }
 
@@ -167,11 +294,32 @@ impl Actor for ChainActor {
         match message {
             ChainMessage::Deliver(delivery) => {
                 let store = state.args.store.clone();
-                delivery.handle_each(|message| Ok(Some(receive(&store, message))));
-                state.apply(&myself);
+                let Delivery { messages, reply } = delivery;
+                let answers = messages
+                    .iter()
+                    .map(|message| Some(receive(&store, message)));
+                let answers = answers.collect();
+                let handled = match store.commit().await {
+                    Ok(()) => {
+                        state.apply(&myself);
+                        Handled {
+                            answers,
+                            failure: None,
+                        }
+                    }
+                    Err(error) => Handled {
+                        answers: Vec::new(),
+                        failure: Some(error.to_string()),
+                    },
+                };
+                // A stream that is gone will deliver again what it did not record.
+                let _ = reply.send(handled);
             }
             ChainMessage::HeightReached(height) => {
-                state.args.store.lock().schedule.set_height(height);
+                state.args.store.lock().set_height(height);
+                if let Err(error) = state.args.store.commit().await {
+                    warn!(%error, height, "the height is not durable; it comes again with the next block");
+                }
                 state.apply(&myself);
             }
             ChainMessage::GetFederation { reply } => {
@@ -211,10 +359,7 @@ fn receive(store: &ChainStore, message: &Delivered<ChainEvent>) -> Answer {
         ChainEvent::FederationUpdate(update) => Answer::FederationUpdate(judge(store, update)),
         ChainEvent::Proposal(proposal) => {
             info!(proposal = %proposal.proposal_id, kind = proposal.proposal_type.as_str(), "proposal kept");
-            store
-                .lock()
-                .proposals
-                .insert(proposal.proposal_id.clone(), proposal.clone());
+            store.lock().keep(proposal);
             Answer::Proposal(ProposalAck {
                 proposal_id: proposal.proposal_id.clone(),
             })
@@ -223,11 +368,7 @@ fn receive(store: &ChainStore, message: &Delivered<ChainEvent>) -> Answer {
 }
 
 fn judge(store: &ChainStore, update: &FederationUpdate) -> FederationUpdateAck {
-    let verdict = store
-        .lock()
-        .schedule
-        .add(update)
-        .map_err(|fault| fault.to_string());
+    let verdict = store.lock().add(update).map_err(|fault| fault.to_string());
     let (version, activation_height) = (update.version, update.activation_height);
     match &verdict {
         Ok(()) => info!(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, out};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckConfigArgs {
@@ -21,7 +21,7 @@ pub(super) fn run(args: &CheckConfigArgs) -> anyhow::Result<ExitCode> {
         Ok(settings) if args.json => {
             let value = |value: &governance_stream::config::EffectiveValue| json!({ "key": value.key, "value": value.value, "origin": value.origin.to_string() });
             let values: Vec<_> = settings.effective.iter().map(value).collect();
-            println!("{}", json!({ "valid": true, "values": values }));
+            out::line(&json!({ "valid": true, "values": values }).to_string());
         }
         Ok(settings) => {
             let widest = |text: fn(&governance_stream::config::EffectiveValue) -> &str| {
@@ -33,16 +33,16 @@ pub(super) fn run(args: &CheckConfigArgs) -> anyhow::Result<ExitCode> {
             };
             let (keys, values) = (widest(|value| value.key), widest(|value| &value.value));
             for value in &settings.effective {
-                println!(
+                out::line(&format!(
                     "{:keys$}  {:values$}  {}",
                     value.key, value.value, value.origin
-                );
+                ));
             }
         }
         Err(error) if args.json => {
             let fault = |fault: &governance_stream::config::ConfigFault| json!({ "key": fault.key, "value": fault.value, "expected": fault.expected });
             let faults: Vec<_> = error.0.iter().map(fault).collect();
-            println!("{}", json!({ "valid": false, "faults": faults }));
+            out::line(&json!({ "valid": false, "faults": faults }).to_string());
             return Ok(ExitCode::FAILURE);
         }
         Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -181,12 +182,34 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Where the demo's node keeps its journal; gone with it.
+struct DemoDirectory {
+    path: PathBuf,
+}
+
+impl DemoDirectory {
+    fn new() -> Self {
+        let name = format!("governance-stream-demo-{}", std::process::id());
+        Self {
+            path: std::env::temp_dir().join(name),
+        }
+    }
+}
+
+impl Drop for DemoDirectory {
+    fn drop(&mut self) {
+        // What cannot be removed is the temporary directory's to keep.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
 struct Demo {
     simulator: Simulator,
     node: Node,
     config: Config,
     broadcaster: Arc<MemoryBroadcaster>,
     show: Show,
+    _directory: DemoDirectory,
 }
 
 impl Demo {
@@ -217,6 +240,8 @@ impl Demo {
             })
         });
         let broadcaster = Arc::new(MemoryBroadcaster::default());
+        let directory = DemoDirectory::new();
+        show.line(&format!("the journal lies in {}", directory.path.display()));
         let node = Node::start(NodePlan {
             config: config.clone(),
             features: Features {
@@ -224,6 +249,7 @@ impl Demo {
                 chain: true,
                 http: false,
             },
+            data_dir: Some(directory.path.clone()),
             federation: FirstFederation {
                 threshold: u32::try_from(first.threshold)?,
                 members: members.collect::<anyhow::Result<_>>()?,
@@ -238,6 +264,7 @@ impl Demo {
             config,
             broadcaster,
             show,
+            _directory: directory,
         })
     }
 

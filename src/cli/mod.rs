@@ -1,12 +1,25 @@
 //! The commands, one a file.
 
+#[cfg(unix)]
+mod ask;
 mod check_config;
 #[cfg(feature = "simulator")]
 mod demo;
+#[cfg(unix)]
+mod journal;
 mod node;
+mod out;
+#[cfg(unix)]
+mod pegin;
+#[cfg(unix)]
+mod request;
 mod run;
 #[cfg(feature = "simulator")]
 mod simulator;
+#[cfg(unix)]
+mod socket;
+#[cfg(unix)]
+mod status;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -26,6 +39,24 @@ struct Cli {
 enum Command {
     /// Keep the stream, with this crate's own bridge and chain.
     Run(run::RunArgs),
+    /// Have a running node ask for a peg-out's signatures.
+    #[cfg(unix)]
+    Request(request::RequestArgs),
+    /// Have a running node tell governance of a deposit.
+    #[cfg(unix)]
+    Pegin(pegin::PeginArgs),
+    /// Have a running node withdraw a request, or governance cancel it.
+    #[cfg(unix)]
+    Cancel(request::CancelArgs),
+    /// How a running node is.
+    #[cfg(unix)]
+    Status(status::StatusArgs),
+    /// Have a running node try again what a fault has stopped, as a runbook says.
+    #[cfg(unix)]
+    Resume(status::ResumeArgs),
+    /// What a node that is down has kept, and what to do about dead letters.
+    #[cfg(unix)]
+    Journal(journal::JournalArgs),
     /// Show the configuration that is in force, and where each value comes from.
     CheckConfig(check_config::CheckConfigArgs),
     /// Play governance: a federation of real keys behind a real server. For tests only.
@@ -79,6 +110,18 @@ pub(crate) fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(args).await,
+            #[cfg(unix)]
+            Command::Request(args) => request::run(args).await,
+            #[cfg(unix)]
+            Command::Pegin(args) => pegin::run(args).await,
+            #[cfg(unix)]
+            Command::Cancel(args) => request::cancel(args).await,
+            #[cfg(unix)]
+            Command::Status(args) => status::run(args).await,
+            #[cfg(unix)]
+            Command::Resume(args) => status::resume(args).await,
+            #[cfg(unix)]
+            Command::Journal(args) => journal::run(args).await,
             Command::CheckConfig(args) => check_config::run(&args),
             #[cfg(feature = "simulator")]
             Command::Simulator(args) => simulator::run(args).await,

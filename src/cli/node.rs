@@ -1,20 +1,26 @@
 //! The node of this binary: the stream, with this crate's bridge and chain, under one supervisor.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use governance_stream::{
-    GovernanceStream, StreamArguments, Subscriber,
+    DiskJournal, GovernanceStream, Journal, MemoryJournal, StreamArguments, Subscriber,
     bridge::{BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, Broadcaster},
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
         Schedule,
     },
     config::{Config, Features, FirstFederation},
+    retained::Retained,
     telemetry::Metrics,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
+use tracing::info;
 
 /// Pause before a subscriber that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -25,6 +31,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct NodePlan {
     pub config: Config,
     pub features: Features,
+    /// Where everything lies that must survive the process; in memory when unset.
+    pub data_dir: Option<PathBuf>,
     pub federation: FirstFederation,
     pub broadcaster: Arc<dyn Broadcaster>,
     pub metrics: Metrics,
@@ -47,6 +55,7 @@ impl Node {
         let NodePlan {
             config,
             features,
+            data_dir,
             federation,
             broadcaster,
             metrics,
@@ -55,8 +64,21 @@ impl Node {
         let first = Federation::first(&federation, network, chain_id)
             .context("the configured first federation is none")?;
         let schedule = Schedule::new(first, chain_id.clone(), FederationPolicy::default());
-        let (bridge_store, chain_store) = (BridgeStore::new(), ChainStore::new(schedule));
+        let (journal, bridge_store, chain_store) = match &data_dir {
+            Some(directory) => {
+                // It takes the directory: nobody else has the other files either.
+                let journal = open_journal(directory)?;
+                let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
+                let chain_store = ChainStore::open(directory.join("chain.redb"), schedule)?;
+                (journal, bridge_store, chain_store)
+            }
+            None => {
+                let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
+                (journal, BridgeStore::new(), ChainStore::new(schedule))
+            }
+        };
         let arguments = StreamArguments {
+            journal,
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
             metrics: metrics.clone(),
@@ -107,6 +129,7 @@ impl Node {
     /// Ends the stream, then whoever took its messages.
     pub(super) async fn shutdown(self) -> anyhow::Result<governance_stream::Leftover> {
         let leftover = self.stream.shutdown().await;
+        let _ = self.supervisor.cast(NodeMessage::Stop);
         self.supervisor
             .stop_children_and_wait(None, Some(STOP_DEADLINE))
             .await;
@@ -116,6 +139,25 @@ impl Node {
             .await;
         Ok(leftover?)
     }
+}
+
+/// Opens the journal and reads it once, so that a damaged one ends the start and not the node.
+fn open_journal(directory: &Path) -> anyhow::Result<Arc<dyn Journal>> {
+    let journal = DiskJournal::open(directory)?;
+    let began = Instant::now();
+    let retained = Retained::from_rows(journal.load()?);
+    let (open, parked) = retained.open_and_parked();
+    info!(
+        directory = %directory.display(),
+        took = ?began.elapsed(),
+        open_requests = open,
+        parked_requests = parked,
+        open_pegins = retained.open_pegins(),
+        dead_letters = retained.dead_letters.len(),
+        last_epoch = retained.identity.epoch,
+        "journal opened"
+    );
+    Ok(Arc::new(journal))
 }
 
 /// A subscriber with everything that it is started with, again and again.
@@ -135,6 +177,8 @@ impl Child {
 
 enum NodeMessage {
     Start(Child),
+    /// Whoever ends from now on is meant to.
+    Stop,
 }
 
 struct NodeSupervisor;
@@ -142,6 +186,7 @@ struct NodeSupervisor;
 struct NodeState {
     report: watch::Sender<Option<String>>,
     children: Vec<Child>,
+    stopping: bool,
 }
 
 impl Actor for NodeSupervisor {
@@ -157,15 +202,20 @@ impl Actor for NodeSupervisor {
         Ok(NodeState {
             report,
             children: Vec::new(),
+            stopping: false,
         })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        NodeMessage::Start(child): Self::Msg,
+        message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        let NodeMessage::Start(child) = message else {
+            state.stopping = true;
+            return Ok(());
+        };
         let me = myself.get_cell();
         match child.clone() {
             Child::Bridge(name, args) => {
@@ -200,6 +250,9 @@ impl Actor for NodeSupervisor {
                 return Ok(());
             }
         };
+        if state.stopping {
+            return Ok(());
+        }
         let name = who.get_name().unwrap_or_default();
         match state.children.iter().find(|child| child.name() == name) {
             Some(child) => {

@@ -8,7 +8,7 @@ use governance_stream::{bridge::FileBroadcaster, http, telemetry};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{
     ConfigArgs, asked_to_stop,
@@ -42,10 +42,14 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
-    warn!("the journal is in memory: what is accepted does not survive this process");
+    let (node_config, bridge) = (
+        settings.stream.node.clone(),
+        settings.stream.subscribers.bridge.clone(),
+    );
     let node = Node::start(NodePlan {
         config: settings.stream,
         features: settings.features,
+        data_dir: Some(settings.data_dir.clone()),
         federation: settings.federation,
         broadcaster: Arc::new(broadcaster),
         metrics,
@@ -62,6 +66,20 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             stopped,
         ))
     });
+    #[cfg(unix)]
+    let socket = {
+        let operated = super::socket::Operated {
+            stream: node.stream.clone(),
+            node: node_config,
+            bridge: settings.features.bridge.then_some(bridge),
+            bridge_store: node.bridge_store.clone(),
+        };
+        let directory = &settings.data_dir;
+        let (path, listener) = super::socket::bind(directory)
+            .with_context(|| format!("cannot listen in {}", directory.display()))?;
+        info!(socket = %path.display(), "operators are served");
+        tokio::spawn(super::socket::serve(listener, operated, stop.clone()))
+    };
     let code = tokio::select! {
         () = asked_to_stop() => {
             info!("stopping");
@@ -78,5 +96,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(http) = http {
         http.await??;
     }
+    #[cfg(unix)]
+    socket.await??;
     Ok(code)
 }

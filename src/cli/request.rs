@@ -1,0 +1,140 @@
+//! `request` and `cancel`.
+
+use std::{fs, path::PathBuf, process::ExitCode, str::FromStr};
+
+use anyhow::Context as _;
+use bitcoin::Psbt;
+use clap::Args;
+use governance_stream::message::RequestId;
+use serde_json::{Value, json};
+
+use super::{
+    ask::NodeArgs,
+    out,
+    socket::{BurnForm, PegoutForm},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct RequestArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The peg-out's transaction (BIP-174), as bytes or base64.
+    #[arg(long, value_name = "FILE")]
+    psbt: PathBuf,
+    /// The same id with the same transaction is the same request, however often it is made.
+    #[arg(long, value_name = "ID")]
+    request_id: RequestId,
+    /// A burn that it pays: TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:OUTPUT_INDEX.
+    #[arg(long, value_name = "BURN", required = true)]
+    burn: Vec<Burn>,
+    /// Governance refuses a fee above this.
+    #[arg(long, value_name = "SATOSHI")]
+    max_fee_sat: u64,
+    /// The federation whose keys are asked for; the active one by default.
+    #[arg(long, value_name = "VERSION")]
+    federation_version: Option<u32>,
+    /// The request that this one replaces.
+    #[arg(long, value_name = "ID")]
+    replaces: Option<RequestId>,
+    /// Waits for the outcome; fails unless it is `complete`.
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Burn(BurnForm);
+
+impl FromStr for Burn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let [tx_hash, log_index, block_hash, block_height, output_index] = parts.as_slice() else {
+            return Err("expected TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:OUTPUT_INDEX".into());
+        };
+        let number = |what: &str, text: &str| {
+            text.parse::<u64>()
+                .map_err(|error| format!("{what} {text:?}: {error}"))
+        };
+        let small = |what: &str, text: &str| {
+            u32::try_from(number(what, text)?).map_err(|error| format!("{what} {text:?}: {error}"))
+        };
+        Ok(Self(BurnForm {
+            burn_tx_hash: (*tx_hash).to_owned(),
+            log_index: small("log index", log_index)?,
+            block_hash: (*block_hash).to_owned(),
+            block_height: number("block height", block_height)?,
+            output_index: small("output index", output_index)?,
+        }))
+    }
+}
+
+pub(super) async fn run(args: RequestArgs) -> anyhow::Result<ExitCode> {
+    let path = args.psbt.display();
+    let bytes = fs::read(&args.psbt).with_context(|| format!("cannot read {path}"))?;
+    let psbt = match Psbt::deserialize(&bytes) {
+        Ok(psbt) => psbt,
+        Err(_) => {
+            let text = String::from_utf8(bytes).ok();
+            let psbt = text.and_then(|text| text.trim().parse().ok());
+            psbt.with_context(|| format!("{path} holds no PSBT, neither bytes nor base64"))?
+        }
+    };
+    let form = PegoutForm {
+        request_id: args.request_id.clone(),
+        psbt: psbt.to_string(),
+        burns: args.burn.into_iter().map(|burn| burn.0).collect(),
+        max_fee_sat: args.max_fee_sat,
+        federation_version: args.federation_version,
+        replaces: args.replaces,
+    };
+    let accepted = args.node.post("/requests", &form).await?;
+    if !args.wait {
+        out::show(args.node.json, &accepted, || {
+            format!("request {} is accepted", args.request_id)
+        });
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = format!("/requests/{}/outcome", args.request_id);
+    loop {
+        let standing = args.node.get(&path).await?;
+        let word = |key: &str| {
+            standing
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        if word("standing") == "settled" {
+            out::show(args.node.json, &standing, || {
+                format!("request {}: {}", args.request_id, word("text"))
+            });
+            return Ok(if word("outcome") == "complete" {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CancelArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The request.
+    #[arg(value_name = "ID")]
+    request_id: RequestId,
+}
+
+pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
+    let path = format!("/requests/{}/cancel", args.request_id);
+    let asked = args.node.post(&path, &json!({})).await?;
+    out::show(args.node.json, &asked, || {
+        format!(
+            "request {} is withdrawn, or governance is asked to cancel it: its outcome says what \
+             came of it",
+            args.request_id
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
