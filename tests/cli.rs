@@ -5,23 +5,13 @@
     clippy::panic,
     reason = "a test that cannot go on fails"
 )]
-#![cfg(feature = "cli")]
+#![cfg(all(unix, feature = "cli"))]
 
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
-    path::Path,
-    process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
-};
+mod support;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use std::process::Output;
 
-fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_governance-stream"));
-    command.env_clear();
-    command
-}
+use support::process::{binary, free_port, get, governance, node, wait_for};
 
 fn output(args: &[&str]) -> Output {
     binary().args(args).output().expect("runs")
@@ -123,100 +113,13 @@ fn the_effective_configuration_is_shown_with_origins_and_without_secrets() {
     );
 }
 
-/// Ends with the test, whatever becomes of it.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    /// Asks it to stop, and waits.
-    fn terminate(mut self) -> bool {
-        let pid = self.0.id().to_string();
-        let asked = Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill runs");
-        assert!(asked.success());
-        self.0.wait().expect("ends").success()
-    }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
-}
-
-fn get(port: u16, path: &str) -> Option<(u16, String)> {
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    write!(
-        socket,
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )
-    .ok()?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).ok()?;
-    let status = answer.split_whitespace().nth(1)?.parse().ok()?;
-    let body = answer.split_once("\r\n\r\n")?.1.to_owned();
-    Some((status, body))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(began.elapsed() < PATIENCE, "{what} never came");
-        std::thread::yield_now();
-    }
-}
-
-#[cfg(unix)]
 #[test]
 fn a_node_runs_against_a_simulator_and_shows_how_it_is() {
-    let mut simulator = Process(
-        binary()
-            .args(["simulator", "--listen", "127.0.0.1:0", "--json"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starts"),
-    );
-    let mut line = String::new();
-    let stdout = simulator.0.stdout.take().expect("piped");
-    BufReader::new(stdout).read_line(&mut line).expect("a line");
-    let governance: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-    let endpoint = governance["endpoints"][0]
-        .as_str()
-        .expect("an endpoint")
-        .to_owned();
-
+    let (simulator, endpoint) = governance(0, &[]);
     let directory = tempfile::tempdir().expect("a directory");
     let port = free_port();
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
-    let node = Process(
-        binary()
-            .arg("run")
-            .arg("--config")
-            .arg(example)
-            .args(["--set", &format!("connection.endpoints={endpoint}")])
-            .args(["--set", &format!("http.listen=127.0.0.1:{port}")])
-            .args([
-                "--set",
-                &format!(
-                    "bridge.outbox_dir={}",
-                    directory.path().join("out").display()
-                ),
-            ])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts"),
-    );
+    let listen = format!("http.listen=127.0.0.1:{port}");
+    let node = node(directory.path(), &endpoint, &[&listen]);
     wait_for("readiness", || {
         get(port, "/readyz").filter(|(status, _)| *status == 200)
     });

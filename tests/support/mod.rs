@@ -8,6 +8,8 @@
 )]
 
 pub mod full;
+#[cfg(all(unix, feature = "cli"))]
+pub mod process;
 pub mod recorder;
 
 use std::{

@@ -1,0 +1,335 @@
+//! Node and governance are killed again and again, at any moment, and nothing is lost or doubled.
+//!
+//! `KILLS` and `KILL_SEED` in the environment make it longer or another one.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails; real processes take real time"
+)]
+#![cfg(all(unix, feature = "cli"))]
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use governance_stream::{
+    DiskJournal,
+    message::Outcome,
+    proto,
+    retained::{Retained, Standing},
+    simulator::{
+        FederationView, Simulator, SimulatorConfig,
+        record::{self, Fact, What},
+    },
+};
+use prost::Message as _;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+use support::{
+    pegout_parts,
+    process::{ask, data, free_port, governance, node, outbox, wait_for},
+};
+
+/// Most messages that a subscriber is handed at once.
+const BATCH: u64 = 256;
+const LANES: u64 = 4;
+/// Callers that submit at the same time.
+const CALLERS: u64 = 4;
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
+}
+
+/// What callers were promised.
+#[derive(Default)]
+struct Accepted {
+    requests: Mutex<BTreeSet<String>>,
+    pegins: Mutex<BTreeSet<String>>,
+    refusals: AtomicU64,
+}
+
+/// Submits one request and one deposit after the other, each until it is accepted.
+fn submit(
+    directory: &Path,
+    federation: &FederationView,
+    caller: u64,
+    accepted: &Accepted,
+    stop: &AtomicBool,
+) {
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let number = round * CALLERS + caller;
+        let parts = pegout_parts(federation, number);
+        let burn = &parts.burns[0];
+        let hex = |bytes: &[u8; 32]| {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            digits
+        };
+        let request = json!({
+            "request_id": parts.request_id,
+            "psbt": parts.psbt.to_string(),
+            "burns": [{
+                "burn_tx_hash": hex(&burn.burn_tx_hash),
+                "log_index": burn.log_index,
+                "block_hash": hex(&burn.block_hash),
+                "block_height": burn.block_height,
+                "output_index": burn.output_index,
+            }],
+            "max_fee_sat": parts.max_fee.to_sat(),
+            "federation_version": 1,
+        });
+        insist(directory, "/requests", &request, accepted);
+        let id = parts.request_id.to_string();
+        accepted.requests.lock().expect("whole").insert(id);
+
+        let vout = u32::try_from(number).expect("small");
+        let outpoint = support::deposit(vout).outpoint().to_string();
+        let pegin = json!({
+            "outpoint": outpoint,
+            "amount_sat": 1000,
+            "evm_address": "0x0707070707070707070707070707070707070707",
+        });
+        insist(directory, "/pegins", &pegin, accepted);
+        accepted.pegins.lock().expect("whole").insert(outpoint);
+    }
+}
+
+/// Asks until it is accepted: a node that is dead, starting or unsure is asked again.
+fn insist(directory: &Path, path: &str, body: &Value, accepted: &Accepted) {
+    let began = Instant::now();
+    loop {
+        match ask(directory, "POST", path, body) {
+            Some((200, _)) => return,
+            Some((status, answer)) if status < 500 && status != 422 && status != 429 => {
+                panic!("{path}: {status} {answer}: {body}");
+            }
+            // The bridge does not know its federations yet, or the stream is not up.
+            Some(_) => {
+                accepted.refusals.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {}
+        }
+        assert!(
+            began.elapsed() < support::PATIENCE,
+            "{path} was never accepted: {body}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_lost_or_doubled() {
+    let kills = from_environment("KILLS", 200);
+    let mut random = StdRng::seed_from_u64(from_environment("KILL_SEED", 7));
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let record = directory.join("governance");
+    let record_dir = record.to_str().expect("UTF-8").to_owned();
+    let port = free_port();
+    let start_governance = || governance(port, &["--directory", &record_dir]);
+    let start_node = |endpoint: &str| {
+        node(
+            directory,
+            endpoint,
+            &[
+                "features.http=false",
+                "connection.backoff.initial=5ms",
+                "connection.backoff.max=50ms",
+                "telemetry.log=warn",
+            ],
+        )
+    };
+    let federation = tokio::runtime::Runtime::new()
+        .expect("a runtime")
+        .block_on(async {
+            let twin = Simulator::start(SimulatorConfig::default()).await;
+            twin.expect("starts").federation(1).expect("the first")
+        });
+
+    let (accepted, stop) = (Accepted::default(), AtomicBool::new(false));
+    let (mut simulator, endpoint) = start_governance();
+    let mut running = start_node(&endpoint);
+    let (mut node_kills, mut governance_kills) = (0, 0);
+    let began = Instant::now();
+    std::thread::scope(|threads| {
+        for caller in 0..CALLERS {
+            let (federation, accepted, stop) = (&federation, &accepted, &stop);
+            threads.spawn(move || submit(directory, federation, caller, accepted, stop));
+        }
+        for _ in 0..kills {
+            // Sometimes before it is up, sometimes in the middle of its work.
+            std::thread::sleep(Duration::from_millis(random.random_range(0..400)));
+            let (kill_node, kill_governance) = match random.random_range(0..10) {
+                0..5 => (true, false),
+                5..8 => (false, true),
+                _ => (true, true),
+            };
+            if kill_node {
+                assert!(running.is_running(), "it ended by itself: see its log");
+                running.kill();
+                node_kills += 1;
+            }
+            if kill_governance {
+                simulator.kill();
+                governance_kills += 1;
+                simulator = start_governance().0;
+            }
+            if kill_node {
+                running = start_node(&endpoint);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let requests = accepted.requests.into_inner().expect("whole");
+    let pegins = accepted.pegins.into_inner().expect("whole");
+    println!(
+        "{node_kills} kills of the node, {governance_kills} of governance in {:?}: {} requests, {} \
+         deposits accepted, {} times asked to come again",
+        began.elapsed(),
+        requests.len(),
+        pegins.len(),
+        accepted.refusals.into_inner(),
+    );
+    settle(directory, &requests, &pegins);
+    let deliveries = ask(directory, "GET", "/deliveries", &Value::Null)
+        .expect("answers")
+        .1;
+    assert!(running.terminate(), "the node drains and ends well");
+    assert!(simulator.terminate(), "governance saw no violation");
+
+    check_journal(directory, &requests);
+    check_record(
+        &record::read(&record).expect("readable"),
+        &requests,
+        &pegins,
+    );
+    check_deliveries(&deliveries, node_kills);
+    let signed = std::fs::read_dir(outbox(directory)).expect("there").count();
+    assert_eq!(
+        signed,
+        requests.len(),
+        "each is signed and handed over once"
+    );
+}
+
+/// Waits until everything that was accepted has come to its end.
+fn settle(directory: &Path, requests: &BTreeSet<String>, pegins: &BTreeSet<String>) {
+    wait_for("the end of everything", || {
+        let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
+        let lanes = status["lanes"].as_array()?;
+        let sent = lanes.iter().all(|lane| lane["unacknowledged"] == 0);
+        (status["open_requests"] == 0 && sent).then_some(())
+    });
+    wait_for("every deposit's answer", || {
+        let (_, answered) = ask(directory, "GET", "/pegins", &Value::Null)?;
+        let answered = answered["answered"].as_array()?.iter();
+        let answered: BTreeSet<String> = answered
+            .filter_map(|outpoint| outpoint.as_str().map(str::to_owned))
+            .collect();
+        (answered == *pegins).then_some(())
+    });
+    wait_for("every signed transaction", || {
+        let signed = std::fs::read_dir(outbox(directory)).ok()?.count();
+        (signed == requests.len()).then_some(())
+    });
+}
+
+/// Every accepted request has one outcome, and it is the good one: nothing was injected.
+fn check_journal(directory: &Path, requests: &BTreeSet<String>) {
+    let rows = DiskJournal::inspect(data(directory)).expect("the node is down");
+    let retained = Retained::from_rows(rows);
+    for id in requests {
+        let id = id.parse().expect("valid");
+        let record = retained.request(&id).expect("it was accepted");
+        let Standing::Settled { outcome, .. } = &record.standing else {
+            panic!("{id} has no outcome: {:?}", record.standing);
+        };
+        assert_eq!(*outcome, Outcome::Complete, "{id}");
+    }
+    assert_eq!(retained.requests().count(), requests.len());
+    assert!(
+        retained.dead_letters.is_empty(),
+        "{:?}",
+        retained.dead_letters
+    );
+}
+
+/// Governance's own record: every lane contiguous and in order, everything once.
+fn check_record(facts: &[Fact], requests: &BTreeSet<String>, pegins: &BTreeSet<String>) {
+    let mut arrived: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut queued = BTreeSet::new();
+    let (mut ids, mut seen_requests, mut seen_pegins) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for fact in facts {
+        match &fact.what {
+            Some(What::Arrived(message)) => {
+                let last = arrived.entry(message.lane).or_default();
+                assert_eq!(message.sequence, *last + 1, "lane {}", message.lane);
+                *last = message.sequence;
+                assert!(
+                    ids.insert(message.message_id.clone()),
+                    "a message came twice"
+                );
+                match message.kind() {
+                    proto::Kind::SignatureRequest => {
+                        let request = proto::SignatureRequest::decode(message.payload.clone());
+                        let id = request.expect("decodes").request_id;
+                        assert!(seen_requests.insert(id.clone()), "{id} came twice");
+                    }
+                    proto::Kind::PeginNotification => {
+                        let deposit = proto::PeginNotification::decode(message.payload.clone());
+                        let deposit = deposit.expect("decodes");
+                        let txid = bitcoin::hashes::Hash::from_slice(&deposit.txid);
+                        let txid = bitcoin::Txid::from_raw_hash(txid.expect("32 bytes"));
+                        let outpoint = bitcoin::OutPoint::new(txid, deposit.vout).to_string();
+                        assert!(
+                            seen_pegins.insert(outpoint.clone()),
+                            "{outpoint} came twice"
+                        );
+                    }
+                    other => panic!("{} was not asked for", other.as_str_name()),
+                }
+            }
+            Some(What::Queued(message)) => {
+                assert!(queued.insert(message.message_id.clone()), "answered twice");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(seen_requests, *requests, "accepted is what governance has");
+    assert_eq!(seen_pegins, *pegins);
+}
+
+/// The bridge was handed each message once, but for the batches in flight when a node died.
+fn check_deliveries(deliveries: &Value, crashes: u64) {
+    let deliveries = deliveries.as_array().expect("a list");
+    assert!(!deliveries.is_empty());
+    let times = |delivery: &Value| delivery["times"].as_u64().expect("a number");
+    let again: u64 = deliveries.iter().map(|delivery| times(delivery) - 1).sum();
+    let ids: BTreeSet<&str> = deliveries
+        .iter()
+        .map(|delivery| delivery["message_id"].as_str().expect("an id"))
+        .collect();
+    assert_eq!(ids.len(), deliveries.len(), "an identity is a message");
+    println!("{again} redeliveries after {crashes} crashes");
+    assert!(
+        again <= crashes * LANES * BATCH,
+        "{again} redeliveries after {crashes} crashes"
+    );
+}
