@@ -15,6 +15,8 @@ mod pegin;
 mod request;
 mod run;
 #[cfg(feature = "simulator")]
+mod sample_pegout;
+#[cfg(feature = "simulator")]
 mod simulator;
 #[cfg(unix)]
 mod socket;
@@ -62,6 +64,9 @@ enum Command {
     /// Play governance: a federation of real keys behind a real server. For tests only.
     #[cfg(feature = "simulator")]
     Simulator(simulator::SimulatorArgs),
+    /// Write a peg-out for the simulator's federation, and the `request` that has it signed.
+    #[cfg(feature = "simulator")]
+    SamplePegout(sample_pegout::SamplePegoutArgs),
     /// Governance and a node in this process: peg-outs signed, through a cut stream, a panic and
     /// a change of the federation.
     #[cfg(feature = "simulator")]
@@ -125,6 +130,8 @@ pub(crate) fn main() -> ExitCode {
             Command::CheckConfig(args) => check_config::run(&args),
             #[cfg(feature = "simulator")]
             Command::Simulator(args) => simulator::run(args).await,
+            #[cfg(feature = "simulator")]
+            Command::SamplePegout(args) => sample_pegout::run(args).await,
             #[cfg(feature = "simulator")]
             Command::Demo(args) => demo::run(args).await,
         }

@@ -1,5 +1,7 @@
 //! Logs and traces of a program: only a binary may install them, a library only emits.
 
+use std::io::IsTerminal as _;
+
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
@@ -52,7 +54,9 @@ impl Drop for TelemetryGuard {
 /// [`TelemetryError`].
 pub fn install(settings: &TelemetrySettings) -> Result<TelemetryGuard, TelemetryError> {
     let filter = EnvFilter::try_new(&settings.log)?;
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    // Colours are for terminals, not for files.
+    let ansi = std::io::stderr().is_terminal();
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
     let lines = match settings.log_format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),

@@ -1,0 +1,229 @@
+//! What an operator does: with a running node over its socket, with one that is down in its
+//! directory.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+#![cfg(all(unix, feature = "cli"))]
+
+mod support;
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use support::process::{Process, ask, binary, data, governance, node, outbox, wait_for};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// A command of the binary.
+fn command(args: &[&str]) -> Output {
+    binary().args(args).output().expect("runs")
+}
+
+/// Its JSON.
+fn json(done: &Output) -> Value {
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    serde_json::from_slice(&done.stdout).expect("JSON")
+}
+
+fn start(directory: &Path) -> (Process, Process) {
+    let (simulator, endpoint) = governance(0, &[]);
+    let node = node(directory, &endpoint, &["features.http=false"]);
+    wait_for("a session", || {
+        let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
+        (status["health"]["state"] == "healthy").then_some(())
+    });
+    (simulator, node)
+}
+
+#[test]
+fn a_pegout_and_a_deposit_by_hand_and_what_is_left_of_them() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let data = data(directory);
+    let dir = data.to_str().expect("UTF-8");
+    let (simulator, running) = start(directory);
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&data.join("operator.sock")), 0o600);
+    assert_eq!(mode(&data), 0o700);
+
+    // The sample says which command has it signed.
+    let psbt = directory.join("sample.psbt");
+    let psbt = psbt.to_str().expect("UTF-8");
+    let sample = command(&["sample-pegout", psbt]);
+    let line = text(&sample.stdout);
+    let mut args: Vec<&str> = line.split_whitespace().skip(1).collect();
+    args.extend(["--data-dir", dir]);
+    let signed = command(&args);
+    assert!(signed.status.success(), "{}", text(&signed.stderr));
+    assert_eq!(text(&signed.stdout).trim(), "request sample-1: complete");
+    wait_for("the transaction", || {
+        (std::fs::read_dir(outbox(directory)).ok()?.count() == 1).then_some(())
+    });
+    // Again it is the same request; under another id its burn is paid, by the same coin.
+    args.push("--json");
+    assert_eq!(json(&command(&args))["outcome"], "complete");
+    // A burn that is paid with another coin is refused.
+    let other = directory.join("other.psbt");
+    let other = other.to_str().expect("UTF-8");
+    command(&["sample-pegout", "--number", "2", other]);
+    let mut rival = args.clone();
+    for (at, value) in [(2, other), (4, "rival")] {
+        rival[at] = value;
+    }
+    let refused = command(&rival);
+    assert!(!refused.status.success());
+    let refused = text(&refused.stderr);
+    assert!(
+        refused.contains("is paid by request sample-1 already"),
+        "{refused}"
+    );
+
+    let outpoint = format!("{}:0", "ab".repeat(32));
+    let pegin = |address: &str| {
+        command(&[
+            "pegin",
+            "--outpoint",
+            &outpoint,
+            "--amount-sat",
+            "5000",
+            "--evm-address",
+            address,
+            "--data-dir",
+            dir,
+            "--json",
+        ])
+    };
+    let address = format!("0x{}", "07".repeat(20));
+    assert_eq!(json(&pegin(&address))["accepted"], true);
+    let wrong = pegin("0x07");
+    assert!(
+        text(&wrong.stderr).contains("evm_address"),
+        "{}",
+        text(&wrong.stderr)
+    );
+    wait_for("governance's answer", || {
+        let (_, answered) = ask(directory, "GET", "/pegins", &Value::Null)?;
+        (answered["answered"][0] == outpoint.as_str()).then_some(())
+    });
+    let unknown = command(&["cancel", "nobody", "--data-dir", dir]);
+    assert!(text(&unknown.stderr).contains("request nobody is unknown"));
+    let settled = command(&["cancel", "sample-1", "--data-dir", dir]);
+    assert!(settled.status.success(), "what has its outcome keeps it");
+
+    let status = json(&command(&["status", "--data-dir", dir, "--json"]));
+    assert_eq!(status["health"]["state"], "healthy");
+    let shown = text(&command(&["status", "--data-dir", dir]).stdout);
+    assert!(
+        shown.contains("health      healthy") && shown.contains("pegin"),
+        "{shown}"
+    );
+    let asked = command(&["resume", "--data-dir", dir]);
+    assert!(!asked.status.success() && text(&asked.stderr).contains("--yes"));
+    assert!(
+        command(&["resume", "--yes", "--data-dir", dir])
+            .status
+            .success()
+    );
+    let none = command(&["journal", "discard", "7", "--data-dir", dir]);
+    assert!(text(&none.stderr).contains("there is no dead letter 7"));
+    let held = command(&["journal", "stats", "--dir", dir]);
+    let held = text(&held.stderr);
+    assert!(
+        held.contains("in use by process") && held.contains("status --data-dir"),
+        "{held}"
+    );
+
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+    let gone = command(&["status", "--data-dir", dir]);
+    assert!(
+        text(&gone.stderr).contains("no node listens"),
+        "{}",
+        text(&gone.stderr)
+    );
+
+    let before = std::fs::read(data.join("journal.redb")).expect("there");
+    let list = json(&command(&["journal", "list", "--dir", dir, "--json"]));
+    assert_eq!(list[0]["request_id"], "sample-1");
+    assert_eq!(list[0]["outcome"], "complete");
+    let shown = text(&command(&["journal", "list", "--dir", dir]).stdout);
+    assert!(
+        shown.contains("sample-1") && shown.contains("complete"),
+        "{shown}"
+    );
+    let one = json(&command(&[
+        "journal", "show", "sample-1", "--dir", dir, "--json",
+    ]));
+    assert_eq!(one["burns"].as_array().map(Vec::len), Some(1));
+    let stats = json(&command(&["journal", "stats", "--dir", dir, "--json"]));
+    assert_eq!(stats["requests"]["complete"], 1);
+    assert_eq!(stats["open_pegins"], 0);
+    let letters = json(&command(&[
+        "journal",
+        "dead-letters",
+        "--dir",
+        dir,
+        "--json",
+    ]));
+    assert_eq!(letters.as_array().map(Vec::len), Some(0));
+    let export = text(&command(&["journal", "export", "--dir", dir]).stdout);
+    assert!(
+        export
+            .lines()
+            .all(|line| serde_json::from_str::<Value>(line).is_ok())
+    );
+    assert!(export.lines().count() >= 6);
+    let after = std::fs::read(data.join("journal.redb")).expect("there");
+    assert!(before == after, "looking changes nothing");
+    let nothing = command(&[
+        "journal",
+        "stats",
+        "--dir",
+        directory.to_str().expect("UTF-8"),
+    ]);
+    assert!(text(&nothing.stderr).contains("name a directory that holds a journal"));
+}
+
+#[test]
+fn a_second_node_does_not_start_on_the_same_directory() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (simulator, running) = start(directory.path());
+    let mut second = node(
+        directory.path(),
+        "http://127.0.0.1:1",
+        &["features.http=false"],
+    );
+    let ended = second.0.wait().expect("ends");
+    assert!(!ended.success());
+    let log = std::fs::read_to_string(directory.path().join("node.log")).expect("there");
+    assert!(log.contains("in use by process"), "{log}");
+    assert!(
+        ask(directory.path(), "GET", "/status", &Value::Null).is_some(),
+        "the first one's socket is left alone"
+    );
+    assert!(running.terminate());
+    drop(simulator);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml");
+    let line = format!(
+        "{} check-config --config {example} | head -1",
+        env!("CARGO_BIN_EXE_governance-stream")
+    );
+    let done = Command::new("sh")
+        .args(["-c", &line])
+        .output()
+        .expect("runs");
+    assert_eq!(text(&done.stderr), "");
+}
