@@ -284,6 +284,88 @@ async fn a_disk_that_fails_refuses_callers_loses_nothing_and_heals() {
     }
 }
 
+/// Unmounts what a test mounted.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0)
+            .status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_and_what_was_accepted_is_delivered_once_there_is_room() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"])
+        .arg(directory.path())
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: no small file system can be mounted here (it needs root on Linux)");
+        return;
+    }
+    let _mounted = Mounted(directory.path());
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let process = Process::start(&simulator, &directory.path().join("data")).await;
+    until(&process.stream, "connected", |status| status.is_connected()).await;
+    simulator.hold_responses();
+    let mut accepted = Vec::new();
+    for number in 0..20 {
+        accepted.push(support::accepted(&process.stream, pegout(&federation, number)).await);
+    }
+    // Something else takes the rest of the disk.
+    let filler = directory.path().join("filler");
+    let _ = std::fs::write(&filler, vec![1; 4 << 20]);
+    // The engine goes on in the pages it has; then it is full.
+    let mut number = 20;
+    let refused = loop {
+        match process
+            .stream
+            .request_signatures(pegout(&federation, number))
+            .await
+        {
+            Ok(handle) => accepted.push(handle),
+            Err(error) => break error,
+        }
+        number += 1;
+        assert!(number < 10_000, "it never fills up");
+    };
+    assert!(
+        matches!(
+            refused,
+            StreamError::Indeterminate { .. } | StreamError::Journal { .. }
+        ),
+        "{refused}"
+    );
+    until(&process.stream, "unhealthy for it", |status| {
+        matches!(&status.health, Health::Unhealthy(why)
+            if why[0].contains("No space left") && why[0].contains("make room on that disk"))
+    })
+    .await;
+    std::fs::remove_file(&filler).expect("there is room again");
+    accepted.push(support::accepted(&process.stream, pegout(&federation, number)).await);
+    simulator.release_responses();
+    for handle in &accepted {
+        assert_eq!(
+            handle.outcome(PATIENCE).await,
+            Ok(Outcome::Complete),
+            "{}",
+            handle.id()
+        );
+    }
+    assert_eq!(process.stream.status().actor_restarts, 0);
+    let view = simulator.ledger();
+    assert_eq!((view.requests.len(), view.duplicates), (accepted.len(), 0));
+    process.die().await;
+    simulator.assert_clean();
+}
+
 #[test]
 fn a_directory_belongs_to_one_process() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -23,6 +23,8 @@ pub enum Mood {
     PanicsAt(usize),
     /// Refuses the message of this many from now, once.
     FailsAt(usize),
+    /// Finds everything of no use.
+    Rejects,
     /// Takes deliveries, and never replies.
     Stuck,
 }
@@ -188,6 +190,10 @@ impl<E: fmt::Debug + Clone + Send + Sync + 'static> Actor for RecorderActor<E> {
                 }
                 Mood::PanicsAt(more) => *mood = Mood::PanicsAt(more - 1),
                 Mood::FailsAt(more) => *mood = Mood::FailsAt(more - 1),
+                Mood::Rejects => {
+                    let reason = "as the test wants it".to_owned();
+                    return Ok(Some(Answer::Reject { reason }));
+                }
                 Mood::Well | Mood::Stuck => {}
             }
             shared
