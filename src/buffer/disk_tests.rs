@@ -252,6 +252,7 @@ fn row() -> impl Strategy<Value = Row> {
                     deadline: micros(2),
                 },
                 sent_before: choice % 2 == 0,
+                aside: (choice % 3 == 0).then(|| entry(Lane::Signing, 1, 9, choice)),
                 standing: standing(choice),
             },
         }),

@@ -2,7 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::retained::{Retained, RetainedLane};
+use super::{
+    Outgoing,
+    record::Record,
+    retained::{Retained, RetainedLane},
+};
 use crate::{
     config::WindowConfig,
     message::{Lane, PerLane},
@@ -67,6 +71,37 @@ impl Flight {
         }
     }
 
+    /// Takes what the windows allow. That it may have been sent is a record, to be committed before
+    /// it is: so that "never sent" is a durable fact. Nothing is sent before a new ledger is
+    /// reconciled.
+    pub(super) fn transmit(&mut self, retained: &mut Retained) -> (Vec<Record>, Vec<Outgoing>) {
+        if retained.identity.reconciling {
+            return (Vec::new(), Vec::new());
+        }
+        let taken = self.take(retained);
+        let outgoing = taken.iter().filter_map(|(lane, sequence)| {
+            let lane = retained.lanes.get(*lane);
+            let entry = lane.entries.get(sequence)?.clone();
+            Some(Outgoing {
+                entry,
+                redelivered: *sequence <= lane.counters.sent_through,
+            })
+        });
+        let outgoing = outgoing.collect();
+        let mut records = Vec::new();
+        for lane in Lane::ALL {
+            let last = taken.iter().rev().find(|(taken, _)| *taken == lane);
+            if let Some(&(lane, sequence)) = last
+                && sequence > retained.lanes.get(lane).counters.sent_through
+            {
+                let record = Record::SentThrough { lane, sequence };
+                retained.apply(&record);
+                records.push(record);
+            }
+        }
+        (records, outgoing)
+    }
+
     /// Whether governance may acknowledge this much: no more than was sent.
     pub(super) fn covers(&self, lane: Lane, through: u64) -> bool {
         through < self.lanes.get(lane).next
@@ -105,7 +140,7 @@ mod tests {
     use prost::bytes::Bytes;
 
     use super::{
-        super::record::{Entry, Expects, Record},
+        super::record::{Entry, Expects},
         *,
     };
     use crate::{message::MessageId, proto, telemetry::TraceContext};

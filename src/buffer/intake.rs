@@ -59,6 +59,25 @@ impl From<SignatureRequest> for Submission {
     }
 }
 
+#[cfg(test)]
+impl Submission {
+    /// One whose transaction is of no matter to the lanes.
+    pub(super) fn sample(number: u64) -> Self {
+        let request_id: RequestId = format!("r-{number}").parse().expect("valid");
+        Self {
+            payload_hash: [1; 32],
+            tx_type: TransactionType::Pegout,
+            burns: Vec::new(),
+            spends: Vec::new(),
+            encoded: (
+                proto::Kind::SignatureRequest,
+                Bytes::from(request_id.to_string()),
+            ),
+            request_id,
+        }
+    }
+}
+
 /// A message for governance at the end of its lane.
 pub(super) fn entry(
     retained: &Retained,

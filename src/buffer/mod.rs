@@ -19,6 +19,9 @@ pub mod retained;
 mod stored;
 mod writer;
 
+#[cfg(test)]
+mod model_tests;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -34,7 +37,6 @@ use self::{
     intake::Intake,
     journal::{Journal, JournalError},
     record::{DeadLetter, Entry, OpenRequest, Record},
-    resume::Sender,
     retained::{RequestRecord, Retained, Standing},
     writer::{Ticket, Writer},
 };
@@ -44,8 +46,8 @@ use crate::{
     error::StreamError,
     health::StatusBoard,
     message::{
-        CancelReason, CancelRequest, Lane, LaneState, LedgerId, Outbound, OutboxId, Outcome,
-        PayloadHash, PeginNotification, PerLane, Progress, RegistrationAck, RequestId,
+        CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PayloadHash, PeginNotification,
+        PerLane, Progress, RegistrationAck, RequestId,
     },
     names,
     request::{RequestMessage, StandingReply},
@@ -842,7 +844,7 @@ impl Desk<'_> {
         let known = retained.identity.ledger_id;
         let changed = known.is_some_and(|known| known != ack.ledger_id);
         let adopts = changed && may_adopt;
-        if let Err(fault) = judge(retained, ack) {
+        if let Err(fault) = resume::judge(retained, ack) {
             let fault = if adopts { ResumeFault::Adopted } else { fault };
             warn!(%fault, epoch, "session refused");
             // The next session begins with the new ledger, as one with any other does.
@@ -854,18 +856,7 @@ impl Desk<'_> {
             );
             return adopts;
         }
-        let mut records = Vec::new();
-        if known != Some(ack.ledger_id) {
-            records.push(Record::Ledger(ack.ledger_id));
-        }
-        for (lane, theirs) in ack.lanes.iter() {
-            if theirs.next_expected > retained.lanes.get(lane).counters.first_unacknowledged {
-                records.push(Record::Acknowledged {
-                    lane,
-                    through: theirs.next_expected - 1,
-                });
-            }
-        }
+        let records = resume::resumed(retained, ack);
         for record in &records {
             self.ready.retained.apply(record);
         }
@@ -880,7 +871,7 @@ impl Desk<'_> {
             epoch,
         })];
         if self.ready.retained.identity.reconciling {
-            let listed = self.listed();
+            let listed = resume::listed(&self.ready.retained);
             info!(
                 requests = listed.len(),
                 "reconciling with governance's ledger"
@@ -892,22 +883,6 @@ impl Desk<'_> {
         false
     }
 
-    fn listed(&self) -> Vec<Listed> {
-        let open = self.ready.retained.open_requests();
-        open.map(|record| Listed {
-            request_id: record.request.request_id.clone(),
-            payload_hash: record.request.payload_hash,
-            cancelled: matches!(
-                record.standing,
-                Standing::Open {
-                    cancel: Some(_),
-                    ..
-                }
-            ),
-        })
-        .collect()
-    }
-
     /// Governance's ledger was compared with ours: what it does not know is sent again, and what
     /// nobody here waits for is cancelled there.
     fn reconciled(&mut self, epoch: u64, reconciled: Reconciled) {
@@ -915,30 +890,12 @@ impl Desk<'_> {
         if current != Some(epoch) || !self.ready.retained.identity.reconciling {
             return;
         }
-        let Reconciled { held, unlisted } = reconciled;
-        info!(held = held.len(), unlisted = unlisted.len(), "reconciled");
-        let mut records = vec![Record::Reconciled { held }];
-        let signing = self.ready.retained.lanes.get(Lane::Signing);
-        let mut sequence = signing.counters.next_new;
-        for request_id in unlisted {
-            if self.ready.retained.open_request(&request_id).is_some() {
-                continue;
-            }
-            warn!(request = %request_id, "governance holds a request that nobody here waits for");
-            let cancel = Outbound::CancelRequest(CancelRequest {
-                request_id,
-                reason: CancelReason::Caller,
-            });
-            let entry = intake::entry(
-                &self.ready.retained,
-                &cancel,
-                TraceContext::default(),
-                SystemTime::now(),
-                record::Expects::Nothing,
-            );
-            records.push(Record::Appended(Entry { sequence, ..entry }));
-            sequence += 1;
-        }
+        info!(
+            held = reconciled.held.len(),
+            unlisted = reconciled.unlisted.len(),
+            "reconciled"
+        );
+        let records = resume::reconciled(&self.ready.retained, reconciled, SystemTime::now());
         self.stage(records, Vec::new());
     }
 
@@ -1057,45 +1014,16 @@ impl Desk<'_> {
         }
     }
 
-    /// Takes what the windows allow. That it may have been sent is part of this commit, so that
-    /// "never sent" is a durable fact.
     fn transmit(&mut self, records: &mut Vec<Record>, effects: &mut Vec<Effect>) {
-        let retained = &mut self.ready.retained;
-        let Some(session) = &mut self.ready.session else {
-            return;
-        };
-        let Some(flight) = &mut session.flight else {
-            return;
-        };
-        if retained.identity.reconciling {
-            return;
-        }
-        let taken = flight.take(retained);
-        if taken.is_empty() {
-            return;
-        }
-        let outgoing = taken
-            .iter()
-            .filter_map(|(lane, sequence)| {
-                let lane = retained.lanes.get(*lane);
-                let entry = lane.entries.get(sequence)?.clone();
-                Some(Outgoing {
-                    entry,
-                    redelivered: *sequence <= lane.counters.sent_through,
-                })
-            })
-            .collect();
-        for lane in Lane::ALL {
-            let last = taken.iter().rev().find(|(taken, _)| *taken == lane);
-            if let Some(&(lane, sequence)) = last
-                && sequence > retained.lanes.get(lane).counters.sent_through
-            {
-                let record = Record::SentThrough { lane, sequence };
-                retained.apply(&record);
-                records.push(record);
+        if let Some(session) = &mut self.ready.session
+            && let Some(flight) = &mut session.flight
+        {
+            let (sent, outgoing) = flight.transmit(&mut self.ready.retained);
+            records.extend(sent);
+            if !outgoing.is_empty() {
+                effects.push(Effect::Transmit(session.epoch, outgoing));
             }
         }
-        effects.push(Effect::Transmit(session.epoch, outgoing));
     }
 
     /// What a record entails for others, once it is durable.
@@ -1226,40 +1154,4 @@ impl Desk<'_> {
             let _ = session.connection.cast(message);
         }
     }
-}
-
-/// Whether both directions of every lane fit governance's record.
-fn judge(retained: &Retained, ack: &RegistrationAck) -> Result<(), ResumeFault> {
-    if retained
-        .identity
-        .ledger_id
-        .is_some_and(|known| known != ack.ledger_id)
-    {
-        return Err(ResumeFault::LedgerChanged);
-    }
-    for (lane, theirs) in ack.lanes.iter() {
-        let kept = &retained.lanes.get(lane).entries;
-        let ours = retained.lanes.get(lane).counters;
-        let us = Sender {
-            first_retained: ours.first_unacknowledged,
-            next_new: ours.next_new,
-        };
-        resume::judge(
-            lane,
-            us,
-            theirs.next_expected,
-            theirs.last_received,
-            |sequence| {
-                let acknowledged = ours.last_acknowledged.filter(|(last, _)| *last == sequence);
-                let kept = kept.get(&sequence).map(|entry| entry.message_id);
-                kept.or(acknowledged.map(|(_, message_id)| message_id))
-            },
-        )?;
-        let them = Sender {
-            first_retained: theirs.first_retained,
-            next_new: theirs.next_new,
-        };
-        resume::judge(lane, them, ours.handled_through + 1, None, |_| None)?;
-    }
-    Ok(())
 }

@@ -122,7 +122,7 @@ pub enum Record {
 }
 
 /// A message on its way to governance.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The lane.
     pub lane: Lane,

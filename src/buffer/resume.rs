@@ -1,14 +1,27 @@
-//! How two records of one lane fit together when a session begins. Pure.
+//! How our record and governance's fit together when a session begins, and what is done about
+//! it. Pure.
 
-use crate::message::{Lane, MessageId};
+use std::time::SystemTime;
+
+use tracing::warn;
+
+use super::{
+    Listed, Reconciled, intake,
+    record::{Entry, Expects, Record},
+    retained::{Retained, Standing},
+};
+use crate::{
+    message::{CancelReason, CancelRequest, Lane, MessageId, Outbound, RegistrationAck},
+    telemetry::TraceContext,
+};
 
 /// What the sending side of a lane knows of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sender {
+struct Sender {
     /// Lowest sequence that it can still send again.
-    pub first_retained: u64,
+    first_retained: u64,
     /// Sequence of its next new message.
-    pub next_new: u64,
+    next_new: u64,
 }
 
 /// Why two records of a lane do not fit.
@@ -56,9 +69,100 @@ pub enum ResumeFault {
     Adopted,
 }
 
+/// Whether both directions of every lane fit governance's record.
+pub(super) fn judge(retained: &Retained, ack: &RegistrationAck) -> Result<(), ResumeFault> {
+    let known = retained.identity.ledger_id;
+    if known.is_some_and(|known| known != ack.ledger_id) {
+        return Err(ResumeFault::LedgerChanged);
+    }
+    for (lane, theirs) in ack.lanes.iter() {
+        let kept = &retained.lanes.get(lane).entries;
+        let ours = retained.lanes.get(lane).counters;
+        let us = Sender {
+            first_retained: ours.first_unacknowledged,
+            next_new: ours.next_new,
+        };
+        judge_lane(
+            lane,
+            us,
+            theirs.next_expected,
+            theirs.last_received,
+            |sequence| {
+                let acknowledged = ours.last_acknowledged.filter(|(last, _)| *last == sequence);
+                let kept = kept.get(&sequence).map(|entry| entry.message_id);
+                kept.or(acknowledged.map(|(_, message_id)| message_id))
+            },
+        )?;
+        let them = Sender {
+            first_retained: theirs.first_retained,
+            next_new: theirs.next_new,
+        };
+        judge_lane(lane, them, ours.handled_through + 1, None, |_| None)?;
+    }
+    Ok(())
+}
+
+/// What a registration that fits tells us.
+pub(super) fn resumed(retained: &Retained, ack: &RegistrationAck) -> Vec<Record> {
+    let known = retained.identity.ledger_id;
+    let ledger = (known != Some(ack.ledger_id)).then_some(Record::Ledger(ack.ledger_id));
+    let acknowledged = ack.lanes.iter().filter_map(|(lane, theirs)| {
+        let first = retained.lanes.get(lane).counters.first_unacknowledged;
+        (theirs.next_expected > first).then(|| Record::Acknowledged {
+            lane,
+            through: theirs.next_expected - 1,
+        })
+    });
+    ledger.into_iter().chain(acknowledged).collect()
+}
+
+/// Our open requests, as governance is told of them after its ledger was adopted.
+pub(super) fn listed(retained: &Retained) -> Vec<Listed> {
+    let open = retained.open_requests();
+    open.map(|record| Listed {
+        request_id: record.request.request_id.clone(),
+        payload_hash: record.request.payload_hash,
+        cancelled: matches!(
+            record.standing,
+            Standing::Open {
+                cancel: Some(_),
+                ..
+            }
+        ),
+    })
+    .collect()
+}
+
+/// Governance's ledger was compared with ours: what it does not know is sent again, and what
+/// nobody here waits for is cancelled there.
+pub(super) fn reconciled(
+    retained: &Retained,
+    reconciled: Reconciled,
+    now: SystemTime,
+) -> Vec<Record> {
+    let Reconciled { held, unlisted } = reconciled;
+    let mut records = vec![Record::Reconciled { held }];
+    let mut sequence = retained.lanes.get(Lane::Signing).counters.next_new;
+    for request_id in unlisted {
+        if retained.open_request(&request_id).is_some() {
+            continue;
+        }
+        warn!(request = %request_id, "governance holds a request that nobody here waits for");
+        let cancel = Outbound::CancelRequest(CancelRequest {
+            request_id,
+            reason: CancelReason::Caller,
+        });
+        let untraced = TraceContext::default();
+        let entry = intake::entry(retained, &cancel, untraced, now, Expects::Nothing);
+        records.push(Record::Appended(Entry { sequence, ..entry }));
+        sequence += 1;
+    }
+    records
+}
+
 /// Judges one direction of `lane`: the receiver expects `next_expected` and says that it holds
 /// `last_received` below it; `known` is what the sender has there, if it still knows.
-pub(super) fn judge(
+fn judge_lane(
     lane: Lane,
     sender: Sender,
     next_expected: u64,
@@ -102,7 +206,8 @@ mod tests {
             first_retained: 5,
             next_new: 9,
         };
-        let judge = |next_expected, last| judge(lane, sender, next_expected, last, |_| Some(ours));
+        let judge =
+            |next_expected, last| judge_lane(lane, sender, next_expected, last, |_| Some(ours));
         assert_eq!(judge(5, Some(ours)), Ok(()), "nothing to acknowledge");
         assert_eq!(
             judge(7, Some(ours)),

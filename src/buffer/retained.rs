@@ -160,6 +160,9 @@ pub struct RequestRecord {
     pub request: OpenRequest,
     /// Whether it may have reached a ledger that governance has lost since.
     pub sent_before: bool,
+    /// Its message, where a marker has taken its place: governance held the request already when
+    /// its ledger was adopted. Should that ledger be lost too, it is made again.
+    pub aside: Option<Entry>,
     /// How it stands.
     pub standing: Standing,
 }
@@ -503,6 +506,7 @@ impl Retained {
             number,
             request: request.clone(),
             sent_before: false,
+            aside: None,
             standing: Standing::Open {
                 progress: Progress::default(),
                 cancel: None,
@@ -582,6 +586,7 @@ impl Retained {
         self.parked -= usize::from(parked.is_some());
         self.open.remove(&record.number);
         let outcome = outcome.clone();
+        record.aside = None;
         record.standing = Standing::Settled { outcome, at };
         let sequence = record.request.sequence;
         self.changes.request(record.number, request_id);
@@ -617,11 +622,19 @@ impl Retained {
         self.identity.adoptions += 1;
         self.identity.reconciling = true;
         self.changes.identity();
+        let mut aside = self.take_aside();
         for lane in Lane::ALL {
             let old = std::mem::take(self.lanes.get_mut(lane));
             self.changes.lane(lane);
-            for (sequence, mut entry) in old.entries {
-                self.changes.entry(lane, sequence);
+            for sequence in old.entries.keys() {
+                self.changes.entry(lane, *sequence);
+            }
+            let mut entries = old.entries;
+            if lane == Lane::Signing {
+                // In the places that their markers have, or had.
+                entries.append(&mut aside);
+            }
+            for (sequence, mut entry) in entries {
                 let next_new = self.lanes.get(lane).counters.next_new;
                 if let Expects::Outcome(request_id) = &entry.expects
                     && let Some(record) = self.requests.get_mut(request_id)
@@ -662,11 +675,35 @@ impl Retained {
         }
     }
 
+    /// The messages that markers have taken the places of, by those places.
+    fn take_aside(&mut self) -> BTreeMap<u64, Entry> {
+        let mut aside = BTreeMap::new();
+        for request_id in self.open.values() {
+            if let Some(record) = self.requests.get_mut(request_id)
+                && let Some(entry) = record.aside.take()
+            {
+                aside.insert(record.request.sequence, entry);
+                self.changes.request(record.number, request_id);
+            }
+        }
+        aside
+    }
+
     /// The new ledger holds these requests: what would make them again becomes a marker.
     fn reconciled(&mut self, held: &[RequestId]) {
         for request_id in held {
-            if let Some(record) = self.open_request(request_id) {
-                self.withdraw(Lane::Signing, record.request.sequence);
+            let Some(record) = self.requests.get_mut(request_id) else {
+                continue;
+            };
+            let (lane, sequence) = (Lane::Signing, record.request.sequence);
+            let entry = self.lanes.get(lane).entries.get(&sequence);
+            if let Some(entry) = entry.filter(|entry| entry.kind == proto::Kind::SignatureRequest)
+                && record.is_open()
+            {
+                record.aside = Some(entry.clone());
+                record.sent_before = true;
+                self.changes.request(record.number, request_id);
+                self.withdraw(lane, sequence);
             }
         }
         self.identity.reconciling = false;

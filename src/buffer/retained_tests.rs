@@ -140,6 +140,8 @@ fn records(retained: &Retained, step: &Step) -> Vec<Record> {
             ]
         }
         Step::Adopt => vec![Record::Adopted(LedgerId::generate())],
+        // Nothing is sent before it.
+        Step::Reconcile(_) if !retained.identity.reconciling => Vec::new(),
         Step::Reconcile(number) => vec![Record::Reconciled {
             held: vec![requests(*number)],
         }],

@@ -166,6 +166,8 @@ struct StoredRequest {
     sent_before: bool,
     #[prost(oneof = "StoredStanding", tags = "11, 12, 13")]
     standing: Option<StoredStanding>,
+    #[prost(message, optional, tag = "14")]
+    aside: Option<StoredEntry>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -414,6 +416,7 @@ impl From<&RequestRecord> for StoredRequest {
             accepted_at: micros(request.accepted_at),
             deadline: micros(request.deadline),
             sent_before: record.sent_before,
+            aside: record.aside.as_ref().map(Into::into),
             standing: Some(match &record.standing {
                 Standing::Open {
                     progress,
@@ -470,6 +473,7 @@ impl TryFrom<StoredRequest> for RequestRecord {
                 deadline: time(form.deadline),
             },
             sent_before: form.sent_before,
+            aside: form.aside.map(TryInto::try_into).transpose()?,
             standing: match form.standing.ok_or("a request without a standing")? {
                 StoredStanding::Open(open) => {
                     let place = (open.cancel_reason as usize).checked_sub(1);

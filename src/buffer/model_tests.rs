@@ -1,0 +1,809 @@
+//! The lanes and the session protocol against a model: what callers were promised is kept, through
+//! any history of losses, crashes at any point, and ledgers that are lost or restored.
+//!
+//! The world here is the pure half of the buffer, a disk, a wire, a subscriber and a governance;
+//! time does not pass by itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::SystemTime,
+};
+
+use bitcoin::{Amount, OutPoint, Txid, hashes::Hash as _};
+use proptest::{prelude::*, strategy::Union};
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
+
+use super::{
+    HandledMessage, Meaning, Outgoing, Reconciled, ResumeFault, Submission,
+    flight::Flight,
+    inbound,
+    intake::{self, Intake},
+    journal::{Row, RowKey},
+    record::{Entry, Record},
+    resume,
+    retained::{Retained, Standing},
+};
+use crate::{
+    config::{BufferConfig, WindowConfig},
+    message::{
+        CancelReason, EvmAddress, Lane, LaneState, LedgerId, Limits, MessageId, Outcome,
+        PeginNotification, PerLane, RegistrationAck, RequestId, SessionId,
+    },
+    proto::Kind,
+    telemetry::TraceContext,
+};
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+/// What may happen next. Numbers choose among what there is.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A caller asks for a signature, or notifies a deposit.
+    Request,
+    Deposit,
+    /// A caller, or a deadline, gives up on a request.
+    Cancel(usize, CancelReason),
+    /// The journal's thread commits what was decided.
+    Commit,
+    /// The node's process ends, and another one begins from what was committed.
+    Crash,
+    /// A session is begun; the node ends at one of its steps, if `crash` names one.
+    Connect {
+        crash: Option<u8>,
+    },
+    /// The wire carries so many messages to governance.
+    Carry(usize),
+    /// The connection is cut: what is on the wire is lost.
+    Cut,
+    /// The wire carries governance's acknowledgements.
+    Acknowledge,
+    /// Signers answer a request.
+    Answer(usize),
+    /// The subscriber handles so many messages of each lane.
+    Handle(usize),
+    /// What it handled is decided upon.
+    Record,
+    /// Governance keeps a copy of its ledger.
+    Copy,
+    /// Governance restores the copy, or begins anew without one.
+    Restore,
+}
+
+/// What callers were promised.
+#[derive(Debug, Clone, Default)]
+struct Promises {
+    next: u64,
+    /// Decided, not yet committed, and told to nobody.
+    staged: BTreeSet<u64>,
+    /// Told.
+    requests: BTreeSet<u64>,
+    staged_deposits: BTreeSet<u64>,
+    deposits: BTreeSet<u64>,
+}
+
+impl ReferenceStateMachine for Promises {
+    type State = Self;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<Self> {
+        Just(Self::default()).boxed()
+    }
+
+    fn transitions(_: &Self) -> BoxedStrategy<Step> {
+        let reason = prop::sample::select(vec![CancelReason::Caller, CancelReason::Deadline]);
+        let crash = prop::option::weighted(0.3, 0..6_u8);
+        Union::new_weighted(vec![
+            (6, Just(Step::Request).boxed()),
+            (3, Just(Step::Deposit).boxed()),
+            (
+                2,
+                (any::<usize>(), reason)
+                    .prop_map(|(which, why)| Step::Cancel(which, why))
+                    .boxed(),
+            ),
+            (8, Just(Step::Commit).boxed()),
+            (2, Just(Step::Crash).boxed()),
+            (5, crash.prop_map(|crash| Step::Connect { crash }).boxed()),
+            (6, (1..5_usize).prop_map(Step::Carry).boxed()),
+            (2, Just(Step::Cut).boxed()),
+            (4, Just(Step::Acknowledge).boxed()),
+            (4, any::<usize>().prop_map(Step::Answer).boxed()),
+            (4, (1..4_usize).prop_map(Step::Handle).boxed()),
+            (4, Just(Step::Record).boxed()),
+            (1, Just(Step::Copy).boxed()),
+            (1, Just(Step::Restore).boxed()),
+        ])
+        .boxed()
+    }
+
+    fn apply(mut state: Self, step: &Step) -> Self {
+        match step {
+            Step::Request => {
+                state.staged.insert(state.next);
+                state.next += 1;
+            }
+            Step::Deposit => {
+                state.staged_deposits.insert(state.next);
+                state.next += 1;
+            }
+            Step::Commit => state.commit(),
+            Step::Crash => state.crash(),
+            // A session begins with a commit.
+            Step::Connect { crash: Some(0) } => state.crash(),
+            Step::Connect { crash } => {
+                state.commit();
+                if crash.is_some() {
+                    state.crash();
+                }
+            }
+            _ => {}
+        }
+        state
+    }
+}
+
+impl Promises {
+    fn commit(&mut self) {
+        self.requests.append(&mut self.staged);
+        self.deposits.append(&mut self.staged_deposits);
+    }
+
+    fn crash(&mut self) {
+        self.staged.clear();
+        self.staged_deposits.clear();
+    }
+}
+
+/// Governance, as an honest reader of the protocol would write it.
+#[derive(Debug, Clone)]
+struct Governance {
+    ledger_id: LedgerId,
+    epoch: u64,
+    lanes: PerLane<GovernanceLane>,
+    /// `None` while it is open.
+    requests: BTreeMap<RequestId, Option<Outcome>>,
+    deposits: BTreeSet<OutPoint>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct GovernanceLane {
+    received: Vec<MessageId>,
+    queue: Vec<(MessageId, Meaning)>,
+    acknowledged: u64,
+}
+
+impl Default for Governance {
+    fn default() -> Self {
+        Self {
+            ledger_id: LedgerId::generate(),
+            epoch: 0,
+            lanes: PerLane::default(),
+            requests: BTreeMap::new(),
+            deposits: BTreeSet::new(),
+        }
+    }
+}
+
+impl Governance {
+    fn queue(&mut self, lane: Lane, meaning: Meaning) {
+        let message = (MessageId::generate(), meaning);
+        self.lanes.get_mut(lane).queue.push(message);
+    }
+
+    fn settle(&mut self, request_id: &RequestId, outcome: Outcome) {
+        self.requests
+            .insert(request_id.clone(), Some(outcome.clone()));
+        let request_id = request_id.clone();
+        let meaning = Meaning::Outcome {
+            request_id,
+            outcome,
+        };
+        self.queue(Lane::Signing, meaning);
+    }
+
+    fn accept(&mut self, entry: &Entry, redelivered: bool, seen: &mut Seen) {
+        let lane = self.lanes.get_mut(entry.lane);
+        let place = usize::try_from(entry.sequence).expect("small") - 1;
+        if let Some(known) = lane.received.get(place) {
+            assert_eq!(
+                *known, entry.message_id,
+                "another message under one sequence"
+            );
+            assert!(redelivered, "it came again without saying so");
+            return;
+        }
+        assert_eq!(place, lane.received.len(), "{}: a gap", entry.lane);
+        lane.received.push(entry.message_id);
+        match entry.kind {
+            Kind::SignatureRequest => {
+                let id = std::str::from_utf8(&entry.payload).expect("an id");
+                let id: RequestId = id.parse().expect("an id");
+                seen.requests.insert(id.clone());
+                match self.requests.get(&id) {
+                    None => drop(self.requests.insert(id, None)),
+                    Some(known) => panic!("{id} came twice to one ledger; it was {known:?}"),
+                }
+            }
+            Kind::CancelRequest => {
+                let id = cancelled_id(entry);
+                if !matches!(self.requests.get(&id), Some(Some(_))) {
+                    let signatures_released = false;
+                    self.settle(
+                        &id,
+                        Outcome::Cancelled {
+                            signatures_released,
+                        },
+                    );
+                }
+            }
+            Kind::PeginNotification => {
+                let outpoint = seen.outpoints[&entry.message_id];
+                self.deposits.insert(outpoint);
+                self.queue(Lane::Pegin, Meaning::PeginAnswered(outpoint));
+            }
+            Kind::Withdrawn => {}
+            other => panic!("{} was never sent", other.as_str_name()),
+        }
+    }
+}
+
+fn cancelled_id(entry: &Entry) -> RequestId {
+    use prost::Message as _;
+    let cancel = crate::proto::CancelRequest::decode(entry.payload.clone()).expect("ours");
+    cancel.request_id.parse().expect("valid")
+}
+
+/// What is known from outside of everyone's record.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Every request that any ledger ever saw.
+    requests: BTreeSet<RequestId>,
+    outpoints: BTreeMap<MessageId, OutPoint>,
+    /// What signers decided, in any ledger.
+    completed: BTreeSet<RequestId>,
+    cancelled: BTreeSet<RequestId>,
+}
+
+/// Done once what it rests on is committed.
+#[derive(Debug)]
+enum Effect {
+    Send(u64, Vec<Outgoing>),
+    Acknowledge(u64, Lane, u64),
+}
+
+#[derive(Debug)]
+struct Session {
+    epoch: u64,
+    flight: Flight,
+}
+
+#[derive(Debug)]
+struct World {
+    disk: BTreeMap<RowKey, Row>,
+    retained: Retained,
+    session: Option<Session>,
+    effects: Vec<Effect>,
+    /// Handled by the subscriber, not yet decided upon.
+    unrecorded: PerLane<Vec<HandledMessage>>,
+    wire: VecDeque<(u64, Outgoing)>,
+    /// The session whose connection is up.
+    connection: Option<u64>,
+    governance: Governance,
+    copy: Option<Governance>,
+    /// What the subscriber handled: its identity.
+    handled: BTreeMap<(LedgerId, Lane, u64), MessageId>,
+    seen: Seen,
+    config: BufferConfig,
+    next: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            disk: BTreeMap::new(),
+            retained: Retained::from_rows(Vec::new()),
+            session: None,
+            effects: Vec::new(),
+            unrecorded: PerLane::default(),
+            wire: VecDeque::new(),
+            connection: None,
+            governance: Governance::default(),
+            copy: None,
+            handled: BTreeMap::new(),
+            seen: Seen::default(),
+            config: BufferConfig::default(),
+            next: 0,
+        }
+    }
+
+    fn take_in(&mut self, intake: Intake) {
+        if let Intake::Accepted(records) = intake {
+            self.stage(&records);
+        }
+    }
+
+    fn stage(&mut self, records: &[Record]) {
+        records
+            .iter()
+            .for_each(|record| self.retained.apply(record));
+        if let Some(session) = &mut self.session {
+            let (_, outgoing) = session.flight.transmit(&mut self.retained);
+            if !outgoing.is_empty() {
+                self.effects.push(Effect::Send(session.epoch, outgoing));
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        for row in self.retained.take_changes() {
+            if row.is_removal() {
+                self.disk.remove(&row.key());
+            } else {
+                self.disk.insert(row.key(), row);
+            }
+        }
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                // The connection may have gone meanwhile.
+                Effect::Send(epoch, _) if self.connection != Some(epoch) => {}
+                Effect::Send(epoch, outgoing) => {
+                    self.wire
+                        .extend(outgoing.into_iter().map(|message| (epoch, message)));
+                }
+                Effect::Acknowledge(epoch, lane, through) => {
+                    if self.connection == Some(epoch) {
+                        let lane = self.governance.lanes.get_mut(lane);
+                        assert!(through as usize <= lane.queue.len(), "never sent");
+                        lane.acknowledged = lane.acknowledged.max(through);
+                    }
+                }
+            }
+        }
+    }
+
+    fn crash(&mut self) {
+        self.retained = Retained::from_rows(self.disk.values().cloned().collect());
+        self.session = None;
+        self.connection = None;
+        self.effects.clear();
+        self.unrecorded = PerLane::default();
+        // What is on the wire may still arrive, until another session fences this one.
+    }
+
+    fn cut(&mut self) {
+        self.session = None;
+        self.connection = None;
+        self.wire.clear();
+        // What the node has not acknowledged is sent again; what it handled counts.
+    }
+
+    fn registration(&self) -> RegistrationAck {
+        let governance = &self.governance;
+        let lanes = PerLane::from_fn(|lane| {
+            let lane = governance.lanes.get(lane);
+            LaneState {
+                first_retained: lane.acknowledged + 1,
+                next_new: lane.queue.len() as u64 + 1,
+                next_expected: lane.received.len() as u64 + 1,
+                last_received: lane.received.last().copied(),
+                window_messages: 8,
+                window_bytes: 1 << 20,
+            }
+        });
+        RegistrationAck {
+            session_id: SessionId::generate(),
+            ledger_id: governance.ledger_id,
+            lanes,
+            limits: Limits::default(),
+            heartbeat_interval: std::time::Duration::from_secs(5),
+            federation_version: 1,
+        }
+    }
+
+    /// Begins a session. `true` when the node ends at step `crash` of it.
+    fn connect(&mut self, crash: Option<u8>) {
+        let dies = |at: u8| crash == Some(at);
+        self.session = None;
+        self.connection = None;
+        let epoch = self.retained.identity.epoch + 1;
+        self.stage(&[Record::Epoch(epoch)]);
+        if dies(0) {
+            return self.crash();
+        }
+        self.commit();
+        if dies(1) {
+            return self.crash();
+        }
+        assert!(epoch > self.governance.epoch, "an epoch came twice");
+        self.governance.epoch = epoch;
+        self.wire.clear();
+        let ack = self.registration();
+        if dies(2) {
+            return self.crash();
+        }
+        match resume::judge(&self.retained, &ack) {
+            Ok(()) => {}
+            Err(ResumeFault::LedgerChanged) => {
+                self.stage(&[Record::Adopted(ack.ledger_id)]);
+                if dies(3) {
+                    return self.crash();
+                }
+                self.commit();
+                self.unrecorded = PerLane::default();
+                if crash.is_some() {
+                    self.crash();
+                }
+                return;
+            }
+            Err(fault) => panic!("an honest pair does not come apart: {fault}"),
+        }
+        let records = resume::resumed(&self.retained, &ack);
+        records
+            .iter()
+            .for_each(|record| self.retained.apply(record));
+        let granted = |lane| {
+            let lane = ack.lanes.get(lane);
+            WindowConfig {
+                messages: lane.window_messages,
+                bytes: lane.window_bytes,
+            }
+        };
+        let flight = Flight::new(&self.retained, granted);
+        self.session = Some(Session { epoch, flight });
+        self.connection = Some(epoch);
+        if self.retained.identity.reconciling {
+            let reconciled = self.reconcile();
+            if dies(4) {
+                return self.crash();
+            }
+            let records = resume::reconciled(&self.retained, reconciled, NOW);
+            self.stage(&records);
+        } else {
+            self.stage(&[]);
+        }
+        if dies(5) {
+            return self.crash();
+        }
+        self.commit();
+        if crash.is_some() {
+            self.crash();
+        }
+    }
+
+    fn reconcile(&mut self) -> Reconciled {
+        let listed = resume::listed(&self.retained);
+        let mut reconciled = Reconciled::default();
+        let ids: BTreeSet<RequestId> = listed.iter().map(|one| one.request_id.clone()).collect();
+        for id in &ids {
+            match self.governance.requests.get(id).cloned() {
+                None => continue,
+                Some(None) => {}
+                Some(Some(outcome)) => self.governance.settle(id, outcome),
+            }
+            reconciled.held.push(id.clone());
+        }
+        let open = self.governance.requests.iter();
+        let open = open.filter(|(id, outcome)| outcome.is_none() && !ids.contains(*id));
+        reconciled.unlisted = open.map(|(id, _)| id.clone()).collect();
+        reconciled
+    }
+
+    fn carry(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some((epoch, message)) = self.wire.pop_front() else {
+                return;
+            };
+            if epoch == self.governance.epoch {
+                let Outgoing { entry, redelivered } = message;
+                self.governance.accept(&entry, redelivered, &mut self.seen);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let mut records = Vec::new();
+        for lane in Lane::ALL {
+            let through = self.governance.lanes.get(lane).received.len() as u64;
+            assert!(session.flight.covers(lane, through), "more than was sent");
+            session.flight.acknowledged(lane, through);
+            if through >= self.retained.lanes.get(lane).counters.first_unacknowledged {
+                records.push(Record::Acknowledged { lane, through });
+            }
+        }
+        self.stage(&records);
+    }
+
+    fn answer(&mut self, which: usize) {
+        let open = self.governance.requests.iter();
+        let open: Vec<RequestId> = open
+            .filter(|(_, outcome)| outcome.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        if let Some(id) = open.get(which % open.len().max(1)) {
+            self.governance.settle(id, Outcome::Complete);
+            self.seen.completed.insert(id.clone());
+        }
+    }
+
+    /// The subscriber takes what comes next in each lane.
+    fn handle(&mut self, count: usize) {
+        if self.session.is_none() {
+            return;
+        }
+        for lane in Lane::ALL {
+            let unrecorded = self.unrecorded.get_mut(lane);
+            let recorded = self.retained.lanes.get(lane).counters.handled_through;
+            let next = unrecorded.last().map_or(recorded, |last| last.sequence) + 1;
+            let queue = &self.governance.lanes.get(lane).queue;
+            let coming = queue.iter().skip(usize::try_from(next).expect("small") - 1);
+            for (sequence, (message_id, meaning)) in (next..).zip(coming.take(count)) {
+                let identity = (self.governance.ledger_id, lane, sequence);
+                let known = self.handled.insert(identity, *message_id);
+                assert!(
+                    known.is_none_or(|known| known == *message_id),
+                    "another message under one identity"
+                );
+                unrecorded.push(HandledMessage {
+                    sequence,
+                    message_id: *message_id,
+                    meaning: meaning.clone(),
+                    answer: None,
+                    dead_letter: None,
+                    trace: TraceContext::default(),
+                });
+            }
+        }
+    }
+
+    fn record(&mut self) {
+        for lane in Lane::ALL {
+            let messages = std::mem::take(self.unrecorded.get_mut(lane));
+            let Some(last) = messages.last() else {
+                continue;
+            };
+            let through = last.sequence;
+            let records = inbound::handled(&self.retained, lane, &messages, NOW);
+            self.stage(&records);
+            if let Some(session) = &self.session {
+                let acknowledge = Effect::Acknowledge(session.epoch, lane, through);
+                self.effects.push(acknowledge);
+            }
+        }
+    }
+
+    fn restore(&mut self) {
+        let mut restored = self.copy.clone().unwrap_or_default();
+        restored.ledger_id = LedgerId::generate();
+        restored.epoch = self.governance.epoch;
+        restored.lanes = PerLane::default();
+        self.governance = restored;
+        self.session = None;
+        self.connection = None;
+        self.wire.clear();
+        self.unrecorded = PerLane::default();
+    }
+
+    /// Everything works from now on: whatever was promised comes to its end.
+    fn calm_down(&mut self) {
+        for _ in 0..200 {
+            if self.session.is_none() {
+                self.connect(None);
+            }
+            self.carry(usize::MAX.min(1000));
+            (0..1000).for_each(|_| self.answer(0));
+            self.acknowledge();
+            self.handle(1000);
+            self.record();
+            self.commit();
+            let idle = self
+                .retained
+                .lanes
+                .iter()
+                .all(|(_, lane)| lane.unacknowledged() == 0);
+            let nothing_open = self.retained.open_and_parked().0 == 0;
+            let answered = self.retained.open_pegins() == 0;
+            if self.session.is_some() && idle && nothing_open && answered && self.wire.is_empty() {
+                return;
+            }
+        }
+        panic!("it never comes to an end: {:#?}", self.retained);
+    }
+}
+
+fn request_id(number: u64) -> RequestId {
+    format!("r-{number}").parse().expect("valid")
+}
+
+fn outpoint(number: u64) -> OutPoint {
+    OutPoint::new(Txid::hash(&number.to_le_bytes()), 0)
+}
+
+struct Kept;
+
+impl StateMachineTest for Kept {
+    type SystemUnderTest = World;
+    type Reference = Promises;
+
+    fn init_test(_: &Promises) -> World {
+        World::new()
+    }
+
+    fn apply(mut world: World, _: &Promises, step: Step) -> World {
+        let untraced = TraceContext::default;
+        match step {
+            Step::Request => {
+                let (number, retained) = (world.next, &world.retained);
+                let request = Submission::sample(number);
+                let intake = intake::signature_request(
+                    retained,
+                    &world.config,
+                    request,
+                    untraced(),
+                    NOW,
+                    NOW,
+                );
+                world.take_in(intake.expect("there is room"));
+                world.next += 1;
+            }
+            Step::Deposit => {
+                let (number, retained) = (world.next, &world.retained);
+                let address = EvmAddress::from_bytes([7; 20]);
+                let amount = Amount::from_sat(1000);
+                let notice = PeginNotification::new(outpoint(number), amount, address);
+                let notice = notice.expect("valid");
+                let intake = intake::pegin(retained, &world.config, notice, untraced(), NOW);
+                let intake = intake.expect("there is room");
+                if let Intake::Accepted(records) = &intake
+                    && let Some(Record::Appended(entry)) = records.first()
+                {
+                    world
+                        .seen
+                        .outpoints
+                        .insert(entry.message_id, outpoint(number));
+                }
+                world.take_in(intake);
+                world.next += 1;
+            }
+            Step::Cancel(which, reason) => {
+                let open: Vec<RequestId> = world
+                    .retained
+                    .open_requests()
+                    .map(|record| record.request.request_id.clone())
+                    .collect();
+                if let Some(id) = open.get(which % open.len().max(1)) {
+                    let intake = intake::cancel(&world.retained, id, reason, untraced(), NOW);
+                    world.seen.cancelled.insert(id.clone());
+                    world.take_in(intake.expect("it is known"));
+                }
+            }
+            Step::Commit => world.commit(),
+            Step::Crash => world.crash(),
+            Step::Connect { crash } => world.connect(crash),
+            Step::Carry(count) => world.carry(count),
+            Step::Cut => world.cut(),
+            Step::Acknowledge => world.acknowledge(),
+            Step::Answer(which) => world.answer(which),
+            Step::Handle(count) => world.handle(count),
+            Step::Record => world.record(),
+            Step::Copy => world.copy = Some(world.governance.clone()),
+            Step::Restore => world.restore(),
+        }
+        world
+    }
+
+    fn check_invariants(world: &World, promises: &Promises) {
+        let on_disk = Retained::from_rows(world.disk.values().cloned().collect());
+        for number in &promises.requests {
+            assert!(
+                on_disk.request(&request_id(*number)).is_some(),
+                "{number} is lost"
+            );
+        }
+        for number in &promises.deposits {
+            assert!(on_disk.knows_pegin(&outpoint(*number)), "{number} is lost");
+        }
+        let known = promises.requests.len() + promises.staged.len();
+        assert_eq!(
+            world.retained.requests().count(),
+            known,
+            "nothing is made up"
+        );
+    }
+
+    fn teardown(mut world: World, promises: Promises) {
+        world.commit();
+        world.calm_down();
+        for number in promises.requests.iter().chain(&promises.staged) {
+            let id = request_id(*number);
+            let record = world.retained.request(&id).expect("known");
+            let Standing::Settled { outcome, .. } = &record.standing else {
+                panic!("{id} has no outcome: {:?}", record.standing);
+            };
+            match outcome {
+                Outcome::Complete => assert!(world.seen.completed.contains(&id), "{id}"),
+                Outcome::Cancelled { .. } => assert!(world.seen.cancelled.contains(&id), "{id}"),
+                Outcome::ExpiredUnsent => {
+                    assert!(
+                        !world.seen.requests.contains(&id),
+                        "{id} was sent after all"
+                    );
+                }
+                other => panic!("{id}: {other}, which nobody said"),
+            }
+        }
+        for number in promises.deposits.iter().chain(&promises.staged_deposits) {
+            assert!(
+                world.governance.deposits.contains(&outpoint(*number)),
+                "deposit {number} is not known to the ledger that there is"
+            );
+        }
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(ProptestConfig {
+        cases: 4000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn whatever_happens_promises_are_kept(sequential 1..120 => Kept);
+}
+
+/// A lane that is full of requests nobody could send empties itself: their deadlines pass, markers
+/// take their places, and callers are served again.
+#[test]
+fn a_full_lane_whose_requests_all_expire_serves_again() {
+    let mut world = World::new();
+    world.config.lane_messages = 50;
+    let untraced = TraceContext::default;
+    let submit = |world: &mut World, number| {
+        let request = Submission::sample(number);
+        let retained = &world.retained;
+        let intake =
+            intake::signature_request(retained, &world.config, request, untraced(), NOW, NOW);
+        let accepted = intake.is_ok();
+        if let Ok(intake) = intake {
+            world.take_in(intake);
+        }
+        accepted
+    };
+    assert!((0..50).all(|number| submit(&mut world, number)));
+    assert!(!submit(&mut world, 50), "it is full");
+    for number in 0..50 {
+        let id = request_id(number);
+        let intake = intake::cancel(
+            &world.retained,
+            &id,
+            CancelReason::Deadline,
+            untraced(),
+            NOW,
+        );
+        world.take_in(intake.expect("there is always room to give up"));
+    }
+    assert!(
+        (50..100).all(|number| submit(&mut world, number)),
+        "there is room again"
+    );
+    world.commit();
+    world.calm_down();
+    let ended = |number| match &world
+        .retained
+        .request(&request_id(number))
+        .expect("known")
+        .standing
+    {
+        Standing::Settled { outcome, .. } => outcome.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!((0..50).all(|number| ended(number) == Outcome::ExpiredUnsent));
+    assert!((50..100).all(|number| ended(number) == Outcome::Complete));
+    assert_eq!(
+        world.governance.requests.len(),
+        50,
+        "governance saw the second half only"
+    );
+}
