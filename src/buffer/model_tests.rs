@@ -807,3 +807,40 @@ fn a_full_lane_whose_requests_all_expire_serves_again() {
         "governance saw the second half only"
     );
 }
+
+/// Found by the model: the marker of a cancelled request keeps no link to it, so that after a
+/// second adoption its old place must not be taken for its own.
+#[test]
+fn a_second_lost_ledger_confuses_no_places() {
+    let (mut world, mut promises) = (World::new(), Promises::default());
+    let connect = || Step::Connect { crash: None };
+    let steps = [
+        Step::Request,
+        Step::Request,
+        connect(),
+        Step::Cancel(0, CancelReason::Caller),
+        Step::Commit,
+        Step::Request,
+        Step::Carry(3),
+        Step::Request,
+        connect(),
+        Step::Carry(1),
+        Step::Request,
+        Step::Carry(1),
+        Step::Copy,
+        Step::Request,
+        Step::Restore,
+        connect(),
+        Step::Cancel(5, CancelReason::Caller),
+        connect(),
+        Step::Handle(1),
+        Step::Record,
+        Step::Restore,
+    ];
+    for step in steps {
+        promises = Promises::apply(promises, &step);
+        world = Kept::apply(world, &promises, step);
+        Kept::check_invariants(&world, &promises);
+    }
+    Kept::teardown(world, promises);
+}

@@ -166,7 +166,7 @@ pub struct OpenRequest {
     pub payload_hash: PayloadHash,
     /// What its transaction is for.
     pub tx_type: TransactionType,
-    /// Its message in [`Lane::Signing`].
+    /// Its message in [`Lane::Signing`]; 0 once a marker has taken its place for good.
     pub sequence: u64,
     /// The burns it pays.
     pub burns: Vec<BurnId>,

@@ -675,14 +675,15 @@ impl Retained {
         }
     }
 
-    /// The messages that markers have taken the places of, by those places.
+    /// The messages that markers have taken the places of, by those places. Every open request is
+    /// nowhere from now on, until its message is appended again: a place of the old numbering is
+    /// another message's in the new one.
     fn take_aside(&mut self) -> BTreeMap<u64, Entry> {
         let mut aside = BTreeMap::new();
         for request_id in self.open.values() {
-            if let Some(record) = self.requests.get_mut(request_id)
-                && let Some(entry) = record.aside.take()
-            {
-                aside.insert(record.request.sequence, entry);
+            if let Some(record) = self.requests.get_mut(request_id) {
+                let place = std::mem::take(&mut record.request.sequence);
+                aside.extend(record.aside.take().map(|entry| (place, entry)));
                 self.changes.request(record.number, request_id);
             }
         }

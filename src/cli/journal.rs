@@ -147,7 +147,9 @@ fn show(dir: &DirArgs, request_id: &RequestId) -> anyhow::Result<()> {
         .request(request_id)
         .with_context(|| format!("request {request_id} was never accepted here"))?;
     let signing = &retained.lanes.get(Lane::Signing).entries;
-    let message = signing.get(&record.request.sequence).map(shown_entry);
+    let message = signing.get(&record.request.sequence);
+    // Once it is settled its place may be another message's.
+    let message = message.filter(|_| record.is_open()).map(shown_entry);
     let mut shown = shown_request(record);
     if let Some(object) = shown.as_object_mut() {
         object.insert("message".to_owned(), message.unwrap_or_default());
