@@ -9,14 +9,17 @@
 )]
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use bitcoin::{Amount, Network};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use governance_stream::{
-    BridgeEvent, Delivery, GovernanceStream, StreamArguments,
+    BridgeEvent, Delivery, GovernanceStream, MemoryJournal, StreamArguments,
     config::{Config, NodeConfig},
     message::{
         Outbound, PegoutBinding, SignatureRequest, SignatureRequestParts, TransactionType,
@@ -245,9 +248,10 @@ impl Tree {
         Actor::spawn(Some(bridge), Counter, count)
             .await
             .expect("starts");
-        let stream = GovernanceStream::start(StreamArguments::new(config))
-            .await
-            .expect("starts");
+        let stream =
+            GovernanceStream::start(StreamArguments::new(config, Arc::new(MemoryJournal::new())))
+                .await
+                .expect("starts");
         let mut status = stream.watch_status();
         status
             .wait_for(|status| status.is_connected())

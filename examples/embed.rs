@@ -2,11 +2,12 @@
 //! the simulator: `cargo run --example embed`.
 #![allow(clippy::print_stdout, reason = "an example shows something")]
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bitcoin::{Amount, Network};
 use governance_stream::{
-    Answer, BridgeEvent, ChainEvent, Delivery, GovernanceStream, StreamArguments, Subscriber,
+    Answer, BridgeEvent, ChainEvent, Delivery, DiskJournal, GovernanceStream, StreamArguments,
+    Subscriber,
     config::{Config, NodeConfig},
     message::{
         FederationUpdateAck, PegoutBinding, ProposalAck, SignatureRequest, SignatureRequestParts,
@@ -152,9 +153,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
         endpoints,
     );
+    // What was accepted is in here: the next process goes on with it.
+    let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
+    let journal = Arc::new(DiskJournal::open(&directory)?);
     let arguments = StreamArguments {
         bridge: Subscriber::named::<BridgeMessage>("bridge"),
-        ..StreamArguments::new(config)
+        ..StreamArguments::new(config, journal)
     };
     let stream = GovernanceStream::start_linked(arguments, supervisor.get_cell()).await?;
     bridge.cast(BridgeMessage::NewBlock(1))?;
@@ -194,5 +198,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     supervisor.stop(None);
     node.await?;
     governance.shutdown().await;
+    // A node keeps it; this was an example.
+    std::fs::remove_dir_all(directory)?;
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! service that holds the federation's keys.
 //!
 //! Signature requests for peg-outs, peg-in notices and node status go out; signatures, federation
-//! updates and proposals come in. What a call has accepted reaches governance, or its caller
-//! learns a terminal outcome; whatever actor, endpoint or subscriber fails on the way heals
+//! updates and proposals come in. What a call has accepted survives the process, and reaches
+//! governance or its caller learns a terminal outcome; whatever actor, endpoint or subscriber fails on the way heals
 //! without a person. The crate holds no Bitcoin key and signs nothing.
 //!
 //! ```text
@@ -21,7 +21,7 @@
 //! # In a node
 //!
 //! ```no_run
-//! use governance_stream::{GovernanceStream, StreamArguments, config::{Config, NodeConfig}};
+//! use governance_stream::{DiskJournal, GovernanceStream, StreamArguments, config::{Config, NodeConfig}};
 //! # async fn node(
 //! #     public_key: bitcoin::secp256k1::PublicKey,
 //! #     request: governance_stream::message::SignatureRequest,
@@ -33,7 +33,8 @@
 //!     network: bitcoin::Network::Bitcoin,
 //! };
 //! let config = Config::new(node, vec!["http://127.0.0.1:50051".parse()?]);
-//! let stream = GovernanceStream::start(StreamArguments::new(config)).await?;
+//! let journal = std::sync::Arc::new(DiskJournal::open("/var/lib/alys/governance")?);
+//! let stream = GovernanceStream::start(StreamArguments::new(config, journal)).await?;
 //! let request = stream.request_signatures(request).await?; // accepted: it will have an outcome
 //! println!("{}", request.outcome(std::time::Duration::from_secs(600)).await?);
 //! stream.shutdown().await?;
@@ -55,7 +56,8 @@
 //! | [`config`] | every setting, checked; files, environment and flags |
 //! | [`message`] | what crosses the stream, as types that cannot hold an invalid value |
 //! | [`bridge`], [`chain`] | complete subscribers: from signatures to the Bitcoin network, from updates to the federation |
-//! | [`Journal`], [`journal`], [`retained`] | what an engine stores, and what it adds up to |
+//! | [`DiskJournal`], [`Journal`] | where everything accepted lies, and what an engine promises |
+//! | [`journal`], [`record`], [`retained`] | what an engine stores, and what it adds up to |
 //! | [`telemetry`] | metrics and trace context |
 //! | [`proto`] | the wire |
 //! | `simulator` | governance itself, for tests (feature `simulator`) |

@@ -14,8 +14,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     buffer::{
-        BufferMessage, Leftover, MemoryJournal, RequestStanding, Submission, journal::Journal,
-        record::DeadLetter,
+        BufferMessage, Leftover, RequestStanding, Submission, journal::Journal, record::DeadLetter,
     },
     config::{Config, Endpoint},
     connection::ConnectionMessage,
@@ -52,12 +51,14 @@ pub struct StreamArguments {
 }
 
 impl StreamArguments {
-    /// An in-memory journal, metrics that nobody reads, and subscribers under the configured
-    /// names whose message type is the bare [`Delivery`].
+    /// What is accepted lives as long as `journal` does: a [`DiskJournal`](crate::DiskJournal)
+    /// survives the process, a [`MemoryJournal`](crate::MemoryJournal) does not. Metrics that
+    /// nobody reads, and subscribers under the configured names whose message type is the bare
+    /// [`Delivery`].
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: Config, journal: Arc<dyn Journal>) -> Self {
         Self {
-            journal: Arc::new(MemoryJournal::new()),
+            journal,
             bridge: Subscriber::named::<Delivery<BridgeEvent>>(&config.subscribers.bridge),
             chain: Subscriber::named::<Delivery<ChainEvent>>(&config.subscribers.chain),
             metrics: Metrics::default(),

@@ -47,10 +47,7 @@ impl Process {
     async fn with(config: Config, journal: Arc<dyn Journal>) -> Self {
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
-        let arguments = StreamArguments {
-            journal,
-            ..StreamArguments::new(config.clone())
-        };
+        let arguments = StreamArguments::new(config.clone(), journal);
         let stream = GovernanceStream::start(arguments).await.expect("starts");
         Self {
             stream,

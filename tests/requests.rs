@@ -356,7 +356,7 @@ async fn a_wrong_configuration_does_not_start() {
     let mut wrong = config(&["http://127.0.0.1:1".to_owned()]);
     wrong.connection.backoff.multiplier = f64::NAN;
     wrong.call_deadline = Duration::ZERO;
-    let refused = GovernanceStream::start(StreamArguments::new(wrong))
+    let refused = GovernanceStream::start(StreamArguments::new(wrong, support::memory()))
         .await
         .expect_err("wrong");
     let text = refused.to_string();

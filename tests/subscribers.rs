@@ -36,7 +36,7 @@ async fn one_that_is_absent_at_first_gets_everything_and_the_other_does_not_wait
     let config = config(&simulator.endpoints());
     let mut bridge = Bridge::absent(&config.subscribers.bridge, |_| None);
     let chain = Chain::start(&config.subscribers.chain).await;
-    let stream = GovernanceStream::start(StreamArguments::new(config.clone()))
+    let stream = GovernanceStream::start(StreamArguments::new(config.clone(), support::memory()))
         .await
         .expect("starts");
     support::until(&stream, "connected", |status| status.is_connected()).await;
@@ -156,10 +156,7 @@ async fn answers_reach_governance_once_across_a_restart_of_the_tree() {
     }
     support::ledger(&simulator, |view| view.proposal_acks.len() == 3).await;
     node.stream.shutdown().await.expect("shuts down");
-    let arguments = StreamArguments {
-        journal: Arc::clone(&node.journal),
-        ..StreamArguments::new(node.config.clone())
-    };
+    let arguments = StreamArguments::new(node.config.clone(), Arc::clone(&node.journal));
     let again = GovernanceStream::start(arguments).await.expect("starts");
     simulator.propose(&proposal(3));
     let view = support::ledger(&simulator, |view| {

@@ -146,7 +146,7 @@ async fn past_its_limit_the_tree_fails_for_all_to_see_and_another_one_goes_on() 
     config.supervision.max_restarts = 2;
     let instance = config.instance.to_string();
     let bridge = support::recorder::Bridge::start(&config.subscribers.bridge).await;
-    let arguments = StreamArguments::new(config.clone());
+    let arguments = StreamArguments::new(config.clone(), support::memory());
     let (seen, mut events) = mpsc::unbounded_channel();
     let (parent, _) = Actor::spawn(None, Parent, seen).await.expect("starts");
     let stream = GovernanceStream::start_linked(arguments.clone(), parent.get_cell())
@@ -242,7 +242,8 @@ async fn an_instance_of_a_taken_name_does_not_start_and_disturbs_nobody() {
     let node = Node::start(&simulator).await;
     node.until("connected", |status| status.is_connected())
         .await;
-    let second = GovernanceStream::start(StreamArguments::new(node.config.clone())).await;
+    let second =
+        GovernanceStream::start(StreamArguments::new(node.config.clone(), support::memory())).await;
     assert!(
         matches!(second, Err(StreamError::Startup { .. })),
         "{second:?}"
@@ -315,10 +316,7 @@ async fn the_journal_outlives_the_tree() {
     let leftover = node.stream.shutdown().await.expect("shuts down");
     assert_eq!(leftover.open_requests, 5);
     simulator.release_responses();
-    let arguments = StreamArguments {
-        journal: Arc::clone(&node.journal),
-        ..StreamArguments::new(node.config.clone())
-    };
+    let arguments = StreamArguments::new(node.config.clone(), Arc::clone(&node.journal));
     let again = GovernanceStream::start(arguments).await.expect("starts");
     for handle in handles {
         let handle = again.request(handle.id().clone());

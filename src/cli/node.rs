@@ -78,11 +78,10 @@ impl Node {
             }
         };
         let arguments = StreamArguments {
-            journal,
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
             metrics: metrics.clone(),
-            ..StreamArguments::new(config.clone())
+            ..StreamArguments::new(config.clone(), journal)
         };
         let (report, failed) = watch::channel(None);
         let (supervisor, _) = Actor::spawn(None, NodeSupervisor, report)

@@ -866,6 +866,8 @@ impl ConnectionState {
     fn post_state(&self) {
         let state = self.machine.state();
         let target = state.target().map(ToString::to_string);
+        let quarantined = matches!(state, State::Quarantined { .. });
+        self.args.metrics.set_quarantined(quarantined);
         self.args.board.update(|status| {
             let connection = &mut status.connection;
             connection.phase = state.phase();

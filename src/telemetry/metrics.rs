@@ -88,6 +88,8 @@ metrics! {
     connection_duration: Family<label::Endpoint, GaugeF64> = Family::default(), "connection_duration_seconds";
     /// Whether there is a live session
     connected: Gauge = Gauge::default(), "connected";
+    /// Whether nothing is sent until an operator has looked at it
+    quarantined: Gauge = Gauge::default(), "quarantined";
     /// Sequenced messages handed to the transport
     messages_sent: Family<label::LaneKind, Counter> = Family::default(), "messages_sent";
     /// Sequenced messages taken from governance
@@ -171,6 +173,11 @@ impl Metrics {
             self.0.reconnections.get_or_create(&label).inc();
         }
         self.0.connected.set(1);
+    }
+
+    /// Whether the connection waits for an operator.
+    pub fn set_quarantined(&self, quarantined: bool) {
+        self.0.quarantined.set(quarantined.into());
     }
 
     /// The session's age; `None` when it has ended.
@@ -423,6 +430,7 @@ mod tests {
         let (lane, moment) = (Lane::Signing, Duration::from_millis(1));
         metrics.record_connection_established("http://127.0.0.1:1", true);
         metrics.set_connection_duration("http://127.0.0.1:1", Some(moment));
+        metrics.set_quarantined(false);
         metrics.record_connection_failure("http://127.0.0.1:1", "closed");
         metrics.record_message_sent(lane, "signature_request", Some(moment));
         metrics.record_message_received(lane, "signature_response");

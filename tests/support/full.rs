@@ -66,7 +66,7 @@ impl FullNode {
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone())
+            ..StreamArguments::new(config.clone(), super::memory())
         };
         let metrics = arguments.metrics.clone();
         let stream = GovernanceStream::start(arguments)

@@ -41,6 +41,11 @@ pub fn instance() -> String {
     format!("t{}", INSTANCES.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A journal that lives as long as the test.
+pub fn memory() -> Arc<dyn Journal> {
+    Arc::new(MemoryJournal::new())
+}
+
 /// A configuration for `endpoints` with short intervals and an instance of its own.
 pub fn config(endpoints: &[String]) -> Config {
     let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
@@ -137,13 +142,10 @@ impl Node {
     }
 
     pub async fn with(config: Config) -> Self {
-        let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
+        let journal = memory();
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
-        let arguments = StreamArguments {
-            journal: Arc::clone(&journal),
-            ..StreamArguments::new(config.clone())
-        };
+        let arguments = StreamArguments::new(config.clone(), Arc::clone(&journal));
         let stream = GovernanceStream::start(arguments)
             .await
             .expect("the stream starts");
