@@ -438,7 +438,7 @@ fn read(path: &Path, database: &Database) -> Result<Vec<Row>, JournalError> {
     });
     each!(REQUESTS, "request", |number, request| Row::Request {
         number,
-        request
+        request: Box::new(request)
     });
     each!(PEGINS, "peg-in", |number, settled| Row::Pegin {
         number,

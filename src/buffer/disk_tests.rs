@@ -82,7 +82,7 @@ impl Disk {
             .drain(..)
             .enumerate()
             .map(|(index, write)| (choose[index % choose.len()], write))
-            .filter(|(choice, _)| choice % 2 == 0)
+            .filter(|(choice, _)| choice.is_multiple_of(2))
             .collect();
         survivors.sort_by_key(|(choice, _)| *choice);
         for (_, write) in survivors {
@@ -156,7 +156,7 @@ fn entry(lane: Lane, sequence: u64, size: usize, expects: u8) -> Entry {
             tracestate: String::new(),
         },
         accepted_at: micros(sequence),
-        deadline: (size % 2 == 0).then(|| micros(size as u64)),
+        deadline: size.is_multiple_of(2).then(|| micros(size as u64)),
         expects: match expects % 4 {
             0 => Expects::Nothing,
             1 => Expects::Answered,
@@ -236,7 +236,7 @@ fn row() -> impl Strategy<Value = Row> {
         }),
         (0..9_u64, any::<u8>()).prop_map(|(number, choice)| Row::Request {
             number,
-            request: RequestRecord {
+            request: Box::new(RequestRecord {
                 number,
                 request: OpenRequest {
                     request_id: format!("request-{number}").parse().expect("valid"),
@@ -251,10 +251,12 @@ fn row() -> impl Strategy<Value = Row> {
                     accepted_at: micros(1),
                     deadline: micros(2),
                 },
-                sent_before: choice % 2 == 0,
-                aside: (choice % 3 == 0).then(|| entry(Lane::Signing, 1, 9, choice)),
+                sent_before: choice.is_multiple_of(2),
+                aside: choice
+                    .is_multiple_of(3)
+                    .then(|| entry(Lane::Signing, 1, 9, choice)),
                 standing: standing(choice),
-            },
+            }),
         }),
         (0..9_u64, any::<bool>()).prop_map(|(number, kept)| Row::Pegin {
             number,

@@ -52,7 +52,7 @@ pub enum Row {
         /// Its place in the order of acceptance.
         number: u64,
         /// How it stands.
-        request: RequestRecord,
+        request: Box<RequestRecord>,
     },
     /// A peg-in notice that governance has answered.
     Pegin {

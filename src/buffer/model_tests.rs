@@ -592,7 +592,7 @@ impl World {
             if self.session.is_none() {
                 self.connect(None);
             }
-            self.carry(usize::MAX.min(1000));
+            self.carry(1000);
             (0..1000).for_each(|_| self.answer(0));
             self.acknowledge();
             self.handle(1000);

@@ -216,7 +216,7 @@ impl Retained {
                 }
                 Row::Lane(lane, counters) => retained.lanes.get_mut(lane).counters = counters,
                 Row::Entry { entry, .. } => entries.extend(entry),
-                Row::Request { request, .. } => requests.push(request),
+                Row::Request { request, .. } => requests.push(*request),
                 Row::Pegin { number, settled } => {
                     if let Some((outpoint, at)) = settled {
                         retained.settled_pegins.insert(number, (outpoint, at));
@@ -725,7 +725,7 @@ impl Retained {
     }
 
     pub(super) fn request_row(&self, number: u64, request_id: &RequestId) -> Option<Row> {
-        let request = self.requests.get(request_id)?.clone();
+        let request = Box::new(self.requests.get(request_id)?.clone());
         Some(Row::Request { number, request })
     }
 

@@ -193,7 +193,7 @@ async fn initiate(bridge: &str, request: &SignatureRequest) -> Result<(), Refusa
             actor: bridge.to_owned(),
         })
     };
-    let actor = ActorRef::<BridgeMessage>::where_is(bridge.to_owned()).ok_or_else(absent)?;
+    let actor = ActorRef::<BridgeMessage>::where_is(bridge).ok_or_else(absent)?;
     let message = |reply| BridgeMessage::InitiatePegout {
         request: Box::new(request.clone()),
         span: Span::current(),
