@@ -359,6 +359,12 @@ impl Ledger {
         }
     }
 
+    /// Lets go of the record, so that another one may go on with it.
+    pub(super) fn close(&mut self) {
+        self.commit();
+        self.record = None;
+    }
+
     /// How much there is to remember: a point to which it can be restored.
     pub(super) fn length(&self) -> usize {
         self.history.len()

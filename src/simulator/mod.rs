@@ -205,6 +205,7 @@ impl Simulator {
         for index in 0..self.endpoints.len() {
             self.stop_endpoint(index).await;
         }
+        self.shared.change(Ledger::close);
     }
 
     /// A point to which the ledger can be [restored](Self::restore).
