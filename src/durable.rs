@@ -3,6 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,16 +38,50 @@ pub(crate) struct DurableMap {
     database: Arc<Database>,
 }
 
+/// Has a file made beside its place and put there once it is whole and synced: a process that dies
+/// meanwhile leaves nothing that could be taken for it.
+pub(crate) fn create_whole<E>(
+    path: &Path,
+    failed: impl Fn(io::Error) -> E,
+    make: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut new = OsString::from(path);
+    new.push(".new");
+    let new = PathBuf::from(new);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        Ok(()) | Err(_) => {}
+    }
+    make(&new)?;
+    fs::rename(&new, path).map_err(&failed)?;
+    match path.parent() {
+        Some(directory) => File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed),
+        None => Ok(()),
+    }
+}
+
 impl DurableMap {
     /// Opens the file, or makes it. One process at a time has it.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let opened = Database::builder()
-            .set_cache_size(4 << 20)
-            .create(path)
-            .map_err(|error| fault(path, "open it", error));
+        let failed = |error: redb::Error| fault(path, "open it", error);
+        let mut builder = Database::builder();
+        builder.set_cache_size(4 << 20);
+        if !path.exists() {
+            create_whole(
+                path,
+                |error| fault(path, "create it", error),
+                |new| {
+                    let created = builder.create(new).map(drop);
+                    created.map_err(|error| failed(error.into()))
+                },
+            )?;
+        }
+        let database = builder.open(path).map_err(|error| failed(error.into()))?;
         Ok(Self {
             path: path.to_owned(),
-            database: Arc::new(opened?),
+            database: Arc::new(database),
         })
     }
 
@@ -100,5 +137,28 @@ fn fault(path: &Path, operation: &'static str, reason: impl ToString) -> StoreEr
         path: path.to_owned(),
         operation,
         reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_whose_making_was_cut_short_is_made_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("rows.redb");
+        let cut_short = create_whole(
+            &path,
+            |error| error.to_string(),
+            |new| {
+                fs::write(new, [0; 4096]).expect("written");
+                Err("killed".to_owned())
+            },
+        );
+        assert_eq!(cut_short, Err("killed".to_owned()));
+        assert!(!path.exists(), "half a file is not there");
+        let map = DurableMap::open(&path).expect("made");
+        assert_eq!(map.load(), Ok(Vec::new()));
     }
 }

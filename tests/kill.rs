@@ -181,7 +181,12 @@ fn killed_at_any_moment_nothing_is_lost_or_doubled() {
                 _ => (true, true),
             };
             if kill_node {
-                assert!(running.is_running(), "it ended by itself: see its log");
+                if !running.is_running() {
+                    let log = std::fs::read_to_string(directory.join("node.log"));
+                    let log = log.unwrap_or_default();
+                    let last: Vec<&str> = log.lines().rev().take(10).collect();
+                    panic!("it ended by itself; its log, last line first: {last:#?}");
+                }
                 running.kill();
                 node_kills += 1;
             }

@@ -18,12 +18,14 @@ use super::{
     journal::{Journal, JournalError, Row},
     stored::{self, Stored as _},
 };
-use crate::message::{Lane, wire};
+use crate::{
+    durable::create_whole,
+    message::{Lane, wire},
+};
 
 /// What this version writes. A version that changes the meaning of a row counts it up.
 const FORMAT: u32 = 1;
 const FILE: &str = "journal.redb";
-const NEW_FILE: &str = "journal.redb.new";
 const LOCK: &str = "LOCK";
 /// Pages that the engine may keep in memory. Rows are read once, at the start.
 const CACHE_BYTES: usize = 16 << 20;
@@ -191,23 +193,16 @@ impl DiskJournal {
     /// A new file comes into being whole: half of one is never taken for a journal.
     fn create(&self) -> Result<Database, JournalError> {
         let path = &self.file;
-        let new = path.with_file_name(NEW_FILE);
-        let failed = |error: io::Error| io_error(path, "create it", &error);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            Ok(()) | Err(_) => {}
-        }
-        let database = builder()
-            .create(&new)
-            .map_err(|error| redb_error(path, "create it", error.into()))?;
-        initialise(path, &database)?;
-        drop(database);
-        fs::rename(&new, path).map_err(failed)?;
-        if let Some(directory) = path.parent() {
-            File::open(directory)
-                .and_then(|directory| directory.sync_all())
-                .map_err(failed)?;
-        }
+        create_whole(
+            path,
+            |error| io_error(path, "create it", &error),
+            |new| {
+                let database = builder()
+                    .create(new)
+                    .map_err(|error| redb_error(path, "create it", error.into()))?;
+                initialise(path, &database)
+            },
+        )?;
         builder()
             .open(path)
             .map_err(|error| redb_error(path, "open it", error.into()))
