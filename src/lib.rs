@@ -78,6 +78,7 @@ mod error;
 mod health;
 pub mod message;
 mod names;
+mod pace;
 mod request;
 mod routing;
 #[cfg(feature = "simulator")]
@@ -110,7 +111,10 @@ pub use durable::StoreError;
 pub use error::{Retry, StreamError};
 #[cfg(feature = "cli")]
 pub use health::http;
-pub use health::{ConnectionPhase, ConnectionStatus, Health, LaneStatus, StreamStatus};
+pub use health::{
+    ConnectionChange, ConnectionPhase, ConnectionStatus, EndpointStatus, Health, LaneStatus,
+    Reachability, StreamStatus,
+};
 pub use routing::{
     Answer, BridgeEvent, ChainEvent, Delivered, Delivery, Handled, Subscriber, SubscriberError,
 };

@@ -10,7 +10,10 @@ use std::{
 };
 
 use ractor::{Actor, ActorCell, ActorRef, Message, RpcReplyPort, rpc::CallResult};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 
 use crate::{
     buffer::{
@@ -19,7 +22,7 @@ use crate::{
     config::{Config, Endpoint},
     connection::ConnectionMessage,
     error::StreamError,
-    health::{StatusBoard, StreamStatus},
+    health::{ConnectionChange, StatusBoard, StreamStatus},
     message::{
         CancelReason, NodeStatus, Outcome, PeginNotification, Progress, RequestId, SignatureRequest,
     },
@@ -272,7 +275,8 @@ impl GovernanceStream {
         self.federation_version.set(version);
     }
 
-    /// Leaves the present endpoint for this one, and stays with it.
+    /// Leaves the present endpoint for this one, and stays with it: the session moves without a
+    /// gap as soon as the new endpoint is well, and no other is tried meanwhile.
     ///
     /// # Errors
     ///
@@ -282,7 +286,18 @@ impl GovernanceStream {
         let mut config = Config::clone(&self.config);
         config.connection.endpoints = vec![target.clone()];
         config.check()?;
+        let target = Some(target);
         self.tell_connection(ConnectionMessage::Connect { target })
+    }
+
+    /// Takes back what [`connect`](Self::connect) asked for: the most preferred endpoint that is
+    /// well is used again.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRunning`].
+    pub fn connect_by_preference(&self) -> Result<(), StreamError> {
+        self.tell_connection(ConnectionMessage::Connect { target: None })
     }
 
     /// Tries again what a fault has stopped: leaves quarantine, or a pause before the next
@@ -383,6 +398,13 @@ impl GovernanceStream {
     #[must_use]
     pub fn watch_status(&self) -> watch::Receiver<StreamStatus> {
         self.board.watch()
+    }
+
+    /// Every change of what the connection is doing, with its cause; a receiver that is too slow is
+    /// told how many it missed.
+    #[must_use]
+    pub fn watch_connection(&self) -> broadcast::Receiver<ConnectionChange> {
+        self.board.watch_changes()
     }
 
     /// Accepts nothing more, delivers what it can within the configured deadline, says goodbye to

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use tokio::time::Instant;
+
 use super::{
     Outgoing,
     record::Record,
@@ -10,6 +12,7 @@ use super::{
 use crate::{
     config::WindowConfig,
     message::{Lane, PerLane},
+    pace::Pace,
 };
 
 /// Messages that each lane may send in one round, highest priority first. A higher lane goes
@@ -25,6 +28,10 @@ const SHARES: [(Lane, usize); 4] = [
 #[derive(Debug)]
 pub(super) struct Flight {
     lanes: PerLane<LaneFlight>,
+    /// What governance takes in a second, over all lanes.
+    pace: Option<Pace>,
+    /// When the pace lets the next message go, if it holds one back.
+    paced_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -40,8 +47,14 @@ struct LaneFlight {
 
 impl Flight {
     /// Starts with nothing in flight, at each lane's first unacknowledged message.
-    pub(super) fn new(retained: &Retained, granted: impl Fn(Lane) -> WindowConfig) -> Self {
+    pub(super) fn new(
+        retained: &Retained,
+        granted: impl Fn(Lane) -> WindowConfig,
+        pace: Option<Pace>,
+    ) -> Self {
         Self {
+            pace,
+            paced_until: None,
             lanes: PerLane::from_fn(|lane| LaneFlight {
                 window: granted(lane),
                 next: retained.lanes.get(lane).counters.first_unacknowledged,
@@ -52,18 +65,24 @@ impl Flight {
     }
 
     /// Takes what may be sent now, in the order in which it should be.
-    pub(super) fn take(&mut self, retained: &Retained) -> Vec<(Lane, u64)> {
+    pub(super) fn take(&mut self, retained: &Retained, now: Instant) -> Vec<(Lane, u64)> {
         let mut taken = Vec::new();
+        self.paced_until = None;
         loop {
             let before = taken.len();
             for (lane, share) in SHARES {
-                let flight = self.lanes.get_mut(lane);
                 let retained = retained.lanes.get(lane);
-                taken.extend(
-                    std::iter::from_fn(|| flight.take_one(retained))
-                        .take(share)
-                        .map(|sequence| (lane, sequence)),
-                );
+                for _ in 0..share {
+                    let flight = self.lanes.get_mut(lane);
+                    let Some(size) = flight.fits_next(retained) else {
+                        break;
+                    };
+                    if let Some(Err(until)) = self.pace.as_mut().map(|pace| pace.take(now)) {
+                        self.paced_until = Some(until);
+                        return taken;
+                    }
+                    taken.push((lane, flight.take_next(size)));
+                }
             }
             if taken.len() == before {
                 return taken;
@@ -71,14 +90,23 @@ impl Flight {
         }
     }
 
+    /// When the pace lets the next message go, if it holds one back.
+    pub(super) fn paced_until(&self) -> Option<Instant> {
+        self.paced_until
+    }
+
     /// Takes what the windows allow. That it may have been sent is a record, to be committed before
     /// it is: so that "never sent" is a durable fact. Nothing is sent before a new ledger is
     /// reconciled.
-    pub(super) fn transmit(&mut self, retained: &mut Retained) -> (Vec<Record>, Vec<Outgoing>) {
+    pub(super) fn transmit(
+        &mut self,
+        retained: &mut Retained,
+        now: Instant,
+    ) -> (Vec<Record>, Vec<Outgoing>) {
         if retained.identity.reconciling {
             return (Vec::new(), Vec::new());
         }
-        let taken = self.take(retained);
+        let taken = self.take(retained, now);
         let outgoing = taken.iter().filter_map(|(lane, sequence)| {
             let lane = retained.lanes.get(*lane);
             let entry = lane.entries.get(sequence)?.clone();
@@ -118,18 +146,20 @@ impl Flight {
 }
 
 impl LaneFlight {
-    fn take_one(&mut self, retained: &RetainedLane) -> Option<u64> {
-        let entry = retained.entries.get(&self.next)?;
-        let size = entry.payload.len() as u64;
+    /// The size of the next message, if the window has room for it.
+    fn fits_next(&self, retained: &RetainedLane) -> Option<u64> {
+        let size = retained.entries.get(&self.next)?.payload.len() as u64;
         let fits = self.sizes.len() < self.window.messages as usize
             && self.bytes + size <= self.window.bytes;
-        if !fits && !self.sizes.is_empty() {
-            return None;
-        }
+        (fits || self.sizes.is_empty()).then_some(size)
+    }
+
+    fn take_next(&mut self, size: u64) -> u64 {
+        let sequence = self.next;
         self.sizes.push_back(size);
         self.bytes += size;
         self.next += 1;
-        Some(entry.sequence)
+        sequence
     }
 }
 
@@ -180,8 +210,8 @@ mod tests {
             ],
             10,
         );
-        let mut flight = Flight::new(&retained, window(100, 1 << 20));
-        assert_eq!(flight.take(&retained).len(), 100);
+        let mut flight = Flight::new(&retained, window(100, 1 << 20), None);
+        assert_eq!(flight.take(&retained, Instant::now()).len(), 100);
         let request = holding(
             [
                 (Lane::Signing, 1),
@@ -192,7 +222,7 @@ mod tests {
             10,
         );
         *retained.lanes.get_mut(Lane::Signing) = request.lanes.get(Lane::Signing).clone();
-        assert_eq!(flight.take(&retained), [(Lane::Signing, 1)]);
+        assert_eq!(flight.take(&retained, Instant::now()), [(Lane::Signing, 1)]);
     }
 
     #[test]
@@ -206,7 +236,7 @@ mod tests {
             ],
             10,
         );
-        let taken = Flight::new(&retained, window(100, 1 << 20)).take(&retained);
+        let taken = Flight::new(&retained, window(100, 1 << 20), None).take(&retained, Instant::now());
         for (lane, share) in SHARES {
             let first_round = taken.iter().take(26).filter(|(l, _)| *l == lane).count();
             assert_eq!(first_round, share, "{lane}");
@@ -234,15 +264,15 @@ mod tests {
             ],
             100,
         );
-        let mut flight = Flight::new(&retained, window(100, 250));
-        assert_eq!(flight.take(&retained).len(), 2);
-        assert!(flight.take(&retained).is_empty());
+        let mut flight = Flight::new(&retained, window(100, 250), None);
+        assert_eq!(flight.take(&retained, Instant::now()).len(), 2);
+        assert!(flight.take(&retained, Instant::now()).is_empty());
         assert!(flight.covers(Lane::Signing, 2) && !flight.covers(Lane::Signing, 3));
         flight.acknowledged(Lane::Signing, 1);
-        assert_eq!(flight.take(&retained), [(Lane::Signing, 3)]);
+        assert_eq!(flight.take(&retained, Instant::now()), [(Lane::Signing, 3)]);
         flight.acknowledged(Lane::Signing, 1);
         assert!(
-            flight.take(&retained).is_empty(),
+            flight.take(&retained, Instant::now()).is_empty(),
             "a repeated acknowledgement opens nothing"
         );
     }
@@ -258,10 +288,38 @@ mod tests {
             ],
             1000,
         );
-        let mut flight = Flight::new(&retained, window(100, 10));
-        assert_eq!(flight.take(&retained), [(Lane::Signing, 1)]);
+        let mut flight = Flight::new(&retained, window(100, 10), None);
+        assert_eq!(flight.take(&retained, Instant::now()), [(Lane::Signing, 1)]);
         flight.acknowledged(Lane::Signing, 1);
-        assert_eq!(flight.take(&retained), [(Lane::Signing, 2)]);
+        assert_eq!(flight.take(&retained, Instant::now()), [(Lane::Signing, 2)]);
+    }
+
+    #[test]
+    fn the_pace_that_governance_asks_for_is_kept_over_all_lanes() {
+        let retained = holding(
+            [
+                (Lane::Signing, 20),
+                (Lane::Federation, 0),
+                (Lane::Pegin, 20),
+                (Lane::Proposal, 0),
+            ],
+            10,
+        );
+        let now = Instant::now();
+        let pace = Pace::new(
+            std::num::NonZeroU32::new(100).expect("some"),
+            std::time::Duration::from_millis(100),
+            now,
+        );
+        let mut flight = Flight::new(&retained, window(100, 1 << 20), Some(pace));
+        let first = flight.take(&retained, now);
+        assert_eq!(first.len(), 10, "a burst");
+        assert!(first.iter().all(|(lane, _)| *lane == Lane::Signing), "the highest lane first");
+        let next = flight.paced_until().expect("more waits");
+        assert!(flight.take(&retained, now).is_empty());
+        assert_eq!(flight.take(&retained, next), [(Lane::Signing, 11)]);
+        let later = now + std::time::Duration::from_secs(1);
+        assert_eq!(flight.take(&retained, later).len(), 10, "no more than a burst comes of a rest");
     }
 
     proptest::proptest! {
@@ -275,12 +333,12 @@ mod tests {
         ) {
             let counts: Vec<_> = Lane::ALL.into_iter().zip(counts).collect();
             let retained = holding(counts.clone().try_into().expect("four"), size);
-            let mut flight = Flight::new(&retained, window(messages, bytes));
+            let mut flight = Flight::new(&retained, window(messages, bytes), None);
             let (mut sent, mut through) = (PerLane::<u64>::default(), PerLane::<u64>::default());
             // First as the case has it, then everything: a lane must never get stuck.
             let everything = (0..1000).map(|round| (round % 4, u64::MAX));
             for (lane, more) in acknowledged.into_iter().chain(everything) {
-                for (lane, sequence) in flight.take(&retained) {
+                for (lane, sequence) in flight.take(&retained, Instant::now()) {
                     let sent = sent.get_mut(lane);
                     proptest::prop_assert_eq!(sequence, *sent + 1);
                     *sent = sequence;

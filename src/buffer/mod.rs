@@ -29,6 +29,7 @@ use std::{
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, info_span, warn};
 
@@ -50,6 +51,7 @@ use crate::{
         PerLane, Progress, RegistrationAck, RequestId,
     },
     names,
+    pace::Pace,
     request::{RequestMessage, StandingReply},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
@@ -60,11 +62,14 @@ pub use self::{disk::DiskJournal, memory::MemoryJournal, resume::ResumeFault};
 pub(crate) use self::{
     inbound::{HandledMessage, Meaning},
     intake::Submission,
+    resume::Watermarks,
 };
 
 /// Most messages of a lane in flight, whatever window governance grants: what waits for the
 /// transport is bounded by it.
 pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
+/// What governance's pace lets go at once after a rest.
+const PACE_BURST: Duration = Duration::from_millis(100);
 /// Pause before a failed journal is opened again; doubles up to the longest with each failure.
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_REOPEN_PAUSE: Duration = Duration::from_secs(5);
@@ -121,6 +126,8 @@ pub(crate) enum BufferMessage {
         epoch: u64,
         ack: Box<RegistrationAck>,
     },
+    /// What has governance acknowledged so far?
+    ReadWatermarks { reply: RpcReplyPort<Watermarks> },
     /// Governance holds these lanes up to here.
     Acknowledged { epoch: u64, lanes: Vec<(Lane, u64)> },
     /// Governance has said how our open requests stand in its ledger.
@@ -155,6 +162,8 @@ pub(crate) enum BufferMessage {
     /// The session is over: send nothing more on it.
     SessionEnded { epoch: u64 },
 
+    /// The pace that governance asked for lets more go.
+    TransmitMore,
     /// Time to open a failed journal again.
     Reopen,
     /// The journal's thread has read what was kept.
@@ -298,6 +307,8 @@ pub(crate) struct BufferState {
     writer: Writer,
     phase: Phase,
     reopen: Timer,
+    /// For what governance's pace holds back.
+    pace: Timer,
     /// Before the next attempt, should the journal fail now.
     reopen_pause: Duration,
     intake_closed: bool,
@@ -376,6 +387,7 @@ impl Actor for BufferActor {
                 fault: None,
             },
             reopen: Timer::default(),
+            pace: Timer::default(),
             reopen_pause: REOPEN_PAUSE,
             intake_closed: false,
             adoption_allowed: false,
@@ -474,7 +486,9 @@ impl BufferState {
         };
         let mut desk = Desk {
             args: &self.args,
+            myself: &self.myself,
             writer: &mut self.writer,
+            pace: &mut self.pace,
             ready,
             intake_closed: self.intake_closed,
         };
@@ -528,6 +542,9 @@ impl BufferState {
             BufferMessage::TakeStock { reply } => {
                 let _ = reply.send(desk.ready.leftover());
             }
+            BufferMessage::ReadWatermarks { reply } => {
+                let _ = reply.send(Watermarks::of(&desk.ready.retained));
+            }
             BufferMessage::PrepareSession { connection, dial } => {
                 desk.prepare_session(connection, dial);
             }
@@ -570,6 +587,7 @@ impl BufferState {
                 lane,
                 messages,
             } => desk.handled(adoptions, lane, &messages),
+            BufferMessage::TransmitMore => desk.stage(Vec::new(), Vec::new()),
             BufferMessage::SessionEnded { epoch } => {
                 desk.ready.session.take_if(|session| session.epoch == epoch);
             }
@@ -650,7 +668,9 @@ impl Ready {
 /// The actor's hands for one message: decide, stage, and later carry out.
 struct Desk<'a> {
     args: &'a BufferArguments,
+    myself: &'a ActorRef<BufferMessage>,
     writer: &'a mut Writer,
+    pace: &'a mut Timer,
     ready: &'a mut Ready,
     intake_closed: bool,
 }
@@ -682,6 +702,7 @@ fn refuse(
         BufferMessage::ListDeadLetters { .. } | BufferMessage::DiscardDeadLetter { .. } => None,
         // They are about a session that ends with the failure.
         BufferMessage::JudgeSession { .. }
+        | BufferMessage::ReadWatermarks { .. }
         | BufferMessage::Reconciled { .. }
         | BufferMessage::Acknowledged { .. }
         | BufferMessage::SessionEnded { .. } => None,
@@ -860,13 +881,16 @@ impl Desk<'_> {
         for record in &records {
             self.ready.retained.apply(record);
         }
-        session.flight = Some(Flight::new(&self.ready.retained, |lane| {
+        let pace = ack.limits.max_messages_per_second;
+        let pace = pace.map(|rate| Pace::new(rate, PACE_BURST, Instant::now()));
+        let granted = |lane| {
             let theirs = ack.lanes.get(lane);
             WindowConfig {
                 messages: theirs.window_messages.min(MAX_IN_FLIGHT),
                 bytes: theirs.window_bytes,
             }
-        }));
+        };
+        session.flight = Some(Flight::new(&self.ready.retained, granted, pace));
         let mut effects = vec![Effect::TellConnection(ConnectionMessage::SessionJudged {
             epoch,
         })];
@@ -1018,8 +1042,14 @@ impl Desk<'_> {
         if let Some(session) = &mut self.ready.session
             && let Some(flight) = &mut session.flight
         {
-            let (sent, outgoing) = flight.transmit(&mut self.ready.retained);
+            let now = Instant::now();
+            let (sent, outgoing) = flight.transmit(&mut self.ready.retained, now);
             records.extend(sent);
+            if let Some(until) = flight.paced_until() {
+                let pause = until.saturating_duration_since(now);
+                self.pace
+                    .arm(pause, self.myself, || BufferMessage::TransmitMore);
+            }
             if !outgoing.is_empty() {
                 effects.push(Effect::Transmit(session.epoch, outgoing));
             }

@@ -327,7 +327,9 @@ impl World {
             .iter()
             .for_each(|record| self.retained.apply(record));
         if let Some(session) = &mut self.session {
-            let (_, outgoing) = session.flight.transmit(&mut self.retained);
+            let (_, outgoing) = session
+                .flight
+                .transmit(&mut self.retained, tokio::time::Instant::now());
             if !outgoing.is_empty() {
                 self.effects.push(Effect::Send(session.epoch, outgoing));
             }
@@ -397,6 +399,8 @@ impl World {
             limits: Limits::default(),
             heartbeat_interval: std::time::Duration::from_secs(5),
             federation_version: 1,
+            node_id: "node".parse().expect("valid"),
+            epoch: governance.epoch,
         }
     }
 
@@ -448,7 +452,7 @@ impl World {
                 bytes: lane.window_bytes,
             }
         };
-        let flight = Flight::new(&self.retained, granted);
+        let flight = Flight::new(&self.retained, granted, None);
         self.session = Some(Session { epoch, flight });
         self.connection = Some(epoch);
         if self.retained.identity.reconciling {

@@ -11,7 +11,10 @@ use super::{
     retained::{Retained, Standing},
 };
 use crate::{
-    message::{CancelReason, CancelRequest, Lane, MessageId, Outbound, RegistrationAck},
+    message::{
+        CancelReason, CancelRequest, Capabilities, Lane, LedgerId, MessageId, Outbound, PerLane,
+        RegistrationAck,
+    },
     telemetry::TraceContext,
 };
 
@@ -67,6 +70,43 @@ pub enum ResumeFault {
     /// Its other ledger was adopted: the next session begins with it.
     #[error("governance's new ledger was adopted; the next session begins with it")]
     Adopted,
+}
+
+/// What governance has acknowledged, as of now: an endpoint that holds less is behind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watermarks {
+    ledger_id: Option<LedgerId>,
+    first_unacknowledged: PerLane<u64>,
+}
+
+impl Watermarks {
+    pub(super) fn of(retained: &Retained) -> Self {
+        Self {
+            ledger_id: retained.identity.ledger_id,
+            first_unacknowledged: PerLane::from_fn(|lane| {
+                retained.lanes.get(lane).counters.first_unacknowledged
+            }),
+        }
+    }
+
+    /// Whether an endpoint that said this later has everything that was acknowledged before.
+    pub(crate) fn judge(&self, theirs: &Capabilities) -> Result<(), ResumeFault> {
+        if self.ledger_id.is_some_and(|known| known != theirs.ledger_id) {
+            return Err(ResumeFault::LedgerChanged);
+        }
+        for (lane, first_retained) in self.first_unacknowledged.iter() {
+            let (next_expected, first_retained) =
+                (*theirs.next_expected.get(lane), *first_retained);
+            if next_expected < first_retained {
+                return Err(ResumeFault::Behind {
+                    lane,
+                    next_expected,
+                    first_retained,
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether both directions of every lane fit governance's record.

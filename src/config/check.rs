@@ -128,6 +128,13 @@ impl Faults {
             connection.registration_deadline,
             short,
         );
+        for (key, value) in [
+            ("connection.probe_deadline", connection.probe_deadline),
+            ("connection.probe_interval", connection.probe_interval),
+            ("connection.stall_deadline", connection.stall_deadline),
+        ] {
+            self.at_least(key, value, tick);
+        }
         self.at_least(
             "connection.heartbeat_interval",
             connection.heartbeat_interval,
@@ -142,6 +149,18 @@ impl Faults {
             "connection.keepalive_timeout",
             connection.keepalive_timeout,
             tick,
+        );
+        self.require(
+            connection.breaker_failures >= 1,
+            "connection.breaker_failures",
+            connection.breaker_failures,
+            "at least 1",
+        );
+        self.require(
+            connection.idle_frames_per_second >= 100,
+            "connection.idle_frames_per_second",
+            connection.idle_frames_per_second,
+            "at least 100: acknowledgements and heartbeats are among them",
         );
         let backoff = &connection.backoff;
         self.at_least("connection.backoff.initial", backoff.initial, short);

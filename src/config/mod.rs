@@ -60,7 +60,8 @@ pub struct NodeConfig {
 /// How governance is reached.
 #[derive(Debug, Clone)]
 pub struct ConnectionConfig {
-    /// In order of preference, at least one. After a failed attempt the next one is tried.
+    /// In order of preference, at least one. Another one than the first is used while the first is
+    /// not well, and left for it again.
     pub endpoints: Vec<Endpoint>,
     /// Sent as `authorization: Bearer`, read at each dial.
     pub token: Option<TokenSource>,
@@ -70,18 +71,32 @@ pub struct ConnectionConfig {
     pub connect_deadline: Duration,
     /// From the open connection to an accepted registration.
     pub registration_deadline: Duration,
+    /// From the open connection to a probe's answers.
+    pub probe_deadline: Duration,
     /// At most; governance may ask for shorter. Silence of 2.5 intervals ends a session.
     pub heartbeat_interval: Duration,
+    /// A session in which heartbeats are answered, but nothing of a lane is acknowledged for this
+    /// long, is left for another endpoint.
+    pub stall_deadline: Duration,
     /// HTTP/2 ping after this much silence.
     pub keepalive_interval: Duration,
     /// A ping not answered within this ends the session.
     pub keepalive_timeout: Duration,
     /// Pause before the next attempt.
     pub backoff: BackoffConfig,
+    /// Failures in a row after which an endpoint is left alone until a probe comes through.
+    pub breaker_failures: u32,
+    /// How often the endpoints without the session are probed.
+    pub probe_interval: Duration,
+    /// A preferred endpoint whose probes came through for this long takes the session back.
+    pub failback_after: Duration,
     /// The window we grant to governance in each lane.
     pub inbound_window: WindowConfig,
     /// Largest frame we take.
     pub max_frame_bytes: usize,
+    /// Frames a second that may come without anything new in them, over all of a session; a peer
+    /// that sends more is left.
+    pub idle_frames_per_second: u32,
 }
 
 /// Exponential backoff with full jitter.
@@ -225,15 +240,21 @@ impl ConnectionConfig {
             tls: None,
             connect_deadline: seconds(10),
             registration_deadline: seconds(10),
+            probe_deadline: seconds(5),
             heartbeat_interval: seconds(5),
+            stall_deadline: seconds(30),
             keepalive_interval: seconds(10),
             keepalive_timeout: seconds(5),
             backoff: BackoffConfig::default(),
+            breaker_failures: 2,
+            probe_interval: seconds(10),
+            failback_after: seconds(60),
             inbound_window: WindowConfig {
                 messages: 1024,
                 bytes: 8 << 20,
             },
             max_frame_bytes: 4 << 20,
+            idle_frames_per_second: 20_000,
         }
     }
 }

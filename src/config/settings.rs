@@ -351,13 +351,22 @@ impl Reader {
                 "connection.registration_deadline",
                 defaults.registration_deadline,
             ),
+            probe_deadline: self.duration("connection.probe_deadline", defaults.probe_deadline),
             heartbeat_interval: self
                 .duration("connection.heartbeat_interval", defaults.heartbeat_interval),
+            stall_deadline: self.duration("connection.stall_deadline", defaults.stall_deadline),
             keepalive_interval: self
                 .duration("connection.keepalive_interval", defaults.keepalive_interval),
             keepalive_timeout: self
                 .duration("connection.keepalive_timeout", defaults.keepalive_timeout),
             backoff: self.backoff(),
+            breaker_failures: self.parsed(
+                "connection.breaker_failures",
+                defaults.breaker_failures,
+                "a number of failures",
+            ),
+            probe_interval: self.duration("connection.probe_interval", defaults.probe_interval),
+            failback_after: self.duration("connection.failback_after", defaults.failback_after),
             inbound_window: WindowConfig {
                 messages: self.parsed(
                     "connection.inbound_window.messages",
@@ -374,6 +383,11 @@ impl Reader {
                 "connection.max_frame_bytes",
                 defaults.max_frame_bytes,
                 "a number of bytes",
+            ),
+            idle_frames_per_second: self.parsed(
+                "connection.idle_frames_per_second",
+                defaults.idle_frames_per_second,
+                "a number of frames",
             ),
         }
     }

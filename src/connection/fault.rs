@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use crate::{
     buffer::ResumeFault,
     config::ConfigFault,
-    message::{GovernanceError, GovernanceErrorCode, InvalidMessage},
+    message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane},
 };
 
 /// Why an attempt or a session ended.
@@ -41,15 +41,31 @@ pub enum SessionFault {
     /// Governance said why it ends the session.
     #[error("governance refused the session: {0}")]
     Refused(GovernanceError),
-    /// Governance wants this endpoint left.
-    #[error("governance drains this endpoint: {reason}")]
-    Drained {
-        /// Governance's words.
-        reason: String,
+    /// It serves, but not the stream.
+    #[error("the endpoint says that it is not serving")]
+    NotServing,
+    /// It speaks other versions of the protocol than we do.
+    #[error("the endpoint speaks protocol versions {spoken:?}, this node speaks {ours}; upgrade one of them")]
+    OtherVersion {
+        /// The endpoint's.
+        spoken: Vec<u32>,
+        /// Ours.
+        ours: u32,
     },
     /// Heartbeats are not answered.
     #[error("governance has been silent for {0:?}")]
     Silent(Duration),
+    /// Heartbeats are answered, but what was sent is not acknowledged.
+    #[error("governance answers heartbeats, but has acknowledged nothing of lane {lane} for {stalled:?}")]
+    Stalled {
+        /// The lane that waits longest.
+        lane: Lane,
+        /// For how long.
+        stalled: Duration,
+    },
+    /// Governance sends more than it may.
+    #[error("governance exceeded a limit: {0}")]
+    Excess(String),
     /// Governance broke the protocol.
     #[error("governance broke the protocol: {0}")]
     Protocol(String),
@@ -62,9 +78,20 @@ pub enum SessionFault {
     /// The transport takes frames slower than they come.
     #[error("the transport did not take {0} frames that wait for it")]
     Congested(usize),
-    /// Someone on this side wanted another endpoint.
-    #[error("another endpoint was asked for")]
-    Moved,
+    /// Our buffer was asked for what a session needs, and did not answer.
+    #[error("the buffer gave no {awaited} within {within:?}")]
+    Buffer {
+        /// What it was asked for.
+        awaited: &'static str,
+        /// Its deadline.
+        within: Duration,
+    },
+    /// Our task that ran the session or the probe panicked.
+    #[error("the task that ran it died; the log says why")]
+    TaskDied,
+    /// Nothing has been tried yet.
+    #[error("the first attempt is about to be made")]
+    Starting,
 }
 
 /// What is done about a fault.
@@ -76,10 +103,23 @@ pub(super) enum Remedy {
     After(Duration),
     /// Try again slowly: only other credentials will help, and they may come at any time.
     Slowly,
+    /// Another endpoint may have what this one lacks; when none has, an operator must look at it.
+    Elsewhere,
+    /// Another endpoint may be of our kind; when none is, an operator must act.
+    GiveUp,
     /// Send nothing until an operator has looked at it.
     Quarantine,
-    /// Do not try again until an operator has acted.
-    GiveUp,
+}
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// The endpoint's, or that of the way to it.
+    Endpoint,
+    /// The same, and trying it again at once is a waste of time.
+    EndpointForSure,
+    /// Ours: another endpoint would be no better.
+    Ourselves,
 }
 
 impl SessionFault {
@@ -96,13 +136,10 @@ impl SessionFault {
         match self {
             Self::Credentials(_) => Remedy::Slowly,
             Self::Status {
-                code: Code::Unauthenticated | Code::PermissionDenied,
+                code: Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented,
                 ..
             } => Remedy::Slowly,
-            Self::Status {
-                code: Code::Unimplemented,
-                ..
-            } => Remedy::Slowly,
+            Self::OtherVersion { .. } => Remedy::GiveUp,
             Self::Refused(error) => match error.code {
                 GovernanceErrorCode::Unauthenticated | GovernanceErrorCode::PermissionDenied => {
                     Remedy::Slowly
@@ -116,23 +153,70 @@ impl SessionFault {
                 _ => error.retry_after.map_or(Remedy::BackOff, Remedy::After),
             },
             Self::Resume(ResumeFault::Adopted) => Remedy::BackOff,
-            Self::Resume(_) => Remedy::Quarantine,
+            Self::Resume(ResumeFault::Behind { .. } | ResumeFault::LedgerChanged) => {
+                Remedy::Elsewhere
+            }
+            Self::Resume(ResumeFault::Forked { .. } | ResumeFault::RolledBack { .. }) => {
+                Remedy::Quarantine
+            }
             Self::Unreachable(_)
             | Self::TooSlow { .. }
             | Self::Status { .. }
             | Self::Closed
-            | Self::Drained { .. }
+            | Self::NotServing
             | Self::Silent(_)
+            | Self::Stalled { .. }
             | Self::Protocol(_)
+            | Self::Excess(_)
             | Self::Journal
             | Self::Congested(_)
-            | Self::Moved => Remedy::BackOff,
+            | Self::Buffer { .. }
+            | Self::TaskDied
+            | Self::Starting => Remedy::BackOff,
         }
     }
 
-    /// Whether the endpoint lacks what governance had acknowledged: another one may have it.
-    pub(super) fn is_behind(&self) -> bool {
-        matches!(self, Self::Resume(ResumeFault::Behind { .. }))
+    /// Whose fault it is.
+    pub(super) fn blame(&self) -> Blame {
+        match self {
+            Self::Journal
+            | Self::Buffer { .. }
+            | Self::TaskDied
+            | Self::Starting
+            | Self::Resume(ResumeFault::Adopted) => Blame::Ourselves,
+            // It has been given its time already.
+            Self::TooSlow { .. }
+            | Self::NotServing
+            | Self::Silent(_)
+            | Self::Stalled { .. }
+            | Self::Excess(_)
+            | Self::Congested(_) => Blame::EndpointForSure,
+            Self::Credentials(_)
+            | Self::Unreachable(_)
+            | Self::Status { .. }
+            | Self::Closed
+            | Self::Refused(_)
+            | Self::OtherVersion { .. }
+            | Self::Protocol(_)
+            | Self::Resume(_) => Blame::Endpoint,
+        }
+    }
+
+    /// Whether other credentials may help.
+    pub(super) fn is_about_credentials(&self) -> bool {
+        match self {
+            Self::Credentials(_) => true,
+            Self::Status { code, .. } => {
+                matches!(code, Code::Unauthenticated | Code::PermissionDenied)
+            }
+            Self::Refused(error) => matches!(
+                error.code,
+                GovernanceErrorCode::Unauthenticated | GovernanceErrorCode::PermissionDenied
+            ),
+            // A server that turns our certificate down only breaks the connection off (TLS 1.3).
+            Self::Unreachable(_) | Self::Closed => true,
+            _ => false,
+        }
     }
 
     /// Bounded label for metrics.
@@ -144,13 +228,18 @@ impl SessionFault {
             Self::Status { .. } => "status",
             Self::Closed => "closed",
             Self::Refused(_) => "refused",
-            Self::Drained { .. } => "drained",
+            Self::NotServing => "not_serving",
+            Self::OtherVersion { .. } => "other_version",
             Self::Silent(_) => "silent",
+            Self::Stalled { .. } => "stalled",
             Self::Protocol(_) => "protocol",
+            Self::Excess(_) => "excess",
             Self::Resume(_) => "resume",
             Self::Journal => "journal",
             Self::Congested(_) => "congested",
-            Self::Moved => "moved",
+            Self::Buffer { .. } => "buffer",
+            Self::TaskDied => "task_died",
+            Self::Starting => "starting",
         }
     }
 }

@@ -5,42 +5,50 @@
 //! report back by message, tagged with the session they belong to.
 
 mod backoff;
+mod breaker;
+mod codec;
 mod dial;
+mod endpoints;
 mod fault;
 mod frames;
+mod inbound;
+mod last_word;
+mod line;
+mod live;
+mod outbound;
+mod probe;
 mod reconcile;
 mod session;
 mod state;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::{
-    sync::mpsc,
-    task::{AbortHandle, JoinSet},
-    time::Instant,
-};
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use self::{
-    reconcile::{Progress, Reconciliation},
-    session::{InboundFrame, Session},
-    state::{Action, Event, Machine, State},
+    line::{Line, Lines},
+    probe::Probe,
+    reconcile::Reconciliation,
+    session::InboundFrame,
+    state::{Action, Event, ImpossibleEvent, Machine, State},
 };
 use crate::{
     buffer::{
-        BufferMessage, HandledMessage, Listed, MAX_IN_FLIGHT, Meaning, Outgoing, ResumeFault,
-        SessionFacts, record::DeadLetter,
+        BufferMessage, Listed, MAX_IN_FLIGHT, Outgoing, ResumeFault, SessionFacts,
+        record::DeadLetter,
     },
     config::{ConnectionConfig, Endpoint, NodeConfig},
     error::StreamError,
-    health::StatusBoard,
-    message::{
-        GovernanceError, Lane, LaneState, Limits, NodeStatus, RegistrationAck, RequestId, wire,
-    },
-    proto::{self, stream_request::Control, stream_response},
-    routing::{Acknowledgements, Arrival, Report, Router, Subscribers},
+    health::{ConnectionChange, ConnectionPhase, StatusBoard},
+    message::{Lane, NodeStatus, RegistrationAck, RequestId},
+    proto::stream_request::Control,
+    routing::{Acknowledgements, Report, Router, Subscribers},
     stream::SharedVersion,
     telemetry::Metrics,
     timer::Timer,
@@ -54,11 +62,14 @@ const PROTOCOL_VERSION: u32 = 1;
 /// own, and control messages.
 const FRAMES_WAITING: usize = 5 * MAX_IN_FLIGHT as usize;
 
+/// How long a dead letter's subscriber may take over it, when an operator has it delivered again.
+const REDELIVERY_DEADLINE: Duration = Duration::from_secs(30);
+
 /// What the connection is asked and told.
 #[derive(Debug)]
 pub(crate) enum ConnectionMessage {
-    /// Leave the present endpoint for this one.
-    Connect { target: Endpoint },
+    /// Leave the present endpoint for this one, and stay with it; or go by preference again.
+    Connect { target: Option<Endpoint> },
     /// An operator has seen to what held the connection: try again.
     Resume,
     /// Deliver a dead letter again, and say what came of it.
@@ -102,14 +113,16 @@ pub(crate) enum ConnectionMessage {
     MarkLate(RequestId),
 
     /// The session's transport is open.
-    SessionOpened { epoch: u64 },
+    SessionOpened { dial: u64 },
     /// Governance sent a frame.
-    FrameReceived {
-        epoch: u64,
-        frame: Box<InboundFrame>,
-    },
+    FrameReceived { dial: u64, frame: Box<InboundFrame> },
     /// The session's task has ended.
-    SessionEnded { epoch: u64, fault: SessionFault },
+    SessionEnded { dial: u64, fault: SessionFault },
+    /// A probe has ended.
+    Probed {
+        endpoint: Endpoint,
+        result: Result<(), SessionFault>,
+    },
     /// A subscriber has answered, or gone away.
     DeliveryEnded {
         /// Ledgers adopted when it began.
@@ -139,12 +152,13 @@ pub(crate) struct ConnectionArguments {
 pub(crate) struct ConnectionState {
     args: ConnectionArguments,
     myself: ActorRef<ConnectionMessage>,
+    probe: Probe,
     machine: Machine,
-    /// For the dial that is being prepared.
+    lines: Lines,
+    /// For the session that is being prepared.
     facts: Option<Box<SessionFacts>>,
     /// For the registration that is being judged.
     ack: Option<Box<RegistrationAck>>,
-    live: Option<Live>,
     /// Queues towards the subscribers; from the first session on.
     router: Option<Router>,
     /// Ledgers adopted before it: its sequences are of the last one.
@@ -153,24 +167,11 @@ pub(crate) struct ConnectionState {
     former: Option<(u64, Router)>,
     reconciliation: Option<Reconciliation>,
     acknowledgements: Acknowledgements,
-    /// Session and delivery tasks; they end with the actor.
+    /// Session, probe and delivery tasks; they end with the actor.
     tasks: JoinSet<()>,
     timer: Timer,
     timer_due: Option<Instant>,
     stopped: Vec<RpcReplyPort<()>>,
-}
-
-/// The session of the machine's current epoch.
-#[derive(Debug)]
-struct Live {
-    epoch: u64,
-    target: Endpoint,
-    /// To the transport; dropped for our half of the goodbye.
-    frames: Option<mpsc::Sender<proto::StreamRequest>>,
-    reader: AbortHandle,
-    limits: Limits,
-    /// What governance sent before the two records were found to fit.
-    early: Vec<InboundFrame>,
 }
 
 /// The actor.
@@ -189,11 +190,16 @@ impl Actor for ConnectionActor {
     ) -> Result<ConnectionState, ActorProcessingErr> {
         Ok(ConnectionState {
             machine: Machine::new(args.config.clone()),
+            probe: Probe {
+                config: Arc::new(args.config.clone()),
+                node_id: args.node.node_id.clone(),
+                buffer: args.buffer.clone(),
+            },
             args,
             myself,
+            lines: Lines::default(),
             facts: None,
             ack: None,
-            live: None,
             router: None,
             adoptions: 0,
             former: None,
@@ -242,15 +248,21 @@ impl Actor for ConnectionActor {
 impl Drop for ConnectionState {
     fn drop(&mut self) {
         self.args.metrics.set_disconnected();
-        self.args.board.update(|status| {
-            status.connection.phase = State::Disconnected.phase();
+        let change = ConnectionChange {
+            at: SystemTime::now(),
+            from: self.machine.state().phase(),
+            to: State::Disconnected.phase(),
+            endpoint: None,
+            cause: "the connection actor has ended".to_owned(),
+        };
+        self.args.board.connection_changed(change, |status| {
             status.connection.connected_since = None;
         });
     }
 }
 
 impl ConnectionState {
-    fn receive(&mut self, message: ConnectionMessage) -> Result<(), state::ImpossibleEvent> {
+    fn receive(&mut self, message: ConnectionMessage) -> Result<(), ImpossibleEvent> {
         match message {
             ConnectionMessage::Connect { target } => self.happen(Event::Move { target })?,
             ConnectionMessage::Resume => self.happen(Event::Resume)?,
@@ -271,34 +283,28 @@ impl ConnectionState {
             ConnectionMessage::Panic => panic!("asked to panic"),
 
             ConnectionMessage::SessionPrepared(facts) => {
-                let (dial, epoch) = (facts.dial, facts.epoch);
+                let dial = facts.dial;
                 self.facts = Some(facts);
-                self.happen(Event::Prepared { dial, epoch })?;
+                self.happen(Event::Prepared { dial })?;
             }
             ConnectionMessage::SessionJudged { epoch } => {
-                self.happen(Event::Judged { epoch })?;
-                let early = self.live.as_mut().filter(|live| live.epoch == epoch);
-                for frame in early
-                    .map(|live| std::mem::take(&mut live.early))
-                    .unwrap_or_default()
-                {
-                    if self.machine.state().is_connected(epoch) {
-                        self.take_in(epoch, frame.frame)?;
-                    }
+                if let Some(dial) = self.lines.dial_of(epoch) {
+                    self.happen(Event::Judged { dial })?;
+                    self.take_in_early(dial)?;
                 }
             }
             ConnectionMessage::SessionRefused { epoch, fault } => {
-                self.end(epoch, SessionFault::Resume(fault))?;
+                self.end_epoch(epoch, SessionFault::Resume(fault))?;
             }
             ConnectionMessage::Reconcile { epoch, listed } => {
-                if self.machine.state().is_connected(epoch) {
+                if self.live_dial_of(epoch).is_some() {
                     let (reconciliation, page) = Reconciliation::new(&listed);
                     self.reconciliation = Some(reconciliation);
                     self.send_control(Control::Reconcile(page))?;
                 }
             }
             ConnectionMessage::JournalFailed { epoch } => {
-                self.end(epoch, SessionFault::Journal)?;
+                self.end_epoch(epoch, SessionFault::Journal)?;
             }
             ConnectionMessage::AcknowledgedTooMuch {
                 epoch,
@@ -306,7 +312,7 @@ impl ConnectionState {
                 through,
             } => {
                 let fault = format!("lane {lane}: {through} was acknowledged and never sent");
-                self.end(epoch, SessionFault::Protocol(fault))?;
+                self.end_epoch(epoch, SessionFault::Protocol(fault))?;
             }
             ConnectionMessage::Transmit { epoch, messages } => self.transmit(epoch, messages)?,
             ConnectionMessage::Recorded { lane, through } => {
@@ -319,125 +325,113 @@ impl ConnectionState {
                 }
             }
 
-            ConnectionMessage::SessionOpened { epoch } => self.happen(Event::Opened { epoch })?,
-            ConnectionMessage::FrameReceived { epoch, frame } => {
-                self.frame_received(epoch, *frame)?;
+            ConnectionMessage::SessionOpened { dial } => self.happen(Event::Opened { dial })?,
+            ConnectionMessage::FrameReceived { dial, frame } => {
+                self.frame_received(dial, *frame)?;
             }
-            ConnectionMessage::SessionEnded { epoch, fault } => self.end(epoch, fault)?,
+            ConnectionMessage::SessionEnded { dial, fault } => self.end(dial, fault)?,
+            ConnectionMessage::Probed { endpoint, result } => {
+                self.args
+                    .metrics
+                    .record_probe(&endpoint.to_string(), result.is_ok());
+                self.happen(Event::Probed { endpoint, result })?;
+                self.post_endpoints();
+            }
             ConnectionMessage::DeliveryEnded { adoptions, report } => {
-                let lane = report.lane;
-                let router = if adoptions == self.adoptions {
-                    self.router.as_mut()
-                } else {
-                    let former = self.former.as_mut().filter(|(of, _)| *of == adoptions);
-                    former.map(|(_, router)| router)
-                };
-                if let Some(router) = router {
-                    let handled = router.delivered(report, Instant::now());
-                    self.record(adoptions, lane, handled);
-                    self.advance_deliveries();
-                    self.post_blocked();
-                }
+                self.delivery_ended(adoptions, report);
             }
             ConnectionMessage::TimerFired => {
                 self.timer_due = None;
                 self.happen(Event::DeadlineReached)?;
                 self.advance_deliveries();
-                let due = self.acknowledgements.deadline();
-                if due.is_some_and(|due| due <= Instant::now()) {
-                    let acknowledgements = self.acknowledgements.take();
-                    self.send(proto::StreamRequest {
-                        acknowledgements,
-                        ..Default::default()
-                    })?;
-                }
+                self.acknowledge_if_due()?;
             }
         }
         Ok(())
     }
 
     /// Moves the machine on and carries out what follows.
-    fn happen(&mut self, event: Event) -> Result<(), state::ImpossibleEvent> {
+    fn happen(&mut self, event: Event) -> Result<(), ImpossibleEvent> {
         let now = Instant::now();
         let before = self.machine.state().phase();
         let actions = self.machine.handle(event, now, rand::random())?;
-        let after = self.machine.state().phase();
-        if before != after {
-            info!(from = %before, to = %self.machine.state(), "connection");
-        }
+        let quiet = actions.is_empty() && before == self.machine.state().phase();
         for action in actions {
             self.carry_out(action, now)?;
         }
-        if before != after {
-            self.post_state();
+        if !quiet {
+            self.post_state(before);
         }
         Ok(())
     }
 
-    fn end(&mut self, epoch: u64, fault: SessionFault) -> Result<(), state::ImpossibleEvent> {
-        self.happen(Event::Ended { epoch, fault })
+    fn end(&mut self, dial: u64, fault: SessionFault) -> Result<(), ImpossibleEvent> {
+        self.happen(Event::Ended { dial, fault })
     }
 
-    fn carry_out(&mut self, action: Action, now: Instant) -> Result<(), state::ImpossibleEvent> {
+    /// As [`end`](Self::end), for what the buffer says of a session.
+    fn end_epoch(&mut self, epoch: u64, fault: SessionFault) -> Result<(), ImpossibleEvent> {
+        match self.lines.dial_of(epoch) {
+            Some(dial) => self.end(dial, fault),
+            None => Ok(()),
+        }
+    }
+
+    /// The session of this epoch, while messages flow in it.
+    fn live_dial_of(&self, epoch: u64) -> Option<u64> {
+        let live = self.machine.state().live()?.dial;
+        self.lines.dial_of(epoch).filter(|dial| *dial == live)
+    }
+
+    fn carry_out(&mut self, action: Action, now: Instant) -> Result<(), ImpossibleEvent> {
         match action {
+            Action::Dial {
+                target,
+                dial,
+                check,
+            } => {
+                let (line, session) = Line::new(dial, target, check, self);
+                let task = self.args.tasks.track_future(session.run());
+                let line = line.read_by(self.tasks.spawn(task));
+                self.lines.dialled(line, self.machine.state());
+            }
+            Action::HandOver { from, dial, cause } => {
+                info!(from, dial, cause = cause.name(), "handing over");
+                self.lines.hand_over(cause, now);
+            }
             Action::Prepare { dial } => {
                 let connection = self.myself.clone();
                 self.tell_buffer(BufferMessage::PrepareSession { connection, dial });
             }
-            Action::Dial { target, epoch } => self.dial(target, epoch),
-            Action::Judge { epoch } => {
-                if let Some(ack) = self.ack.take() {
+            Action::Register { dial } => self.register(dial),
+            Action::Judge { dial } => {
+                // Governance has accepted the successor: the old session is fenced.
+                self.lines.retire();
+                if let (Some(ack), Some(epoch)) = (self.ack.take(), self.lines.epoch_of(dial)) {
                     self.tell_buffer(BufferMessage::JudgeSession { epoch, ack });
                 }
             }
-            Action::Begin { target } => self.begin(&target),
-            Action::SendHeartbeat { number } => {
-                let heartbeat = proto::Heartbeat {
-                    number,
-                    sent_unix_ms: unix_ms(),
-                };
-                let acknowledgements = self.acknowledgements.take_all();
-                self.post_blocked();
-                self.args
-                    .metrics
-                    .set_connection_duration(&self.target(), self.age(now));
-                self.send(proto::StreamRequest {
-                    acknowledgements,
-                    control: Some(Control::Heartbeat(heartbeat)),
-                    ..Default::default()
-                })?;
+            Action::Begin { target } => self.begin(&target, now),
+            Action::SendHeartbeat { number } => self.send_heartbeat(number, now)?,
+            Action::Probe { endpoint } => {
+                let probe = self.probe.clone().run(endpoint, self.myself.clone());
+                self.tasks.spawn(self.args.tasks.track_future(probe));
             }
-            Action::SayGoodbye => {
-                let disconnect = proto::Disconnect {
-                    reason: "node is shutting down".to_owned(),
-                };
-                let acknowledgements = self.acknowledgements.take();
-                self.send(proto::StreamRequest {
-                    acknowledgements,
-                    control: Some(Control::Disconnect(disconnect)),
-                    ..Default::default()
-                })?;
-                if let Some(live) = &mut self.live {
-                    live.frames = None;
+            Action::SayGoodbye => self.say_goodbye()?,
+            Action::Abandon { dial } => {
+                let (epoch, handing_over) = self.lines.abandon(dial);
+                if let Some(cause) = handing_over {
+                    self.args.metrics.record_switch(cause.name(), None);
+                }
+                if let Some(epoch) = epoch {
+                    self.tell_buffer(BufferMessage::SessionEnded { epoch });
                 }
             }
-            Action::Abandon { epoch } => {
-                if let Some(live) = self.live.take_if(|live| live.epoch == epoch) {
-                    live.reader.abort();
-                }
-                self.tell_buffer(BufferMessage::SessionEnded { epoch });
-            }
-            Action::Report { target, fault } => {
-                warn!(endpoint = %target, %fault, "session ended");
-                self.args
-                    .metrics
-                    .record_connection_failure(&target.to_string(), fault.name());
-                self.args
-                    .metrics
-                    .set_connection_duration(&target.to_string(), None);
-                self.args.board.update(|status| {
-                    status.connection.last_fault = Some(fault.to_string());
-                });
+            Action::Report { target, fault } => self.report(&target, &fault),
+            Action::ReportSwitch { to, cause, fault } => {
+                warn!(endpoint = %to, %fault, cause = cause.name(), "did not switch");
+                self.args.metrics.record_switch(cause.name(), None);
+                self.report(&to, &fault);
             }
             Action::Stopped => {
                 for stopped in self.stopped.drain(..) {
@@ -448,398 +442,38 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// Starts the session whose facts the buffer has made durable.
-    fn dial(&mut self, target: Endpoint, epoch: u64) {
-        let Some(facts) = self.facts.take() else {
-            return;
-        };
-        self.reconciliation = None;
-        if facts.adoptions != self.adoptions {
-            let of = std::mem::replace(&mut self.adoptions, facts.adoptions);
-            self.former = self.router.take().map(|router| (of, router));
-        }
-        self.acknowledgements
-            .begin_session(|lane| facts.lanes.get(lane).next_expected.saturating_sub(1));
-        let router = self.router.get_or_insert_with(|| {
-            let window = self.args.config.inbound_window;
-            Router::new(
-                self.args.subscribers.clone(),
-                window,
-                self.args.metrics.clone(),
-                |lane| {
-                    let ours = facts.lanes.get(lane);
-                    (ours.next_expected.saturating_sub(1), ours.last_received)
-                },
-            )
-        });
-        facts
-            .late
-            .iter()
-            .cloned()
-            .for_each(|request_id| router.mark_late(request_id));
-        let (frames, waiting) = mpsc::channel(FRAMES_WAITING);
-        let registration = self.registration(&facts);
-        let control = Some(Control::Registration(registration));
-        // The channel is new and empty.
-        let _ = frames.try_send(proto::StreamRequest {
-            control,
-            ..Default::default()
-        });
-        self.args.metrics.record_frame_sent();
-        let session = Session {
-            epoch,
-            target: target.clone(),
-            config: self.args.config.clone(),
-            frames: waiting,
-            connection: self.myself.clone(),
-        };
-        let reader = self
-            .tasks
-            .spawn(self.args.tasks.track_future(session.run()));
-        self.live = Some(Live {
-            epoch,
-            target,
-            frames: Some(frames),
-            reader,
-            limits: Limits::default(),
-            early: Vec::new(),
-        });
-    }
-
-    fn registration(&self, facts: &SessionFacts) -> proto::NodeRegistration {
-        let node = &self.args.node;
-        let window = self.args.config.inbound_window;
-        let lanes = facts.lanes.iter().map(|(lane, state)| {
-            let granted = LaneState {
-                window_messages: window.messages,
-                window_bytes: window.bytes,
-                ..*state
-            };
-            granted.to_wire(lane)
-        });
-        proto::NodeRegistration {
-            node_id: node.node_id.to_string(),
-            public_key: node.public_key.serialize().to_vec().into(),
-            capabilities: Some(proto::NodeCapabilities {
-                software: concat!("governance-stream/", env!("CARGO_PKG_VERSION")).to_owned(),
-                features: Vec::new(),
-            }),
-            chain_id: node.chain_id.to_string(),
-            protocol_version: PROTOCOL_VERSION,
-            outbox_id: facts.outbox_id.to_bytes().to_vec().into(),
-            known_ledger_id: facts
-                .ledger_id
-                .map(|ledger_id| ledger_id.to_bytes().to_vec().into())
-                .unwrap_or_default(),
-            epoch: facts.epoch,
-            lanes: lanes.collect(),
-            network: wire::network_to_wire(node.network).into(),
-            federation_version: self.args.federation_version.get(),
-        }
-    }
-
-    fn begin(&mut self, target: &Endpoint) {
+    fn begin(&mut self, target: &Endpoint, now: Instant) {
         let endpoint = target.to_string();
-        let status = self.args.board.latest().connection;
-        let again = status.sessions > 0;
+        let again = self.args.board.latest().connection.sessions > 0;
         self.args
             .metrics
             .record_connection_established(&endpoint, again);
+        let switched = self.lines.began(now);
+        if let Some((cause, pause)) = switched {
+            info!(%endpoint, cause = cause.name(), ?pause, "switched");
+            self.args.metrics.record_switch(cause.name(), Some(pause));
+        }
         self.args.board.update(|status| {
             status.connection.sessions += 1;
+            status.connection.switches += u64::from(switched.is_some());
             status.connection.connected_since = Some(SystemTime::now());
             status.connection.last_heartbeat = None;
         });
     }
 
-    fn frame_received(
-        &mut self,
-        epoch: u64,
-        frame: InboundFrame,
-    ) -> Result<(), state::ImpossibleEvent> {
-        if self.machine.state().epoch() != Some(epoch) {
-            return Ok(());
+    fn report(&self, target: &Endpoint, fault: &SessionFault) {
+        warn!(endpoint = %target, %fault, "attempt, probe or session failed");
+        let endpoint = target.to_string();
+        self.args
+            .metrics
+            .record_connection_failure(&endpoint, fault.name());
+        if self.machine.state().live().is_none() {
+            self.args.metrics.set_connection_duration(&endpoint, None);
         }
-        self.args.metrics.record_frame_received();
-        self.happen(Event::Heard { epoch })?;
-        match self.machine.state() {
-            State::Registering { .. } => self.registration_answered(epoch, frame.frame),
-            State::Judging { .. } => {
-                if let Some(live) = &mut self.live {
-                    live.early.push(frame);
-                }
-                Ok(())
-            }
-            _ => self.take_in(epoch, frame.frame),
-        }
-    }
-
-    /// The first frame of a session: nothing may come before governance's answer.
-    fn registration_answered(
-        &mut self,
-        epoch: u64,
-        frame: proto::StreamResponse,
-    ) -> Result<(), state::ImpossibleEvent> {
-        let ack = match frame.control {
-            Some(stream_response::Control::RegistrationAck(ack)) => ack,
-            Some(stream_response::Control::Error(error)) => {
-                return self.end(epoch, SessionFault::Refused(GovernanceError::from(error)));
-            }
-            _ => {
-                let fault = "a frame came before the answer to the registration".to_owned();
-                return self.end(epoch, SessionFault::Protocol(fault));
-            }
-        };
-        let ack = match RegistrationAck::try_from(ack) {
-            Ok(ack) => Box::new(ack),
-            Err(invalid) => return self.end(epoch, invalid.within("registration_ack").into()),
-        };
-        if let Some(live) = &mut self.live {
-            live.limits = ack.limits.clone();
-        }
-        let interval = ack.heartbeat_interval;
-        self.ack = Some(ack);
-        self.happen(Event::Registered { epoch, interval })
-    }
-
-    /// A frame of a session that is judged: acknowledgements, then messages, then control.
-    fn take_in(
-        &mut self,
-        epoch: u64,
-        frame: proto::StreamResponse,
-    ) -> Result<(), state::ImpossibleEvent> {
-        let mut lanes = Vec::with_capacity(frame.acknowledgements.len());
-        for ack in &frame.acknowledgements {
-            match wire::lane_from_wire(ack.lane) {
-                Ok(lane) => lanes.push((lane, ack.through_sequence)),
-                Err(invalid) => return self.end(epoch, invalid.within("acknowledgements").into()),
-            }
-        }
-        if !lanes.is_empty() {
-            self.tell_buffer(BufferMessage::Acknowledged { epoch, lanes });
-        }
-        if !frame.messages.is_empty() {
-            let received = frame.messages.len() as u64;
-            for message in frame.messages {
-                let Some(router) = &mut self.router else {
-                    break;
-                };
-                match router.accept(message) {
-                    Ok((_, Arrival::New)) => {}
-                    Ok((lane, Arrival::Duplicate)) => {
-                        self.acknowledgements.tell_again(lane, Instant::now());
-                    }
-                    Err(fault) => return self.end(epoch, SessionFault::Protocol(fault)),
-                }
-            }
-            self.args.board.count_messages(0, received);
-            self.advance_deliveries();
-        }
-        match frame.control {
-            None => Ok(()),
-            Some(stream_response::Control::HeartbeatAck(ack)) => {
-                self.heartbeat_answered(ack.number);
-                Ok(())
-            }
-            Some(stream_response::Control::Drain(drain)) => self.end(
-                epoch,
-                SessionFault::Drained {
-                    reason: drain.reason,
-                },
-            ),
-            Some(stream_response::Control::Error(error)) => {
-                self.governance_error(epoch, GovernanceError::from(error))
-            }
-            Some(stream_response::Control::RegistrationAck(_)) => {
-                let fault = "the registration was answered twice".to_owned();
-                self.end(epoch, SessionFault::Protocol(fault))
-            }
-            Some(stream_response::Control::ReconcileResponse(answer)) => {
-                let unasked = || "a reconciliation that was not asked for".to_owned();
-                let exchange = self.reconciliation.as_mut().ok_or_else(unasked);
-                match exchange.and_then(|exchange| exchange.answered(answer)) {
-                    Ok(Progress::Next(page)) => self.send_control(Control::Reconcile(page)),
-                    Ok(Progress::Done(reconciled)) => {
-                        self.reconciliation = None;
-                        let reconciled = Box::new(reconciled);
-                        self.tell_buffer(BufferMessage::Reconciled { epoch, reconciled });
-                        Ok(())
-                    }
-                    Err(fault) => {
-                        let fault = format!("reconcile_response: {fault}");
-                        self.end(epoch, SessionFault::Protocol(fault))
-                    }
-                }
-            }
-        }
-    }
-
-    fn heartbeat_answered(&mut self, number: u64) {
-        if let State::Connected { heartbeats, .. } = self.machine.state()
-            && let Some(round_trip) = heartbeats.round_trip(number, Instant::now())
-        {
-            self.args.metrics.record_heartbeat(round_trip);
-            let now = SystemTime::now();
-            self.args
-                .board
-                .update(|status| status.connection.last_heartbeat = Some(now));
-        }
-    }
-
-    fn governance_error(
-        &mut self,
-        epoch: u64,
-        error: GovernanceError,
-    ) -> Result<(), state::ImpossibleEvent> {
-        self.args.metrics.record_governance_error(error.code.name());
-        if error.code.ends_session() {
-            return self.end(epoch, SessionFault::Refused(error));
-        }
-        // What concerns a request comes as its sequenced response; this is for the operator.
-        warn!(%error, request = error.request_id.as_ref().map(tracing::field::display), "governance reports an error");
-        self.args.board.update(|status| {
-            status.connection.last_fault = Some(error.to_string());
-        });
-        Ok(())
-    }
-
-    /// Starts every delivery that can be started.
-    fn advance_deliveries(&mut self) {
-        let Some(router) = &mut self.router else {
-            return;
-        };
-        let (awaited, handled) = router.advance(Instant::now());
-        let adoptions = self.adoptions;
-        for delivery in awaited {
-            let connection = self.myself.clone();
-            let report = async move {
-                let report = delivery.report().await;
-                // A connection that is gone starts again from what is recorded.
-                let _ = connection.cast(ConnectionMessage::DeliveryEnded { adoptions, report });
-            };
-            self.tasks.spawn(self.args.tasks.track_future(report));
-        }
-        for (lane, handled) in handled {
-            self.record(adoptions, lane, vec![handled]);
-        }
-    }
-
-    fn record(&self, adoptions: u64, lane: Lane, messages: Vec<HandledMessage>) {
-        if !messages.is_empty() {
-            self.tell_buffer(BufferMessage::Handled {
-                adoptions,
-                lane,
-                messages,
-            });
-        }
-    }
-
-    /// Decodes a dead letter anew and hands it to its subscriber, outside its lane: its place
-    /// there is taken. It stays a dead letter until it is handled.
-    fn redeliver(
-        &mut self,
-        number: u64,
-        letter: DeadLetter,
-        reply: RpcReplyPort<Result<(), String>>,
-    ) {
-        let (subscribers, buffer) = (self.args.subscribers.clone(), self.args.buffer.clone());
-        let redelivery = async move {
-            let result = match subscribers.redeliver(letter).await {
-                Ok(meaning) => {
-                    let meaning: Meaning = meaning;
-                    let recorded = ractor::call!(buffer, |reply| BufferMessage::LetterHandled {
-                        number,
-                        meaning,
-                        reply
-                    });
-                    recorded.map_err(|error| error.to_string())
-                }
-                Err(failure) => Err(failure),
-            };
-            let _ = reply.send(result);
-        };
-        self.tasks.spawn(self.args.tasks.track_future(redelivery));
-    }
-
-    fn send_control(&mut self, control: Control) -> Result<(), state::ImpossibleEvent> {
-        self.send(proto::StreamRequest {
-            control: Some(control),
-            ..Default::default()
-        })
-    }
-
-    fn transmit(
-        &mut self,
-        epoch: u64,
-        messages: Vec<Outgoing>,
-    ) -> Result<(), state::ImpossibleEvent> {
-        if !self.machine.state().is_connected(epoch) {
-            debug!(
-                epoch,
-                messages = messages.len(),
-                "late for its session; sent on the next"
-            );
-            return Ok(());
-        }
-        let Some(limits) = self.live.as_ref().map(|live| live.limits.clone()) else {
-            return Ok(());
-        };
-        let now = SystemTime::now();
-        for Outgoing { entry, redelivered } in &messages {
-            let latency = now
-                .duration_since(entry.accepted_at)
-                .ok()
-                .filter(|_| !redelivered);
-            self.args
-                .metrics
-                .record_message_sent(entry.lane, entry.kind.as_str_name(), latency);
-        }
-        self.args.board.count_messages(messages.len() as u64, 0);
-        for mut frame in frames::pack(messages, &limits, now) {
-            frame.acknowledgements = self.acknowledgements.take();
-            self.send(frame)?;
-        }
-        Ok(())
-    }
-
-    /// Hands a frame to the transport. Without a session it is dropped: whatever matters is in the
-    /// buffer.
-    fn send(&mut self, frame: proto::StreamRequest) -> Result<(), state::ImpossibleEvent> {
-        let Some(live) = &self.live else {
-            return Ok(());
-        };
-        let Some(frames) = &live.frames else {
-            return Ok(());
-        };
-        let epoch = live.epoch;
-        match frames.try_send(frame) {
-            Ok(()) => {
-                self.args.metrics.record_frame_sent();
-                Ok(())
-            }
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                self.end(epoch, SessionFault::Congested(FRAMES_WAITING))
-            }
-            // The session's task has ended; its report is on its way.
-            Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-        }
-    }
-
-    fn report_status(&mut self, status: &NodeStatus) -> Result<(), StreamError> {
-        let state = self.machine.state();
-        if !matches!(state, State::Connected { .. }) {
-            return Err(StreamError::NotConnected {
-                state: state.to_string(),
-            });
-        }
-        let control = Some(Control::StatusUpdate(proto::StatusUpdate::from(status)));
-        self.send(proto::StreamRequest {
-            control,
-            ..Default::default()
-        })
-        .map_err(|error| StreamError::NotConnected {
-            state: error.to_string(),
-        })
+        let fault = format!("{endpoint}: {fault}");
+        self.args
+            .board
+            .update(|status| status.connection.last_fault = Some(fault));
     }
 
     fn tell_buffer(&self, message: BufferMessage) {
@@ -849,78 +483,63 @@ impl ConnectionState {
         }
     }
 
-    fn target(&self) -> String {
-        self.live
-            .as_ref()
-            .map(|live| live.target.to_string())
-            .unwrap_or_default()
-    }
-
-    fn age(&self, now: Instant) -> Option<Duration> {
-        match self.machine.state() {
-            State::Connected { since, .. } => Some(now.duration_since(*since)),
-            _ => None,
-        }
-    }
-
-    fn post_state(&self) {
+    fn post_state(&self, before: ConnectionPhase) {
         let state = self.machine.state();
-        let target = state.target().map(ToString::to_string);
+        self.post_endpoints();
+        let after = state.phase();
+        if before == after {
+            return;
+        }
+        info!(from = %before, to = %state, "connection");
         let quarantined = matches!(state, State::Quarantined { .. });
         self.args.metrics.set_quarantined(quarantined);
-        self.args.board.update(|status| {
+        let target = state.target().map(ToString::to_string);
+        let change = ConnectionChange {
+            at: SystemTime::now(),
+            from: before,
+            to: after,
+            endpoint: target.clone(),
+            cause: state.to_string(),
+        };
+        self.args.board.connection_changed(change, |status| {
             let connection = &mut status.connection;
-            connection.phase = state.phase();
             connection.endpoint = target.or(connection.endpoint.take());
-            if self.age(Instant::now()).is_none() {
+            if state.live().is_none() {
                 connection.connected_since = None;
             }
         });
     }
 
-    fn post_blocked(&self) {
-        let Some(router) = &self.router else { return };
-        let now = Instant::now();
-        let blocked: Vec<_> = Lane::ALL
-            .into_iter()
-            .map(|lane| (lane, router.blocked(lane, now)))
-            .collect();
-        self.args.board.update(|status| {
-            for (lane, blocked) in blocked {
-                if let Some(lane) = status.lanes.iter_mut().find(|status| status.lane == lane) {
-                    lane.blocked = blocked;
-                }
-            }
-        });
+    fn post_endpoints(&self) {
+        let endpoints = self
+            .machine
+            .endpoints()
+            .view(self.machine.state().live().map(|live| &live.target));
+        for endpoint in &endpoints {
+            self.args
+                .metrics
+                .set_endpoint(&endpoint.endpoint, endpoint.reachability);
+        }
+        self.args
+            .board
+            .update(|status| status.connection.endpoints = endpoints);
     }
 
     /// One timer for whatever is due next. One that fires early is armed again.
     fn arm_timer(&mut self) {
+        let now = Instant::now();
         let deliveries = self.router.as_ref().and_then(Router::deadline);
-        let acknowledgements = self
-            .live
-            .as_ref()
-            .and_then(|_| self.acknowledgements.deadline());
-        let due = [
-            self.machine.state().deadline(),
-            deliveries,
-            acknowledgements,
-        ];
+        let live = self.machine.state().live();
+        let acknowledgements = live.and_then(|_| self.acknowledgements.deadline());
+        let due = [self.machine.deadline(now), deliveries, acknowledgements];
         let Some(due) = due.into_iter().flatten().min() else {
             return;
         };
         if self.timer_due.is_none_or(|armed| due < armed) {
-            let pause = due.saturating_duration_since(Instant::now());
+            let pause = due.saturating_duration_since(now);
             self.timer
                 .arm(pause, &self.myself, || ConnectionMessage::TimerFired);
             self.timer_due = Some(due);
         }
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

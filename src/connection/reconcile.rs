@@ -15,7 +15,7 @@ use crate::{
 /// Requests on a page.
 const PAGE: usize = 1024;
 /// Most requests that governance may hold and we did not list: what is more is a fault.
-const MAX_UNLISTED: usize = 100_000;
+pub(super) const MAX_UNLISTED: usize = 100_000;
 
 /// One exchange, from its first page to its last answer.
 #[derive(Debug)]

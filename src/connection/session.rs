@@ -1,18 +1,22 @@
-//! One session's I/O: opens the transport, registers, and reads frames until it is over. It runs
-//! as a task of the connection actor and reports to it by message.
+//! One session's I/O: opens the transport, registers when it is told to, and reads frames until
+//! it is over. It runs as a task of the connection actor and reports to it by message.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use ractor::ActorRef;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Request;
+use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery};
 
-use super::{ConnectionMessage, dial::dial, fault::SessionFault};
-use crate::{
-    config::{ConnectionConfig, Endpoint},
-    proto::{self, stream_client::StreamClient},
+use super::{
+    codec::FrameCodec,
+    ConnectionMessage, dial::dial, fault::SessionFault, probe::Probe, last_word::LastWord,
+    state::Check,
 };
+use crate::{config::Endpoint, message::Lane, proto};
+
+/// The stream's method. It is called without the generated client, for the sake of the codec.
+const METHOD: &str = "/governance.v1.Stream/BidirectionalStream";
 
 /// Frames that the actor may have in its mailbox. While none is free the reader does not read, so
 /// that HTTP/2's flow control reaches governance.
@@ -29,48 +33,63 @@ pub(crate) struct InboundFrame {
 /// A session to be run.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub epoch: u64,
+    pub dial: u64,
     pub target: Endpoint,
-    pub config: ConnectionConfig,
-    /// What is to be sent; the registration is in it already, because governance may wait for it
-    /// before it answers at all. Its end closes our half of the stream.
+    pub check: Check,
+    /// Whom the check asks, and what it needs.
+    pub probe: Probe,
+    /// Comes once the registration is in `frames`: governance may wait for it before it answers
+    /// at all.
+    pub registered: oneshot::Receiver<()>,
+    /// What is to be sent. Its end closes our half of the stream.
     pub frames: mpsc::Receiver<proto::StreamRequest>,
     pub connection: ActorRef<ConnectionMessage>,
 }
 
 impl Session {
-    /// Runs until it is over, and says why.
+    /// Runs until it is over, and says why, however it ends.
     pub(super) async fn run(self) {
-        let (epoch, connection) = (self.epoch, self.connection.clone());
+        let (dial, connection) = (self.dial, self.connection.clone());
+        let word = LastWord::new(connection, SessionFault::TaskDied, |fault| {
+            ConnectionMessage::SessionEnded { dial, fault }
+        });
         let Err(fault) = self.drive().await;
-        // An actor that is gone needs no report.
-        let _ = connection.cast(ConnectionMessage::SessionEnded { epoch, fault });
+        word.end(fault);
     }
 
-    async fn drive(self) -> Result<std::convert::Infallible, SessionFault> {
+    async fn drive(self) -> Result<Infallible, SessionFault> {
         let Self {
-            epoch,
+            dial: number,
             target,
-            config,
+            check,
+            probe,
+            registered,
             frames,
             connection,
         } = self;
         let gone = |_| SessionFault::Closed;
-        let (channel, authorization) = dial(&target, &config).await?;
+        let (channel, authorization) = dial(&target, &probe.config).await?;
+        probe.check(&channel, authorization.as_ref(), check).await?;
         connection
-            .cast(ConnectionMessage::SessionOpened { epoch })
+            .cast(ConnectionMessage::SessionOpened { dial: number })
             .map_err(gone)?;
-        let mut client =
-            StreamClient::new(channel).max_decoding_message_size(config.max_frame_bytes);
+        registered.await.map_err(|_| SessionFault::Closed)?;
+        let mut client = Grpc::new(channel).max_decoding_message_size(probe.config.max_frame_bytes);
+        client.ready().await.map_err(|error| {
+            SessionFault::Unreachable(format!("{target}: {error}"))
+        })?;
         let mut request = Request::new(ReceiverStream::new(frames));
         if let Some(authorization) = authorization {
             request
                 .metadata_mut()
                 .insert("authorization", authorization);
         }
+        let codec = FrameCodec {
+            max_messages: Lane::ALL.len() * probe.config.inbound_window.messages as usize,
+        };
         let status = |status: tonic::Status| SessionFault::from_status(&status);
         let mut responses = client
-            .bidirectional_stream(request)
+            .streaming(request, PathAndQuery::from_static(METHOD), codec)
             .await
             .map_err(status)?
             .into_inner();
@@ -87,8 +106,9 @@ impl Session {
                 frame,
                 _permit: permit,
             });
+            let dial = number;
             connection
-                .cast(ConnectionMessage::FrameReceived { epoch, frame })
+                .cast(ConnectionMessage::FrameReceived { dial, frame })
                 .map_err(gone)?;
         }
     }

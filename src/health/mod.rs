@@ -5,4 +5,7 @@ pub mod http;
 mod status;
 
 pub(crate) use status::StatusBoard;
-pub use status::{ConnectionPhase, ConnectionStatus, Health, LaneStatus, StreamStatus};
+pub use status::{
+    ConnectionChange, ConnectionPhase, ConnectionStatus, EndpointStatus, Health, LaneStatus,
+    Reachability, StreamStatus,
+};

@@ -1,9 +1,9 @@
 //! How the stream is doing, put together from what its actors last said. Pure.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::{buffer::retained::Retained, message::Lane};
 
@@ -30,6 +30,8 @@ pub enum ConnectionPhase {
     Connecting,
     /// A session is live.
     Connected,
+    /// A session is live, and another one is about to take over from it.
+    Switching,
     /// Saying goodbye.
     Draining,
     /// Waiting for the next attempt.
@@ -46,6 +48,7 @@ impl fmt::Display for ConnectionPhase {
             Self::Disconnected => "disconnected",
             Self::Connecting => "connecting",
             Self::Connected => "connected",
+            Self::Switching => "switching",
             Self::Draining => "draining",
             Self::BackingOff => "backing off",
             Self::Quarantined => "quarantined",
@@ -73,6 +76,66 @@ pub struct ConnectionStatus {
     pub sessions: u64,
     /// Why the last session or attempt ended.
     pub last_fault: Option<String>,
+    /// How long governance took to answer the last heartbeat, in microseconds.
+    pub round_trip_us: Option<u64>,
+    /// Sessions that took over from one that worked.
+    pub switches: u64,
+    /// Every endpoint, most preferred first.
+    pub endpoints: Vec<EndpointStatus>,
+    /// When the session's client certificate expires.
+    pub certificate_expires: Option<SystemTime>,
+    /// When the session's token expires, where it says so.
+    pub token_expires: Option<SystemTime>,
+    /// Why certificate, key or token cannot be read now; a live session goes on with the ones that
+    /// it began with.
+    pub credentials_fault: Option<String>,
+}
+
+/// Whether an endpoint is worth trying.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reachability {
+    /// Nobody has tried lately.
+    #[default]
+    Unknown,
+    /// It has the session, or its probes come through.
+    Up,
+    /// Its breaker is open.
+    Down,
+    /// One attempt is finding out.
+    Probing,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct EndpointStatus {
+    /// Which.
+    pub endpoint: String,
+    /// Whether it has the session, or is being tried for it.
+    pub current: bool,
+    /// Whether an operator wants this one and no other.
+    pub pinned: bool,
+    /// Whether it is worth trying.
+    pub reachability: Reachability,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last of them.
+    pub last_fault: Option<String>,
+}
+
+/// One change of what the connection is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConnectionChange {
+    /// When.
+    pub at: SystemTime,
+    /// What it was doing.
+    pub from: ConnectionPhase,
+    /// What it does now.
+    pub to: ConnectionPhase,
+    /// The endpoint that it is about.
+    pub endpoint: Option<String>,
+    /// Why.
+    pub cause: String,
 }
 
 /// One lane.
@@ -97,6 +160,8 @@ pub struct StreamStatus {
     pub health: Health,
     /// The session.
     pub connection: ConnectionStatus,
+    /// The last changes of what the connection is doing, oldest first.
+    pub changes: VecDeque<ConnectionChange>,
     /// Highest priority first.
     pub lanes: Vec<LaneStatus>,
     /// Requests without an outcome.
@@ -126,6 +191,7 @@ impl StreamStatus {
         let mut status = Self {
             health: Health::Healthy,
             connection: ConnectionStatus::default(),
+            changes: VecDeque::new(),
             lanes: Lane::ALL.into_iter().map(lane).collect(),
             open_requests: 0,
             parked_requests: 0,
@@ -141,7 +207,10 @@ impl StreamStatus {
     /// Whether a session is live.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.connection.phase == ConnectionPhase::Connected
+        matches!(
+            self.connection.phase,
+            ConnectionPhase::Connected | ConnectionPhase::Switching
+        )
     }
 
     fn judge(&self) -> Health {
@@ -162,6 +231,9 @@ impl StreamStatus {
             return Health::Unhealthy(vec![reason]);
         }
         let mut reasons = Vec::new();
+        if let Some(fault) = &connection.credentials_fault {
+            reasons.push(format!("the next session cannot begin: {fault}"));
+        }
         if !self.is_connected() {
             reasons.push(format!(
                 "no session with governance ({}): {}",
@@ -188,28 +260,62 @@ impl StreamStatus {
     }
 }
 
+/// Changes that the status shows.
+const CHANGES_SHOWN: usize = 32;
+/// Changes that may wait for a slow watcher; it is told how many it missed.
+const CHANGES_WAITING: usize = 256;
+
 /// Where the actors post how they are doing. It outlives them all.
 #[derive(Debug, Clone)]
-pub(crate) struct StatusBoard(Arc<watch::Sender<StreamStatus>>);
+pub(crate) struct StatusBoard {
+    status: Arc<watch::Sender<StreamStatus>>,
+    changes: broadcast::Sender<ConnectionChange>,
+}
 
 impl StatusBoard {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(StreamStatus::new())))
+        Self {
+            status: Arc::new(watch::Sender::new(StreamStatus::new())),
+            changes: broadcast::Sender::new(CHANGES_WAITING),
+        }
+    }
+
+    /// Every change of the connection from now on, none of them left out.
+    pub(crate) fn watch_changes(&self) -> broadcast::Receiver<ConnectionChange> {
+        self.changes.subscribe()
+    }
+
+    /// Posts what the connection does now, and why.
+    pub(crate) fn connection_changed(
+        &self,
+        change: ConnectionChange,
+        update: impl FnOnce(&mut StreamStatus),
+    ) {
+        self.update(|status| {
+            status.connection.phase = change.to;
+            update(status);
+            status.changes.push_back(change.clone());
+            if status.changes.len() > CHANGES_SHOWN {
+                status.changes.pop_front();
+            }
+        });
+        // Nobody need be watching.
+        let _ = self.changes.send(change);
     }
 
     /// The latest, and every change from now on.
     pub(crate) fn watch(&self) -> watch::Receiver<StreamStatus> {
-        self.0.subscribe()
+        self.status.subscribe()
     }
 
     /// The latest.
     pub(crate) fn latest(&self) -> StreamStatus {
-        self.0.borrow().clone()
+        self.status.borrow().clone()
     }
 
     /// Posts a change; watchers wake only when it changes something.
     pub(crate) fn update(&self, change: impl FnOnce(&mut StreamStatus)) {
-        self.0.send_if_modified(|status| {
+        self.status.send_if_modified(|status| {
             let before = status.clone();
             change(status);
             status.health = status.judge();
@@ -219,7 +325,7 @@ impl StatusBoard {
 
     /// Counts messages; watchers are not woken for it.
     pub(crate) fn count_messages(&self, sent: u64, received: u64) {
-        self.0.send_if_modified(|status| {
+        self.status.send_if_modified(|status| {
             status.connection.messages_sent += sent;
             status.connection.messages_received += received;
             false

@@ -32,7 +32,9 @@ pub use outcome::{Outcome, Progress};
 pub use pegin::{EvmAddress, PeginAck, PeginNotification, PeginStatus};
 pub use proposal::{MAX_PROPOSAL_BYTES, ProposalAck, ProposalNotification, ProposalType};
 pub use raw_transaction::RawTransaction;
-pub use session::{GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck};
+pub use session::{
+    Capabilities, GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck,
+};
 pub use signature_request::{
     BurnId, MAX_INPUTS, MAX_PSBT_BYTES, PayloadHash, PegoutBinding, SignatureRequest,
     SignatureRequestParts, TransactionType,

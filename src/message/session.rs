@@ -1,8 +1,10 @@
 //! What two sides tell each other when a session begins, and what governance says went wrong.
 
-use std::{fmt, time::Duration};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
-use super::{InvalidMessage, Lane, LedgerId, MessageId, PerLane, RequestId, SessionId};
+use super::{
+    InvalidMessage, Lane, LedgerId, MessageId, NodeId, PerLane, RequestId, SessionId,
+};
 use crate::proto;
 
 /// One side's record of one lane, both directions.
@@ -37,6 +39,21 @@ pub struct RegistrationAck {
     pub heartbeat_interval: Duration,
     /// The federation version that it signs for by default.
     pub federation_version: u32,
+    /// The node whose registration it answers.
+    pub node_id: NodeId,
+    /// The epoch of that registration.
+    pub epoch: u64,
+}
+
+/// What governance says of itself to a probe that does not register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Protocol versions that it speaks.
+    pub protocol_versions: Vec<u32>,
+    /// Names its durable record.
+    pub ledger_id: LedgerId,
+    /// In each lane, the sequence that it expects of us next.
+    pub next_expected: PerLane<u64>,
 }
 
 /// What governance accepts.
@@ -49,7 +66,7 @@ pub struct Limits {
     /// Messages in one frame.
     pub max_messages_per_frame: usize,
     /// Sustained rate over all lanes; `None` for no limit.
-    pub max_messages_per_second: Option<u32>,
+    pub max_messages_per_second: Option<NonZeroU32>,
 }
 
 impl Default for Limits {
@@ -244,6 +261,27 @@ impl TryFrom<proto::RegistrationAck> for RegistrationAck {
                 .map_err(|invalid| invalid.within("limits"))?,
             heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
             federation_version: wire.federation_version,
+            node_id: NodeId::new(wire.node_id)?,
+            epoch: wire.epoch,
+        })
+    }
+}
+
+impl TryFrom<proto::Capabilities> for Capabilities {
+    type Error = InvalidMessage;
+
+    /// A lane that is not named has taken nothing of ours.
+    fn try_from(wire: proto::Capabilities) -> Result<Self, InvalidMessage> {
+        let mut next_expected = PerLane::from_fn(|_| 1);
+        for (index, state) in wire.lanes.into_iter().take(Lane::ALL.len()).enumerate() {
+            let at = |invalid: InvalidMessage| invalid.within(format_args!("lanes[{index}]"));
+            let lane = super::wire::lane_from_wire(state.lane).map_err(at)?;
+            *next_expected.get_mut(lane) = state.next_expected;
+        }
+        Ok(Self {
+            protocol_versions: wire.protocol_versions.into_iter().take(32).collect(),
+            ledger_id: LedgerId::from_slice(&wire.ledger_id)?,
+            next_expected,
         })
     }
 }
@@ -281,7 +319,7 @@ impl TryFrom<proto::Limits> for Limits {
                 default.max_messages_per_frame,
                 1,
             )?,
-            max_messages_per_second: Some(wire.max_messages_per_second).filter(|rate| *rate > 0),
+            max_messages_per_second: NonZeroU32::new(wire.max_messages_per_second),
         })
     }
 }

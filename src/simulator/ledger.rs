@@ -660,6 +660,8 @@ impl Ledger {
                 .federations
                 .last()
                 .map_or(1, |federation| federation.version),
+            node_id: registration.node_id.clone(),
+            epoch: registration.epoch,
         };
         Ok(((registration.node_id.clone(), id), ack))
     }

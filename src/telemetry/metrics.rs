@@ -1,6 +1,9 @@
 //! Every metric, registered once in the registry that the node injects.
 
-use std::{sync::Arc, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::message::Lane;
+use crate::{health::Reachability, message::Lane};
 
 /// Label sets of bounded cardinality: endpoints and members come from the configuration, the rest
 /// from enums of this crate.
@@ -34,6 +37,8 @@ mod label {
         Cause { cause }
         Code { code }
         Actor { actor }
+        EndpointResult { endpoint, result }
+        CauseResult { cause, result }
         Member { member }
     }
 }
@@ -90,6 +95,18 @@ metrics! {
     connected: Gauge = Gauge::default(), "connected";
     /// Whether nothing is sent until an operator has looked at it
     quarantined: Gauge = Gauge::default(), "quarantined";
+    /// Whether an endpoint is well: 1 when it has the session or its probes come through, 0 when its breaker is open, 0.5 when nobody knows
+    endpoint_up: Family<label::Endpoint, GaugeF64> = Family::default(), "endpoint_up";
+    /// Probes of endpoints without the session
+    endpoint_probes: Family<label::EndpointResult, Counter> = Family::default(), "endpoint_probes";
+    /// Planned moves to another session, by what they were for
+    switches: Family<label::CauseResult, Counter> = Family::default(), "switches";
+    /// How long no message was sent because another session took over
+    switch_pause: Histogram = send_histogram(), "switch_pause_seconds";
+    /// When the session's client certificate expires, in seconds since 1970
+    certificate_expiry: GaugeF64 = Gauge::default(), "certificate_expiry_timestamp_seconds";
+    /// When the session's token expires, in seconds since 1970, where it says so
+    token_expiry: GaugeF64 = Gauge::default(), "token_expiry_timestamp_seconds";
     /// Sequenced messages handed to the transport
     messages_sent: Family<label::LaneKind, Counter> = Family::default(), "messages_sent";
     /// Sequenced messages taken from governance
@@ -190,6 +207,52 @@ impl Metrics {
             .get_or_create(&label)
             .set(age.unwrap_or_default().as_secs_f64());
         self.0.connected.set(i64::from(age.is_some()));
+    }
+
+    /// Whether an endpoint is worth trying.
+    pub fn set_endpoint(&self, endpoint: &str, reachability: Reachability) {
+        let label = label::Endpoint {
+            endpoint: endpoint.to_owned(),
+        };
+        self.0
+            .endpoint_up
+            .get_or_create(&label)
+            .set(match reachability {
+                Reachability::Up => 1.0,
+                Reachability::Unknown | Reachability::Probing => 0.5,
+                Reachability::Down => 0.0,
+            });
+    }
+
+    /// A probe came back.
+    pub fn record_probe(&self, endpoint: &str, well: bool) {
+        let label = label::EndpointResult {
+            endpoint: endpoint.to_owned(),
+            result: if well { "well" } else { "failed" }.to_owned(),
+        };
+        self.0.endpoint_probes.get_or_create(&label).inc();
+    }
+
+    /// A planned move to another session: the pause that it cost, or that it did not come about.
+    pub fn record_switch(&self, cause: &'static str, pause: Option<Duration>) {
+        let label = label::CauseResult {
+            cause: cause.to_owned(),
+            result: if pause.is_some() { "done" } else { "failed" }.to_owned(),
+        };
+        self.0.switches.get_or_create(&label).inc();
+        if let Some(pause) = pause {
+            self.0.switch_pause.observe(pause.as_secs_f64());
+        }
+    }
+
+    /// When certificate and token of the session expire, as far as they say so.
+    pub fn set_expiries(&self, certificate: Option<SystemTime>, token: Option<SystemTime>) {
+        let seconds = |at: Option<SystemTime>| {
+            let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            since.map_or(0.0, |since| since.as_secs_f64())
+        };
+        self.0.certificate_expiry.set(seconds(certificate));
+        self.0.token_expiry.set(seconds(token));
     }
 
     /// There is no session.
@@ -431,6 +494,10 @@ mod tests {
         metrics.record_connection_established("http://127.0.0.1:1", true);
         metrics.set_connection_duration("http://127.0.0.1:1", Some(moment));
         metrics.set_quarantined(false);
+        metrics.set_endpoint("http://127.0.0.1:1", Reachability::Up);
+        metrics.record_probe("http://127.0.0.1:1", true);
+        metrics.record_switch("drain", Some(moment));
+        metrics.set_expiries(None, None);
         metrics.record_connection_failure("http://127.0.0.1:1", "closed");
         metrics.record_message_sent(lane, "signature_request", Some(moment));
         metrics.record_message_received(lane, "signature_response");

@@ -2,6 +2,7 @@
 //! the bounds that the proto's comments state; what does not fit is an [`InvalidMessage`] that
 //! names field, value and bound.
 
+mod bounds;
 mod federation;
 mod pegin;
 mod proposal;
@@ -12,10 +13,18 @@ use std::str::FromStr;
 use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash, secp256k1};
 use prost::{Message, bytes::Bytes};
 
-use super::{Inbound, InvalidMessage, Lane, MessageId, NodeStatus, Outbound, Reject, RequestId};
+use super::{
+    Inbound, InvalidMessage, Lane, MAX_INPUTS, MessageId, NodeStatus, Outbound, Reject, RequestId,
+};
 use crate::proto::{self, Kind};
 
+pub(crate) use bounds::{check_fields, embedded};
+
 pub(crate) use signature::{failure_code_from_wire, tx_type_from_wire};
+
+/// Fields in one payload: a signature of each of fifteen members for each input is the most there
+/// can be.
+const MAX_PAYLOAD_FIELDS: usize = 16 * MAX_INPUTS;
 
 /// A message for governance: what it is, and its encoding.
 #[must_use]
@@ -58,6 +67,7 @@ pub fn encode(message: &Outbound) -> (Kind, Bytes) {
 /// When the kind is unknown or not of this lane, the bytes are no such message, or a field is out
 /// of its bounds.
 pub fn decode(lane: Lane, kind: i32, payload: &[u8]) -> Result<Inbound, InvalidMessage> {
+    check_fields(payload, MAX_PAYLOAD_FIELDS).map_err(|invalid| invalid.within("payload"))?;
     match (lane, Kind::try_from(kind)) {
         (Lane::Signing, Ok(Kind::SignatureResponse)) => parse::<proto::SignatureResponse>(payload)?
             .try_into()
@@ -216,7 +226,7 @@ impl TryFrom<proto::Withdrawn> for MessageId {
 }
 
 /// Text that only people read is cut to its bound, never refused.
-pub(super) fn for_people(text: String, max_chars: usize) -> String {
+pub(crate) fn for_people(text: String, max_chars: usize) -> String {
     match text.char_indices().nth(max_chars) {
         Some((end, _)) => text.get(..end).unwrap_or_default().to_owned(),
         None => text,

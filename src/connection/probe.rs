@@ -1,0 +1,158 @@
+//! Finds out whether an endpoint is well without registering there: what it says of its health,
+//! what it speaks, and whether it has everything that governance acknowledged elsewhere.
+
+use std::sync::Arc;
+
+use ractor::{ActorRef, rpc::CallResult};
+use tonic::{
+    Code, Request,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::{
+    ConnectionMessage, PROTOCOL_VERSION, dial::dial, fault::SessionFault, last_word::LastWord,
+    state::Check,
+};
+use crate::{
+    buffer::{BufferMessage, Watermarks},
+    config::{ConnectionConfig, Endpoint},
+    message::{Capabilities, NodeId},
+    proto::{self, stream_client::StreamClient},
+};
+
+/// The service whose health is asked for.
+const SERVICE: &str = "governance.v1.Stream";
+
+/// What a probe needs.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    pub config: Arc<ConnectionConfig>,
+    pub node_id: NodeId,
+    /// Knows what was acknowledged.
+    pub buffer: ActorRef<BufferMessage>,
+}
+
+impl Probe {
+    /// Probes an endpoint on a connection of its own, and reports.
+    pub(super) async fn run(self, endpoint: Endpoint, connection: ActorRef<ConnectionMessage>) {
+        let probed = |result| ConnectionMessage::Probed {
+            endpoint: endpoint.clone(),
+            result,
+        };
+        let word = LastWord::new(connection, Err(SessionFault::TaskDied), probed);
+        let within = self.config.connect_deadline;
+        let probing = async {
+            let (channel, authorization) = dial(&endpoint, &self.config).await?;
+            self.check(&channel, authorization.as_ref(), Check::InStep)
+                .await
+        };
+        let result = tokio::time::timeout(within + self.config.probe_deadline, probing).await;
+        let too_slow = SessionFault::TooSlow {
+            awaited: "answer to a probe",
+            within,
+        };
+        word.end(result.unwrap_or(Err(too_slow)));
+    }
+
+    /// Checks what is to be checked on an open connection.
+    pub(super) async fn check(
+        &self,
+        channel: &Channel,
+        authorization: Option<&MetadataValue<Ascii>>,
+        check: Check,
+    ) -> Result<(), SessionFault> {
+        if check == Check::None {
+            return Ok(());
+        }
+        let within = self.config.probe_deadline;
+        let checking = async {
+            // Before the endpoint is asked: what is acknowledged meanwhile it need not have.
+            let acknowledged = match check {
+                Check::InStep => Some(self.acknowledged().await?),
+                Check::None | Check::Serving => None,
+            };
+            serves(channel, authorization).await?;
+            let capabilities = self.capabilities(channel, authorization).await?;
+            match acknowledged {
+                Some(acknowledged) => acknowledged
+                    .judge(&capabilities)
+                    .map_err(SessionFault::Resume),
+                None => Ok(()),
+            }
+        };
+        let awaited = "answer to a probe";
+        tokio::time::timeout(within, checking)
+            .await
+            .unwrap_or(Err(SessionFault::TooSlow { awaited, within }))
+    }
+
+    async fn acknowledged(&self) -> Result<Watermarks, SessionFault> {
+        let within = self.config.probe_deadline;
+        let read = |reply| BufferMessage::ReadWatermarks { reply };
+        match self.buffer.call(read, Some(within)).await {
+            Ok(CallResult::Success(acknowledged)) => Ok(acknowledged),
+            _ => Err(SessionFault::Buffer {
+                awaited: "watermarks",
+                within,
+            }),
+        }
+    }
+
+    async fn capabilities(
+        &self,
+        channel: &Channel,
+        authorization: Option<&MetadataValue<Ascii>>,
+    ) -> Result<Capabilities, SessionFault> {
+        let request = proto::CapabilitiesRequest {
+            node_id: self.node_id.to_string(),
+        };
+        let answer = StreamClient::new(channel.clone())
+            .max_decoding_message_size(self.config.max_frame_bytes)
+            .get_capabilities(authorised(request, authorization))
+            .await
+            .map_err(|status| SessionFault::from_status(&status))?;
+        let capabilities = Capabilities::try_from(answer.into_inner())
+            .map_err(|invalid| invalid.within("capabilities"))?;
+        if !capabilities.protocol_versions.contains(&PROTOCOL_VERSION) {
+            return Err(SessionFault::OtherVersion {
+                spoken: capabilities.protocol_versions,
+                ours: PROTOCOL_VERSION,
+            });
+        }
+        Ok(capabilities)
+    }
+}
+
+/// Whether the endpoint says that it serves. One that has no health service is taken at the word
+/// of its capabilities.
+async fn serves(
+    channel: &Channel,
+    authorization: Option<&MetadataValue<Ascii>>,
+) -> Result<(), SessionFault> {
+    let request = HealthCheckRequest {
+        service: SERVICE.to_owned(),
+    };
+    let answer = HealthClient::new(channel.clone())
+        .check(authorised(request, authorization))
+        .await;
+    match answer {
+        Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
+        Ok(_) => Err(SessionFault::NotServing),
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => Ok(()),
+        Err(status) => Err(SessionFault::from_status(&status)),
+    }
+}
+
+fn authorised<T>(message: T, authorization: Option<&MetadataValue<Ascii>>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(authorization) = authorization {
+        request
+            .metadata_mut()
+            .insert("authorization", authorization.clone());
+    }
+    request
+}
