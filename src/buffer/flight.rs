@@ -236,7 +236,8 @@ mod tests {
             ],
             10,
         );
-        let taken = Flight::new(&retained, window(100, 1 << 20), None).take(&retained, Instant::now());
+        let taken =
+            Flight::new(&retained, window(100, 1 << 20), None).take(&retained, Instant::now());
         for (lane, share) in SHARES {
             let first_round = taken.iter().take(26).filter(|(l, _)| *l == lane).count();
             assert_eq!(first_round, share, "{lane}");
@@ -314,12 +315,19 @@ mod tests {
         let mut flight = Flight::new(&retained, window(100, 1 << 20), Some(pace));
         let first = flight.take(&retained, now);
         assert_eq!(first.len(), 10, "a burst");
-        assert!(first.iter().all(|(lane, _)| *lane == Lane::Signing), "the highest lane first");
+        assert!(
+            first.iter().all(|(lane, _)| *lane == Lane::Signing),
+            "the highest lane first"
+        );
         let next = flight.paced_until().expect("more waits");
         assert!(flight.take(&retained, now).is_empty());
         assert_eq!(flight.take(&retained, next), [(Lane::Signing, 11)]);
         let later = now + std::time::Duration::from_secs(1);
-        assert_eq!(flight.take(&retained, later).len(), 10, "no more than a burst comes of a rest");
+        assert_eq!(
+            flight.take(&retained, later).len(),
+            10,
+            "no more than a burst comes of a rest"
+        );
     }
 
     proptest::proptest! {

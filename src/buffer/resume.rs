@@ -91,7 +91,10 @@ impl Watermarks {
 
     /// Whether an endpoint that said this later has everything that was acknowledged before.
     pub(crate) fn judge(&self, theirs: &Capabilities) -> Result<(), ResumeFault> {
-        if self.ledger_id.is_some_and(|known| known != theirs.ledger_id) {
+        if self
+            .ledger_id
+            .is_some_and(|known| known != theirs.ledger_id)
+        {
             return Err(ResumeFault::LedgerChanged);
         }
         for (lane, first_retained) in self.first_unacknowledged.iter() {

@@ -143,7 +143,10 @@ mod tests {
         breaker.failed(now, S, 2);
         breaker.succeeded();
         breaker.failed(now, S, 2);
-        assert!(!breaker.is_closed(), "accepted and lost again is no success");
+        assert!(
+            !breaker.is_closed(),
+            "accepted and lost again is no success"
+        );
         breaker.succeeded();
         breaker.stable();
         breaker.failed(now, S, 2);

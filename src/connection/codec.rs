@@ -62,7 +62,8 @@ impl Decoder for FrameDecoder {
     type Error = Status;
 
     fn decode(&mut self, encoded: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let excess = |error: crate::message::InvalidMessage| Status::out_of_range(error.to_string());
+        let excess =
+            |error: crate::message::InvalidMessage| Status::out_of_range(error.to_string());
         wire::check_fields(encoded.chunk(), self.max_fields).map_err(excess)?;
         for (_, embedded) in wire::embedded(encoded.chunk()) {
             wire::check_fields(embedded, MAX_CONTROL_FIELDS).map_err(excess)?;

@@ -45,7 +45,9 @@ pub enum SessionFault {
     #[error("the endpoint says that it is not serving")]
     NotServing,
     /// It speaks other versions of the protocol than we do.
-    #[error("the endpoint speaks protocol versions {spoken:?}, this node speaks {ours}; upgrade one of them")]
+    #[error(
+        "the endpoint speaks protocol versions {spoken:?}, this node speaks {ours}; upgrade one of them"
+    )]
     OtherVersion {
         /// The endpoint's.
         spoken: Vec<u32>,
@@ -56,7 +58,9 @@ pub enum SessionFault {
     #[error("governance has been silent for {0:?}")]
     Silent(Duration),
     /// Heartbeats are answered, but what was sent is not acknowledged.
-    #[error("governance answers heartbeats, but has acknowledged nothing of lane {lane} for {stalled:?}")]
+    #[error(
+        "governance answers heartbeats, but has acknowledged nothing of lane {lane} for {stalled:?}"
+    )]
     Stalled {
         /// The lane that waits longest.
         lane: Lane,

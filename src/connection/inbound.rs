@@ -110,7 +110,10 @@ impl ConnectionState {
             return Ok(());
         }
         let now = Instant::now();
-        let within_limits = self.lines.current_mut().is_none_or(|line| news || line.idle_frame(now));
+        let within_limits = self
+            .lines
+            .current_mut()
+            .is_none_or(|line| news || line.idle_frame(now));
         if !within_limits {
             let limit = self.args.config.idle_frames_per_second;
             let fault = format!("more than {limit} frames a second that bring nothing new");
@@ -322,7 +325,10 @@ impl ConnectionState {
             let result = match tokio::time::timeout(REDELIVERY_DEADLINE, redelivered).await {
                 Ok(Ok(meaning)) => match handled(meaning).await {
                     Ok(CallResult::Success(())) => Ok(()),
-                    _ => Err("it was handled, but the journal did not say so; it may come again".to_owned()),
+                    _ => Err(
+                        "it was handled, but the journal did not say so; it may come again"
+                            .to_owned(),
+                    ),
                 },
                 Ok(Err(failure)) => Err(failure),
                 Err(_) => Err(format!(

@@ -14,11 +14,7 @@ pub(super) struct LastWord<T, F: Fn(T) -> ConnectionMessage> {
 
 impl<T, F: Fn(T) -> ConnectionMessage> LastWord<T, F> {
     /// `otherwise` is what is told of a task that does not come to its [end](Self::end).
-    pub(super) fn new(
-        connection: ActorRef<ConnectionMessage>,
-        otherwise: T,
-        message: F,
-    ) -> Self {
+    pub(super) fn new(connection: ActorRef<ConnectionMessage>, otherwise: T, message: F) -> Self {
         Self {
             connection,
             message,

@@ -32,7 +32,6 @@ pub(super) struct Line {
     pub dial: u64,
     /// Names it for buffer and governance, from its registration on.
     pub epoch: Option<u64>,
-    pub target: Endpoint,
     /// To the transport; dropped for our half of the goodbye.
     pub frames: Option<mpsc::Sender<proto::StreamRequest>>,
     /// Lets the session's task register.
@@ -58,7 +57,6 @@ impl Line {
         let line = Self {
             dial,
             epoch: None,
-            target: target.clone(),
             frames: Some(frames),
             registered: Some(registered),
             limits: Limits::default(),

@@ -9,9 +9,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery};
 
 use super::{
-    codec::FrameCodec,
-    ConnectionMessage, dial::dial, fault::SessionFault, probe::Probe, last_word::LastWord,
-    state::Check,
+    ConnectionMessage, codec::FrameCodec, dial::dial, fault::SessionFault, last_word::LastWord,
+    probe::Probe, state::Check,
 };
 use crate::{config::Endpoint, message::Lane, proto};
 
@@ -75,9 +74,10 @@ impl Session {
             .map_err(gone)?;
         registered.await.map_err(|_| SessionFault::Closed)?;
         let mut client = Grpc::new(channel).max_decoding_message_size(probe.config.max_frame_bytes);
-        client.ready().await.map_err(|error| {
-            SessionFault::Unreachable(format!("{target}: {error}"))
-        })?;
+        client
+            .ready()
+            .await
+            .map_err(|error| SessionFault::Unreachable(format!("{target}: {error}")))?;
         let mut request = Request::new(ReceiverStream::new(frames));
         if let Some(authorization) = authorization {
             request

@@ -324,9 +324,16 @@ impl Machine {
             (State::Connecting { target, dial, .. }, Event::Opened { .. }) => {
                 self.prepare(target, dial, now)
             }
-            (State::Switching { from, to, dial, cause, .. }, Event::Opened { dial: opened })
-                if opened == dial =>
-            {
+            (
+                State::Switching {
+                    from,
+                    to,
+                    dial,
+                    cause,
+                    ..
+                },
+                Event::Opened { dial: opened },
+            ) if opened == dial => {
                 let from = from.dial;
                 let (state, prepare) = self.prepare(to, dial, now);
                 let hand_over = Action::HandOver { from, dial, cause };
@@ -334,19 +341,38 @@ impl Machine {
             }
             (State::Preparing { target, dial, .. }, Event::Prepared { .. }) => {
                 let until = now + self.config.registration_deadline;
-                let state = State::Registering { target, dial, until };
+                let state = State::Registering {
+                    target,
+                    dial,
+                    until,
+                };
                 (state, vec![Action::Register { dial }])
             }
             (State::Registering { target, dial, .. }, Event::Registered { interval, .. }) => {
                 let interval = interval.min(self.config.heartbeat_interval);
                 let until = now + self.config.registration_deadline;
-                let state = State::Judging { target, dial, interval, until };
+                let state = State::Judging {
+                    target,
+                    dial,
+                    interval,
+                    until,
+                };
                 (state, vec![Action::Judge { dial }])
             }
-            (State::Judging { target, dial, interval, .. }, Event::Judged { .. }) => {
+            (
+                State::Judging {
+                    target,
+                    dial,
+                    interval,
+                    ..
+                },
+                Event::Judged { .. },
+            ) => {
                 self.endpoints.accepted(&target);
                 self.endpoints.watch_others(&target, now, random);
-                let begin = Action::Begin { target: target.clone() };
+                let begin = Action::Begin {
+                    target: target.clone(),
+                };
                 let live = Live::new(target, dial, interval, &self.config, now);
                 (State::Connected(live), vec![begin])
             }
@@ -354,23 +380,54 @@ impl Machine {
             (State::Connected(live), event) if is_traffic(&event) => {
                 (State::Connected(traffic(live, &event, now)), Vec::new())
             }
-            (State::Switching { from, to, dial, cause, until }, event) if is_traffic(&event) => {
+            (
+                State::Switching {
+                    from,
+                    to,
+                    dial,
+                    cause,
+                    until,
+                },
+                event,
+            ) if is_traffic(&event) => {
                 let from = traffic(from, &event, now);
-                let state = State::Switching { from, to, dial, cause, until };
+                let state = State::Switching {
+                    from,
+                    to,
+                    dial,
+                    cause,
+                    until,
+                };
                 (state, Vec::new())
             }
             // What comes before the session is judged, or after our goodbye, says nothing new.
             (
-                state @ (State::Registering { .. } | State::Judging { .. } | State::Draining { .. }),
+                state
+                @ (State::Registering { .. } | State::Judging { .. } | State::Draining { .. }),
                 Event::Heard { .. } | Event::Acknowledged { .. } | Event::Drain { .. },
             ) => (state, Vec::new()),
             (State::Connected(live), Event::Drain { grace, .. }) => {
                 let live = self.drained(live, grace, now);
                 self.leave(live, now)
             }
-            (State::Switching { from, to, dial, cause, until }, Event::Drain { grace, .. }) => {
+            (
+                State::Switching {
+                    from,
+                    to,
+                    dial,
+                    cause,
+                    until,
+                },
+                Event::Drain { grace, .. },
+            ) => {
                 let from = self.drained(from, grace, now);
-                let state = State::Switching { from, to, dial, cause, until };
+                let state = State::Switching {
+                    from,
+                    to,
+                    dial,
+                    cause,
+                    until,
+                };
                 (state, Vec::new())
             }
 
@@ -378,21 +435,45 @@ impl Machine {
                 State::Disconnected,
                 vec![Action::Abandon { dial }, Action::Stopped],
             ),
-            (State::Switching { from, to, dial, cause, .. }, Event::Ended { dial: ended, fault })
-                if ended == dial =>
-            {
-                self.stay(from, to, dial, cause, fault, now, random)
-            }
+            (
+                State::Switching {
+                    from,
+                    to,
+                    dial,
+                    cause,
+                    ..
+                },
+                Event::Ended { dial: ended, fault },
+            ) if ended == dial => self.stay(from, to, dial, cause, fault, now, random),
             // The old session is lost before its successor is there: that one goes on alone.
-            (State::Switching { from, to, dial, until, .. }, Event::Ended { fault, .. }) => {
+            (
+                State::Switching {
+                    from,
+                    to,
+                    dial,
+                    until,
+                    ..
+                },
+                Event::Ended { fault, .. },
+            ) => {
                 let actions = self.lost(&from, fault, now, random);
-                (State::Connecting { target: to, dial, until }, actions)
+                (
+                    State::Connecting {
+                        target: to,
+                        dial,
+                        until,
+                    },
+                    actions,
+                )
             }
             (state, Event::Ended { fault, .. }) => self.lose(state, fault, now, random),
 
             (state, Event::Probed { endpoint, result }) => {
                 self.endpoints.probed(&endpoint, &result, now, random);
-                let report = result.err().map(|fault| Action::Report { target: endpoint, fault });
+                let report = result.err().map(|fault| Action::Report {
+                    target: endpoint,
+                    fault,
+                });
                 (state, report.into_iter().collect())
             }
 
@@ -400,13 +481,16 @@ impl Machine {
 
             (state, Event::DeadlineReached) => self.overdue(state, now, random),
 
-            (state @ State::Draining { .. }, Event::Move { .. } | Event::Resume | Event::Shutdown) => {
-                (state, Vec::new())
-            }
+            (
+                state @ State::Draining { .. },
+                Event::Move { .. } | Event::Resume | Event::Shutdown,
+            ) => (state, Vec::new()),
             (state, Event::Move { target }) => self.move_to(state, target, now),
 
             (
-                state @ (State::Quarantined { .. } | State::Failed { .. } | State::BackingOff { .. }),
+                state @ (State::Quarantined { .. }
+                | State::Failed { .. }
+                | State::BackingOff { .. }),
                 Event::Resume,
             ) => {
                 self.endpoints.forgive();
@@ -437,7 +521,8 @@ impl Machine {
     fn is_late(&self, event: &Event) -> bool {
         match event {
             Event::Opened { dial } | Event::Ended { dial, .. } => {
-                let switching = matches!(&self.state, State::Switching { dial: next, .. } if next == dial);
+                let switching =
+                    matches!(&self.state, State::Switching { dial: next, .. } if next == dial);
                 self.state.dial() != Some(*dial) && !switching
             }
             Event::Prepared { dial }
@@ -481,8 +566,19 @@ impl Machine {
             Check::None
         };
         let (dial, until) = self.dial(now, check);
-        let action = Action::Dial { target: target.clone(), dial, check };
-        Some((State::Connecting { target, dial, until }, vec![action]))
+        let action = Action::Dial {
+            target: target.clone(),
+            dial,
+            check,
+        };
+        Some((
+            State::Connecting {
+                target,
+                dial,
+                until,
+            },
+            vec![action],
+        ))
     }
 
     fn dial(&mut self, now: Instant, check: Check) -> (u64, Instant) {
@@ -496,14 +592,21 @@ impl Machine {
 
     fn prepare(&self, target: Endpoint, dial: u64, now: Instant) -> (State, Vec<Action>) {
         let until = now + self.config.registration_deadline;
-        let state = State::Preparing { target, dial, until };
+        let state = State::Preparing {
+            target,
+            dial,
+            until,
+        };
         (state, vec![Action::Prepare { dial }])
     }
 
     fn drained(&mut self, mut live: Live, grace: Duration, now: Instant) -> Live {
         // It is no place to come back to before it has had time to close and start again.
         self.endpoints.drained(&live.target, now + grace);
-        live.leaving = Some(Leaving { cause: SwitchCause::Drain, at: now });
+        live.leaving = Some(Leaving {
+            cause: SwitchCause::Drain,
+            at: now,
+        });
         live
     }
 
@@ -532,8 +635,18 @@ impl Machine {
         self.endpoints.stop_watching();
         let check = Check::InStep;
         let (dial, until) = self.dial(now, check);
-        let action = Action::Dial { target: to.clone(), dial, check };
-        let state = State::Switching { from: live, to, dial, cause, until };
+        let action = Action::Dial {
+            target: to.clone(),
+            dial,
+            check,
+        };
+        let state = State::Switching {
+            from: live,
+            to,
+            dial,
+            cause,
+            until,
+        };
         (state, vec![action])
     }
 
@@ -566,22 +679,48 @@ impl Machine {
             _ => Some(again),
         };
         self.endpoints.watch_others(&from.target, now, random);
-        let actions = vec![Action::Abandon { dial }, Action::ReportSwitch { to, cause, fault }];
+        let actions = vec![
+            Action::Abandon { dial },
+            Action::ReportSwitch { to, cause, fault },
+        ];
         (State::Connected(from), actions)
     }
 
-    fn credentials_changed(&mut self, state: State, now: Instant, random: f64) -> (State, Vec<Action>) {
+    fn credentials_changed(
+        &mut self,
+        state: State,
+        now: Instant,
+        random: f64,
+    ) -> (State, Vec<Action>) {
         self.endpoints.credentials_changed();
-        let leaving = Leaving { cause: SwitchCause::Credentials, at: now };
+        let leaving = Leaving {
+            cause: SwitchCause::Credentials,
+            at: now,
+        };
         match state {
             State::Connected(mut live) => {
                 live.leaving = Some(leaving);
                 self.leave(live, now)
             }
             // The dial that is under way may have read the old ones.
-            State::Switching { mut from, to, dial, cause, until } => {
+            State::Switching {
+                mut from,
+                to,
+                dial,
+                cause,
+                until,
+            } => {
                 from.leaving = Some(leaving);
-                (State::Switching { from, to, dial, cause, until }, Vec::new())
+                (
+                    State::Switching {
+                        from,
+                        to,
+                        dial,
+                        cause,
+                        until,
+                    },
+                    Vec::new(),
+                )
             }
             State::BackingOff { attempt, cause, .. } if cause.is_about_credentials() => {
                 self.back_off(attempt, cause, now, random)
@@ -596,10 +735,23 @@ impl Machine {
         let registration_deadline = self.config.registration_deadline;
         match state {
             State::Connected(live) => self.tick(live, now, random),
-            State::Switching { mut from, to, dial, cause, until } => match from.tick(&self.config, now) {
+            State::Switching {
+                mut from,
+                to,
+                dial,
+                cause,
+                until,
+            } => match from.tick(&self.config, now) {
                 Err(fault) => {
                     let actions = self.lost(&from, fault, now, random);
-                    (State::Connecting { target: to, dial, until }, actions)
+                    (
+                        State::Connecting {
+                            target: to,
+                            dial,
+                            until,
+                        },
+                        actions,
+                    )
                 }
                 Ok(_) if until <= now => {
                     let fault = too_slow("connection", self.config.connect_deadline);
@@ -607,14 +759,23 @@ impl Machine {
                 }
                 Ok(due) => {
                     let actions = self.carried(&from, due);
-                    (State::Switching { from, to, dial, cause, until }, actions)
+                    (
+                        State::Switching {
+                            from,
+                            to,
+                            dial,
+                            cause,
+                            until,
+                        },
+                        actions,
+                    )
                 }
             },
             state if self.waits_longer(&state, now) => (state, Vec::new()),
             State::BackingOff { attempt, cause, .. } => match self.endpoints.next(now) {
-                Some(next) if next.at <= now => {
-                    self.attempt(now).unwrap_or((State::Disconnected, Vec::new()))
-                }
+                Some(next) if next.at <= now => self
+                    .attempt(now)
+                    .unwrap_or((State::Disconnected, Vec::new())),
                 _ => self.back_off(attempt, cause, now, random),
             },
             State::Connecting { .. } => {
@@ -662,7 +823,10 @@ impl Machine {
         let probes = self.endpoints.due_probes(now).into_iter();
         actions.extend(probes.map(|endpoint| Action::Probe { endpoint }));
         if self.endpoints.better_than(&live.target, now).is_some() {
-            let failback = Leaving { cause: SwitchCause::Failback, at: now };
+            let failback = Leaving {
+                cause: SwitchCause::Failback,
+                at: now,
+            };
             live.leaving.get_or_insert(failback);
         }
         let (state, leave) = self.leave(live, now);
@@ -681,7 +845,12 @@ impl Machine {
         actions
     }
 
-    fn move_to(&mut self, state: State, target: Option<Endpoint>, now: Instant) -> (State, Vec<Action>) {
+    fn move_to(
+        &mut self,
+        state: State,
+        target: Option<Endpoint>,
+        now: Instant,
+    ) -> (State, Vec<Action>) {
         self.endpoints.pin(target.clone());
         let (mut live, mut actions) = match state {
             State::Connected(live) => (live, Vec::new()),
@@ -698,10 +867,12 @@ impl Machine {
                 return (state, abandon.into_iter().chain(dial).collect());
             }
         };
-        live.leaving = target.filter(|target| *target != live.target).map(|_| Leaving {
-            cause: SwitchCause::Operator,
-            at: now,
-        });
+        live.leaving = target
+            .filter(|target| *target != live.target)
+            .map(|_| Leaving {
+                cause: SwitchCause::Operator,
+                at: now,
+            });
         let (state, dial) = self.leave(live, now);
         actions.extend(dial);
         (state, actions)
@@ -719,7 +890,14 @@ impl Machine {
         };
         let Live { target, dial, .. } = live;
         let until = now + GOODBYE_DEADLINE;
-        (State::Draining { target, dial, until }, actions)
+        (
+            State::Draining {
+                target,
+                dial,
+                until,
+            },
+            actions,
+        )
     }
 
     /// A live session is over.
@@ -729,11 +907,18 @@ impl Machine {
         // takes the refusal for final.
         let was_drained = matches!(
             live.leaving,
-            Some(Leaving { cause: SwitchCause::Drain, .. })
+            Some(Leaving {
+                cause: SwitchCause::Drain,
+                ..
+            })
         );
         if !was_drained {
             let refused = fault.remedy() == Remedy::Slowly;
-            let counted = if refused { &SessionFault::Closed } else { &fault };
+            let counted = if refused {
+                &SessionFault::Closed
+            } else {
+                &fault
+            };
             self.endpoints.failed(&live.target, counted, now, random);
         }
         let (target, dial) = (live.target.clone(), live.dial);
@@ -789,7 +974,11 @@ impl Machine {
             return (State::Disconnected, Vec::new());
         };
         let spread = backoff::delay(&self.config.backoff, 1, random);
-        let until = if next.at <= now { now + spread } else { next.at };
+        let until = if next.at <= now {
+            now + spread
+        } else {
+            next.at
+        };
         let state = State::BackingOff {
             target: next.target,
             until,

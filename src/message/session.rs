@@ -2,9 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
-use super::{
-    InvalidMessage, Lane, LedgerId, MessageId, NodeId, PerLane, RequestId, SessionId,
-};
+use super::{InvalidMessage, Lane, LedgerId, MessageId, NodeId, PerLane, RequestId, SessionId};
 use crate::proto;
 
 /// One side's record of one lane, both directions.
