@@ -5,9 +5,15 @@
 //! report back by message, tagged with the session they belong to.
 
 mod backoff;
+#[allow(
+    dead_code,
+    reason = "the actor watches credentials once it can switch to new ones"
+)]
+mod credentials;
 mod dial;
 mod fault;
 mod frames;
+mod handshake;
 mod reconcile;
 mod session;
 mod state;

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
-use super::{ConnectionMessage, dial::dial, fault::SessionFault};
+use super::{ConnectionMessage, credentials::Credentials, dial::dial, fault::SessionFault};
 use crate::{
     config::{ConnectionConfig, Endpoint},
     proto::{self, stream_client::StreamClient},
@@ -56,19 +56,20 @@ impl Session {
             connection,
         } = self;
         let gone = |_| SessionFault::Closed;
-        let (channel, authorization) = dial(&target, &config).await?;
+        let credentials = Credentials::load(&config).await?;
+        let channel = dial(&target, &config, &credentials).await?;
         connection
             .cast(ConnectionMessage::SessionOpened { epoch })
             .map_err(gone)?;
         let mut client =
             StreamClient::new(channel).max_decoding_message_size(config.max_frame_bytes);
         let mut request = Request::new(ReceiverStream::new(frames));
-        if let Some(authorization) = authorization {
+        if let Some(authorization) = credentials.authorization {
             request
                 .metadata_mut()
                 .insert("authorization", authorization);
         }
-        let status = |status: tonic::Status| SessionFault::from_status(&status);
+        let status = |status: tonic::Status| SessionFault::from_status(&target, &status);
         let mut responses = client
             .bidirectional_stream(request)
             .await
