@@ -1,11 +1,11 @@
 //! `simulator`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use bitcoin::Network;
 use clap::Args;
-use governance_stream::simulator::{Simulator, SimulatorConfig};
+use governance_stream::simulator::{Simulator, SimulatorConfig, SimulatorTls};
 use serde_json::json;
 
 use super::asked_to_stop;
@@ -36,13 +36,36 @@ pub(super) struct SimulatorArgs {
     /// Bearer token that nodes must show.
     #[arg(long, env = "GOVERNANCE_SIMULATOR_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Certificate chain, PEM: TLS at every endpoint.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Who vouches for nodes, PEM: mutual TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
     /// One JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
 
+fn tls(args: &SimulatorArgs) -> anyhow::Result<Option<SimulatorTls>> {
+    let read = |path: &PathBuf| {
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(None);
+    };
+    Ok(Some(SimulatorTls {
+        client_ca: args.client_ca.as_ref().map(read).transpose()?,
+        ..SimulatorTls::new(read(certificate)?, read(key)?)
+    }))
+}
+
 pub(super) async fn run(args: SimulatorArgs) -> anyhow::Result<ExitCode> {
     let simulator = Simulator::start(SimulatorConfig {
+        tls: tls(&args)?,
         members: args.members,
         threshold: args.threshold,
         seed: args.seed,

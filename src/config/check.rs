@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+
 use super::{
     BufferConfig, Config, ConfigError, ConfigFault, ConnectionConfig, RequestConfig,
     SubscriberConfig, SupervisionConfig,
@@ -111,6 +113,21 @@ impl Faults {
                 };
                 self.require(readable.is_ok(), key, value, "a readable PEM file");
             }
+            if let Some(name) = &tls.server_name {
+                let valid = ServerName::try_from(name.as_str()).is_ok();
+                let key = "connection.tls.server_name";
+                self.require(
+                    valid,
+                    key,
+                    format!("{name:?}"),
+                    "a DNS name or an IP address",
+                );
+            }
+            self.at_least(
+                "connection.tls.handshake_deadline",
+                tls.handshake_deadline,
+                Duration::from_millis(1),
+            );
         }
         if let Some(token) = &connection.token
             && let Err(fault) = token.read()
@@ -118,6 +135,11 @@ impl Faults {
             self.0.push(fault);
         }
         let (short, tick) = (Duration::from_millis(1), Duration::from_millis(10));
+        self.at_least(
+            "connection.credentials_interval",
+            connection.credentials_interval,
+            tick,
+        );
         self.at_least(
             "connection.connect_deadline",
             connection.connect_deadline,

@@ -67,7 +67,9 @@ pub struct ConnectionConfig {
     pub token: Option<TokenSource>,
     /// Needed for `https` endpoints.
     pub tls: Option<TlsConfig>,
-    /// From the dial to an open HTTP/2 connection.
+    /// Pause between two looks at the files of token and certificates.
+    pub credentials_interval: Duration,
+    /// From the dial to an open TCP connection.
     pub connect_deadline: Duration,
     /// From the open connection to an accepted registration.
     pub registration_deadline: Duration,
@@ -130,6 +132,40 @@ pub struct TlsConfig {
     pub identity: Option<TlsIdentity>,
     /// Name in governance's certificate; the endpoint's host by default.
     pub server_name: Option<String>,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// From the open TCP connection to the end of the TLS handshake.
+    pub handshake_deadline: Duration,
+}
+
+/// A version of TLS. Older ones are not spoken at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+impl fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_2 => "1.2",
+            Self::V1_3 => "1.3",
+        })
+    }
+}
+
+impl FromStr for TlsVersion {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "1.2" => Ok(Self::V1_2),
+            "1.3" => Ok(Self::V1_3),
+            _ => Err(()),
+        }
+    }
 }
 
 /// Our side of mutual TLS.
@@ -229,6 +265,20 @@ impl Config {
     }
 }
 
+impl TlsConfig {
+    /// The defaults for this CA, without a certificate of our own.
+    #[must_use]
+    pub fn new(ca_file: PathBuf) -> Self {
+        Self {
+            ca_file,
+            identity: None,
+            server_name: None,
+            min_version: TlsVersion::V1_3,
+            handshake_deadline: Duration::from_secs(5),
+        }
+    }
+}
+
 impl ConnectionConfig {
     /// The defaults for these endpoints, without credentials.
     #[must_use]
@@ -238,6 +288,7 @@ impl ConnectionConfig {
             endpoints,
             token: None,
             tls: None,
+            credentials_interval: seconds(5),
             connect_deadline: seconds(10),
             registration_deadline: seconds(10),
             probe_deadline: seconds(5),

@@ -9,8 +9,8 @@ use toml::Value;
 use super::{
     BackoffConfig, BufferConfig, Config, ConfigError, ConfigFault, ConnectionConfig, Endpoint,
     FirstFederation, InstanceName, Layers, NodeConfig, Origin, RequestConfig, Secret,
-    SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity, TokenSource, WindowConfig,
-    check::Checked,
+    SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity, TlsVersion, TokenSource,
+    WindowConfig, check::Checked,
 };
 use crate::message::FederationMember;
 
@@ -345,6 +345,10 @@ impl Reader {
             endpoints: self.endpoints(),
             token: self.token(),
             tls: self.tls(),
+            credentials_interval: self.duration(
+                "connection.credentials_interval",
+                defaults.credentials_interval,
+            ),
             connect_deadline: self
                 .duration("connection.connect_deadline", defaults.connect_deadline),
             registration_deadline: self.duration(
@@ -452,6 +456,16 @@ impl Reader {
         let cert_file = self.path("connection.tls.cert_file");
         let key_file = self.path("connection.tls.key_file");
         let server_name = self.text("connection.tls.server_name", None);
+        let defaults = TlsConfig::new(PathBuf::new());
+        let min_version = self.parsed(
+            "connection.tls.min_version",
+            defaults.min_version,
+            "\"1.2\" or \"1.3\"",
+        );
+        let handshake_deadline = self.duration(
+            "connection.tls.handshake_deadline",
+            defaults.handshake_deadline,
+        );
         let wanted = cert_file.is_some() || key_file.is_some() || server_name.is_some();
         let identity = match (cert_file, key_file) {
             (Some(cert_file), Some(key_file)) => Some(TlsIdentity {
@@ -481,6 +495,8 @@ impl Reader {
             ca_file,
             identity,
             server_name,
+            min_version,
+            handshake_deadline,
         })
     }
 
@@ -712,7 +728,7 @@ macro_rules! show {
 
 show! {
     bare: bool, u32, u64, usize;
-    quoted: InstanceName, SocketAddr
+    quoted: InstanceName, SocketAddr, TlsVersion
 }
 
 impl ShowValue for f64 {

@@ -1,106 +1,115 @@
-//! Opens the transport to an endpoint. Certificates and token are read at each dial, so that
-//! rotated ones are taken up.
+//! Opens the transport to an endpoint: TCP, TLS where the endpoint wants it, HTTP/2.
 
-use std::{fs, path::Path};
+use std::{io, net::IpAddr};
 
-use tonic::{
-    metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Transport, Identity},
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
 };
+use tonic::transport::{Channel, Endpoint as Transport, Uri};
 
-use super::fault::SessionFault;
-use crate::config::{ConfigFault, ConnectionConfig, Endpoint, TlsConfig};
+use super::{
+    credentials::Credentials,
+    fault::SessionFault,
+    handshake::{explain, shake_hands},
+};
+use crate::config::{ConfigFault, ConnectionConfig, Endpoint};
 
-/// What one dial needs from disk.
-struct Credentials {
-    authorization: Option<MetadataValue<Ascii>>,
-    tls: Option<ClientTlsConfig>,
-}
-
-/// An open connection, and the header that authenticates each call on it.
+/// An open connection. It is one: a channel that loses it fails, and does not dial again by itself.
+///
+/// # Errors
+///
+/// [`SessionFault::Credentials`] when what we have cannot do for this endpoint,
+/// [`SessionFault::Unreachable`] with the endpoint and the cause otherwise.
 pub(super) async fn dial(
     target: &Endpoint,
     config: &ConnectionConfig,
-) -> Result<(Channel, Option<MetadataValue<Ascii>>), SessionFault> {
-    let credentials = {
-        let (target, config) = (target.clone(), config.clone());
-        tokio::task::spawn_blocking(move || read_credentials(&target, &config))
-            .await
-            .map_err(|error| SessionFault::Unreachable(error.to_string()))?
-            .map_err(SessionFault::Credentials)?
+    credentials: &Credentials,
+) -> Result<Channel, SessionFault> {
+    let unreachable = |cause: String| SessionFault::Unreachable(format!("{target}: {cause}"));
+    if !target.is_tls() {
+        let tcp = connect(target, config).await.map_err(unreachable)?;
+        let peer = tcp
+            .peer_addr()
+            .map_err(|error| unreachable(error.to_string()))?;
+        if !peer.ip().is_loopback() {
+            return Err(unreachable(format!("plaintext to {peer} is refused")));
+        }
+        return open(target, config, tcp).await.map_err(unreachable);
+    }
+    let (Some(tls), Some(settings)) = (&credentials.tls, &config.tls) else {
+        return Err(SessionFault::Credentials(ConfigFault::new(
+            "connection.tls",
+            "absent",
+            format!("a CA for {target}: https is never dialled without one"),
+        )));
     };
-    let unreachable = |error: tonic::transport::Error| {
-        SessionFault::Unreachable(format!("{target}: {}", with_causes(&error)))
+    let name = settings.server_name.as_deref().unwrap_or(host(target));
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| {
+        let expected = format!("a DNS name or an IP address, for {target}");
+        let fault = ConfigFault::new("connection.tls.server_name", format!("{name:?}"), expected);
+        SessionFault::Credentials(fault)
+    })?;
+    let tcp = connect(target, config).await.map_err(unreachable)?;
+    let stream = shake_hands(tcp, name, tls.clone(), settings.handshake_deadline);
+    let stream = stream.await.map_err(unreachable)?;
+    open(target, config, stream).await.map_err(unreachable)
+}
+
+fn host(target: &Endpoint) -> &str {
+    target
+        .uri()
+        .host()
+        .unwrap_or_default()
+        .trim_matches(['[', ']'])
+}
+
+/// A TCP connection to the first address of the endpoint's name that takes one.
+async fn connect(target: &Endpoint, config: &ConnectionConfig) -> Result<TcpStream, String> {
+    let port = if target.is_tls() { 443 } else { 80 };
+    let port = target.uri().port_u16().unwrap_or(port);
+    let within = config.connect_deadline;
+    let connecting = async {
+        match host(target).parse::<IpAddr>() {
+            Ok(ip) => TcpStream::connect((ip, port)).await,
+            Err(_) => TcpStream::connect((host(target), port)).await,
+        }
     };
-    let mut transport = Transport::from(target.uri().clone())
-        .connect_timeout(config.connect_deadline)
+    let tcp = timeout(within, connecting)
+        .await
+        .map_err(|_| format!("no TCP connection within {within:?}"))?
+        .map_err(|error| error.to_string())?;
+    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    Ok(tcp)
+}
+
+/// HTTP/2 over an open connection.
+async fn open(
+    target: &Endpoint,
+    config: &ConnectionConfig,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<Channel, String> {
+    let authority = target.uri().authority().map_or("", |a| a.as_str());
+    // TLS is done: tonic must not look for its own. What governance sees is the origin.
+    let inner = Uri::builder()
+        .scheme("http")
+        .authority(authority)
+        .path_and_query("/")
+        .build()
+        .map_err(|error| error.to_string())?;
+    let mut stream = Some(hyper_util::rt::TokioIo::new(stream));
+    let once = tower::service_fn(move |_: Uri| {
+        let lost = || io::Error::new(io::ErrorKind::NotConnected, "the connection is lost");
+        std::future::ready(stream.take().ok_or_else(lost))
+    });
+    Transport::from(inner)
+        .origin(target.uri().clone())
         .http2_keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
-    if let Some(tls) = credentials.tls {
-        transport = transport.tls_config(tls).map_err(unreachable)?;
-    }
-    let channel = transport.connect().await.map_err(unreachable)?;
-    Ok((channel, credentials.authorization))
-}
-
-fn read_credentials(
-    target: &Endpoint,
-    config: &ConnectionConfig,
-) -> Result<Credentials, ConfigFault> {
-    let authorization = config
-        .token
-        .as_ref()
-        .map(|source| {
-            let mut value = MetadataValue::try_from(format!("Bearer {}", source.read()?.reveal()))
-                .map_err(|_| {
-                    ConfigFault::new("connection.token", "(hidden)", "visible ASCII characters")
-                })?;
-            value.set_sensitive(true);
-            Ok(value)
-        })
-        .transpose()?;
-    let tls = match (&config.tls, target.is_tls()) {
-        (_, false) => None,
-        (Some(tls), true) => Some(client_tls(tls)?),
-        (None, true) => {
-            return Err(ConfigFault::new(
-                "connection.tls",
-                "absent",
-                format!("a CA for {target}: https is never dialled without one"),
-            ));
-        }
-    };
-    Ok(Credentials { authorization, tls })
-}
-
-fn client_tls(config: &TlsConfig) -> Result<ClientTlsConfig, ConfigFault> {
-    let ca = read_pem("connection.tls.ca_file", &config.ca_file)?;
-    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
-    if let Some(identity) = &config.identity {
-        let cert = read_pem("connection.tls.cert_file", &identity.cert_file)?;
-        let key = read_pem("connection.tls.key_file", &identity.key_file)?;
-        tls = tls.identity(Identity::from_pem(cert, key));
-    }
-    if let Some(name) = &config.server_name {
-        tls = tls.domain_name(name);
-    }
-    Ok(tls)
-}
-
-fn read_pem(key: &str, path: &Path) -> Result<Vec<u8>, ConfigFault> {
-    fs::read(path).map_err(|error| {
-        ConfigFault::new(
-            key,
-            format!("{} ({error})", path.display()),
-            "a readable PEM file",
-        )
-    })
-}
-
-/// tonic's own text is "transport error": what matters is behind it.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+        .connect_with_connector(once)
+        .await
+        .map_err(|error| explain(&error))
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use super::handshake::alert_of;
 use crate::{
     buffer::ResumeFault,
-    config::ConfigFault,
+    config::{ConfigFault, Endpoint},
     message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane},
 };
 
@@ -127,11 +128,17 @@ pub(super) enum Blame {
 }
 
 impl SessionFault {
-    /// The fault that a gRPC status stands for.
-    pub(super) fn from_status(status: &Status) -> Self {
-        Self::Status {
-            code: status.code(),
-            message: status.message().to_owned(),
+    /// The fault that a gRPC status of a call to `target` stands for. Under TLS 1.3 governance
+    /// judges our certificate only after the handshake, so that its refusal comes as a status.
+    pub(super) fn from_status(target: &Endpoint, status: &Status) -> Self {
+        match alert_of(status) {
+            Some(refusal) => Self::Unreachable(format!("{target}: {refusal}")),
+            // Our own reading half says so of a frame that is too large.
+            None if status.code() == Code::OutOfRange => Self::Excess(status.message().to_owned()),
+            None => Self::Status {
+                code: status.code(),
+                message: format!("{target}: {}", status.message()),
+            },
         }
     }
 

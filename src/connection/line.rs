@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     ConnectionState, FRAMES_WAITING,
+    credentials::Validity,
     live::SwitchCause,
     session::{InboundFrame, Session},
     state::{Check, State},
@@ -37,6 +38,8 @@ pub(super) struct Line {
     /// Lets the session's task register.
     pub registered: Option<oneshot::Sender<()>>,
     pub limits: Limits,
+    /// What it was opened with.
+    pub validity: Option<Validity>,
     /// What governance sent before the two records were found to fit.
     pub early: Vec<InboundFrame>,
     /// Of frames that bring nothing new.
@@ -60,6 +63,7 @@ impl Line {
             frames: Some(frames),
             registered: Some(registered),
             limits: Limits::default(),
+            validity: None,
             early: Vec::new(),
             idle: idle_pace(&connection.args.config),
             reader: None,
@@ -151,6 +155,14 @@ impl Lines {
         self.current = self.next.take();
         let handing_over = self.handing_over.take().map(|(cause, _)| cause);
         (line.epoch, handing_over)
+    }
+
+    /// A line that was opened: with what.
+    pub(super) fn opened(&mut self, dial: u64, validity: Validity) {
+        let lines = self.current.iter_mut().chain(self.next.iter_mut());
+        for line in lines.filter(|line| line.dial == dial) {
+            line.validity = Some(validity);
+        }
     }
 
     /// The line in use.

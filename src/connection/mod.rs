@@ -7,10 +7,12 @@
 mod backoff;
 mod breaker;
 mod codec;
+mod credentials;
 mod dial;
 mod endpoints;
 mod fault;
 mod frames;
+mod handshake;
 mod inbound;
 mod last_word;
 mod line;
@@ -32,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use self::{
+    credentials::{CredentialChange, Fingerprint, Validity},
     line::{Line, Lines},
     probe::Probe,
     reconcile::Reconciliation,
@@ -113,7 +116,7 @@ pub(crate) enum ConnectionMessage {
     MarkLate(RequestId),
 
     /// The session's transport is open.
-    SessionOpened { dial: u64 },
+    SessionOpened { dial: u64, validity: Validity },
     /// Governance sent a frame.
     FrameReceived { dial: u64, frame: Box<InboundFrame> },
     /// The session's task has ended.
@@ -123,6 +126,8 @@ pub(crate) enum ConnectionMessage {
         endpoint: Endpoint,
         result: Result<(), SessionFault>,
     },
+    /// Token or certificates have changed, or cannot be read.
+    CredentialsSeen(CredentialChange),
     /// A subscriber has answered, or gone away.
     DeliveryEnded {
         /// Ledgers adopted when it began.
@@ -166,6 +171,8 @@ pub(crate) struct ConnectionState {
     /// The queues of the ledger before the last adoption: what its subscribers still say counts.
     former: Option<(u64, Router)>,
     reconciliation: Option<Reconciliation>,
+    /// Token and certificates as they were last read.
+    newest: Option<Fingerprint>,
     acknowledgements: Acknowledgements,
     /// Session, probe and delivery tasks; they end with the actor.
     tasks: JoinSet<()>,
@@ -204,6 +211,7 @@ impl Actor for ConnectionActor {
             adoptions: 0,
             former: None,
             reconciliation: None,
+            newest: None,
             acknowledgements: Acknowledgements::default(),
             tasks: JoinSet::new(),
             timer: Timer::default(),
@@ -217,6 +225,11 @@ impl Actor for ConnectionActor {
         _myself: ActorRef<ConnectionMessage>,
         state: &mut ConnectionState,
     ) -> Result<(), ActorProcessingErr> {
+        let connection = state.myself.clone();
+        let watch = credentials::watch(state.args.config.clone(), move |change| {
+            let _ = connection.cast(ConnectionMessage::CredentialsSeen(change));
+        });
+        state.tasks.spawn(state.args.tasks.track_future(watch));
         state.happen(Event::Start)?;
         state.arm_timer();
         Ok(())
@@ -325,7 +338,11 @@ impl ConnectionState {
                 }
             }
 
-            ConnectionMessage::SessionOpened { dial } => self.happen(Event::Opened { dial })?,
+            ConnectionMessage::SessionOpened { dial, validity } => {
+                self.lines.opened(dial, validity);
+                self.happen(Event::Opened { dial })?;
+            }
+            ConnectionMessage::CredentialsSeen(change) => self.credentials_seen(change)?,
             ConnectionMessage::FrameReceived { dial, frame } => {
                 self.frame_received(dial, *frame)?;
             }
@@ -411,7 +428,10 @@ impl ConnectionState {
                     self.tell_buffer(BufferMessage::JudgeSession { epoch, ack });
                 }
             }
-            Action::Begin { target } => self.begin(&target, now),
+            Action::Begin { target } => {
+                self.begin(&target, now);
+                self.take_up_credentials()?;
+            }
             Action::SendHeartbeat { number } => self.send_heartbeat(number, now)?,
             Action::Probe { endpoint } => {
                 let probe = self.probe.clone().run(endpoint, self.myself.clone());
@@ -449,6 +469,10 @@ impl ConnectionState {
             .metrics
             .record_connection_established(&endpoint, again);
         let switched = self.lines.began(now);
+        let validity = self.lines.current().and_then(|line| line.validity);
+        let certificate = validity.and_then(|validity| validity.certificate_expires);
+        let token = validity.and_then(|validity| validity.token_expires);
+        self.args.metrics.set_expiries(certificate, token);
         if let Some((cause, pause)) = switched {
             info!(%endpoint, cause = cause.name(), ?pause, "switched");
             self.args.metrics.record_switch(cause.name(), Some(pause));
@@ -458,7 +482,46 @@ impl ConnectionState {
             status.connection.switches += u64::from(switched.is_some());
             status.connection.connected_since = Some(SystemTime::now());
             status.connection.last_heartbeat = None;
+            status.connection.certificate_expires = certificate;
+            status.connection.token_expires = token;
         });
+    }
+
+    fn credentials_seen(&mut self, change: CredentialChange) -> Result<(), ImpossibleEvent> {
+        let fault = match change {
+            CredentialChange::Renewed(validity) => {
+                self.newest = Some(validity.fingerprint);
+                self.args
+                    .board
+                    .update(|status| status.connection.credentials_fault = None);
+                return self.take_up_credentials();
+            }
+            CredentialChange::Faulty(fault) => Some(fault.to_string()),
+            CredentialChange::Restored => None,
+        };
+        if let Some(fault) = &fault {
+            warn!(
+                fault,
+                "token or certificates cannot be used; a live session keeps its own"
+            );
+        }
+        self.args
+            .board
+            .update(|status| status.connection.credentials_fault = fault);
+        Ok(())
+    }
+
+    /// Has another session take over when the present one was opened with other credentials than
+    /// the newest, and an attempt made that waits for others.
+    fn take_up_credentials(&mut self) -> Result<(), ImpossibleEvent> {
+        let live = self.machine.state().live().is_some();
+        let ours = self.lines.current().and_then(|line| line.validity);
+        if let Some(newest) = self.newest
+            && ours.is_none_or(|ours| !live || ours.fingerprint != newest)
+        {
+            self.happen(Event::CredentialsChanged)?;
+        }
+        Ok(())
     }
 
     fn report(&self, target: &Endpoint, fault: &SessionFault) {
@@ -470,7 +533,10 @@ impl ConnectionState {
         if self.machine.state().live().is_none() {
             self.args.metrics.set_connection_duration(&endpoint, None);
         }
-        let fault = format!("{endpoint}: {fault}");
+        let fault = match fault.to_string() {
+            named if named.contains(&endpoint) => named,
+            unnamed => format!("{endpoint}: {unnamed}"),
+        };
         self.args
             .board
             .update(|status| status.connection.last_fault = Some(fault));

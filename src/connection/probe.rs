@@ -14,8 +14,8 @@ use tonic_health::pb::{
 };
 
 use super::{
-    ConnectionMessage, PROTOCOL_VERSION, dial::dial, fault::SessionFault, last_word::LastWord,
-    state::Check,
+    ConnectionMessage, PROTOCOL_VERSION, credentials::Credentials, dial::dial, fault::SessionFault,
+    last_word::LastWord, state::Check,
 };
 use crate::{
     buffer::{BufferMessage, Watermarks},
@@ -46,8 +46,10 @@ impl Probe {
         let word = LastWord::new(connection, Err(SessionFault::TaskDied), probed);
         let within = self.config.connect_deadline;
         let probing = async {
-            let (channel, authorization) = dial(&endpoint, &self.config).await?;
-            self.check(&channel, authorization.as_ref(), Check::InStep)
+            let credentials = Credentials::load(&self.config).await?;
+            let channel = dial(&endpoint, &self.config, &credentials).await?;
+            let authorization = credentials.authorization.as_ref();
+            self.check(&endpoint, &channel, authorization, Check::InStep)
                 .await
         };
         let result = tokio::time::timeout(within + self.config.probe_deadline, probing).await;
@@ -61,6 +63,7 @@ impl Probe {
     /// Checks what is to be checked on an open connection.
     pub(super) async fn check(
         &self,
+        endpoint: &Endpoint,
         channel: &Channel,
         authorization: Option<&MetadataValue<Ascii>>,
         check: Check,
@@ -75,8 +78,8 @@ impl Probe {
                 Check::InStep => Some(self.acknowledged().await?),
                 Check::None | Check::Serving => None,
             };
-            serves(channel, authorization).await?;
-            let capabilities = self.capabilities(channel, authorization).await?;
+            serves(endpoint, channel, authorization).await?;
+            let capabilities = self.capabilities(endpoint, channel, authorization).await?;
             match acknowledged {
                 Some(acknowledged) => acknowledged
                     .judge(&capabilities)
@@ -104,6 +107,7 @@ impl Probe {
 
     async fn capabilities(
         &self,
+        endpoint: &Endpoint,
         channel: &Channel,
         authorization: Option<&MetadataValue<Ascii>>,
     ) -> Result<Capabilities, SessionFault> {
@@ -114,7 +118,7 @@ impl Probe {
             .max_decoding_message_size(self.config.max_frame_bytes)
             .get_capabilities(authorised(request, authorization))
             .await
-            .map_err(|status| SessionFault::from_status(&status))?;
+            .map_err(|status| SessionFault::from_status(endpoint, &status))?;
         let capabilities = Capabilities::try_from(answer.into_inner())
             .map_err(|invalid| invalid.within("capabilities"))?;
         if !capabilities.protocol_versions.contains(&PROTOCOL_VERSION) {
@@ -130,6 +134,7 @@ impl Probe {
 /// Whether the endpoint says that it serves. One that has no health service is taken at the word
 /// of its capabilities.
 async fn serves(
+    endpoint: &Endpoint,
     channel: &Channel,
     authorization: Option<&MetadataValue<Ascii>>,
 ) -> Result<(), SessionFault> {
@@ -143,7 +148,7 @@ async fn serves(
         Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
         Ok(_) => Err(SessionFault::NotServing),
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => Ok(()),
-        Err(status) => Err(SessionFault::from_status(&status)),
+        Err(status) => Err(SessionFault::from_status(endpoint, &status)),
     }
 }
 

@@ -9,8 +9,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery};
 
 use super::{
-    ConnectionMessage, codec::FrameCodec, dial::dial, fault::SessionFault, last_word::LastWord,
-    probe::Probe, state::Check,
+    ConnectionMessage, codec::FrameCodec, credentials::Credentials, dial::dial,
+    fault::SessionFault, last_word::LastWord, probe::Probe, state::Check,
 };
 use crate::{config::Endpoint, message::Lane, proto};
 
@@ -67,10 +67,15 @@ impl Session {
             connection,
         } = self;
         let gone = |_| SessionFault::Closed;
-        let (channel, authorization) = dial(&target, &probe.config).await?;
-        probe.check(&channel, authorization.as_ref(), check).await?;
+        let credentials = Credentials::load(&probe.config).await?;
+        let channel = dial(&target, &probe.config, &credentials).await?;
+        let authorization = credentials.authorization.as_ref();
+        probe.check(&target, &channel, authorization, check).await?;
         connection
-            .cast(ConnectionMessage::SessionOpened { dial: number })
+            .cast(ConnectionMessage::SessionOpened {
+                dial: number,
+                validity: credentials.validity(),
+            })
             .map_err(gone)?;
         registered.await.map_err(|_| SessionFault::Closed)?;
         let mut client = Grpc::new(channel).max_decoding_message_size(probe.config.max_frame_bytes);
@@ -79,7 +84,7 @@ impl Session {
             .await
             .map_err(|error| SessionFault::Unreachable(format!("{target}: {error}")))?;
         let mut request = Request::new(ReceiverStream::new(frames));
-        if let Some(authorization) = authorization {
+        if let Some(authorization) = credentials.authorization {
             request
                 .metadata_mut()
                 .insert("authorization", authorization);
@@ -87,7 +92,7 @@ impl Session {
         let codec = FrameCodec {
             max_messages: Lane::ALL.len() * probe.config.inbound_window.messages as usize,
         };
-        let status = |status: tonic::Status| SessionFault::from_status(&status);
+        let status = |status: tonic::Status| SessionFault::from_status(&target, &status);
         let mut responses = client
             .streaming(request, PathAndQuery::from_static(METHOD), codec)
             .await

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bitcoin::Network;
 
+use super::SimulatorTls;
+
 /// A governance service for one chain. The default is a 2-of-3 federation on regtest with one
 /// endpoint on a free loopback port.
 #[derive(Debug, Clone)]
@@ -22,6 +24,10 @@ pub struct SimulatorConfig {
     pub token: Option<String>,
     /// Where it listens; port 0 takes a free one. Each address is an endpoint of the same service.
     pub listen: Vec<SocketAddr>,
+    /// TLS at every endpoint, with one certificate; plaintext when unset.
+    pub tls: Option<SimulatorTls>,
+    /// Messages a second that a session may send, announced and enforced; 0 for no limit.
+    pub max_messages_per_second: u32,
     /// What it asks of nodes.
     pub heartbeat_interval: Duration,
     /// Messages in flight that it grants in each lane.
@@ -59,6 +65,8 @@ impl Default for SimulatorConfig {
             chain_id: "alys-regtest".to_owned(),
             token: None,
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            tls: None,
+            max_messages_per_second: 0,
             heartbeat_interval: Duration::from_secs(5),
             window_messages: 1024,
             window_bytes: 8 << 20,
@@ -99,7 +107,10 @@ pub enum SimulatorError {
         /// Why.
         error: std::io::Error,
     },
-    /// Plaintext is for loopback only.
-    #[error("{0} is not a loopback address: the simulator speaks plaintext")]
+    /// Its keys are known to everyone.
+    #[error("{0} is not a loopback address: the simulator's keys are known to everyone")]
     NotLoopback(SocketAddr),
+    /// Its certificate, key or client CA cannot be used.
+    #[error("the simulator's TLS: {0}")]
+    Tls(String),
 }

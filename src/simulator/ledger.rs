@@ -2,8 +2,9 @@
 //! endpoints, and knows no sockets.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
+    time::Instant,
 };
 
 use bitcoin::{OutPoint, consensus::encode};
@@ -14,6 +15,7 @@ use super::{
     config::{Answering, SimulatorConfig},
     federation::{Federation, RotationPlan},
     lane::{Arrival, LANES, LaneRecord, Queued, lane_of},
+    pace::Pace,
     record::{Fact, Paid, Plan, Record, What},
     script::{Behaviour, Script},
     signer, trace,
@@ -28,12 +30,14 @@ const MAX_MESSAGES: usize = 1024;
 const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 
 /// What every node must respect.
-pub(super) const LIMITS: proto::Limits = proto::Limits {
-    max_frame_bytes: MAX_FRAME_BYTES as u32,
-    max_message_bytes: MAX_MESSAGE_BYTES,
-    max_messages_per_frame: MAX_MESSAGES as u32,
-    max_messages_per_second: 0,
-};
+fn limits(config: &SimulatorConfig) -> proto::Limits {
+    proto::Limits {
+        max_frame_bytes: MAX_FRAME_BYTES as u32,
+        max_message_bytes: MAX_MESSAGE_BYTES,
+        max_messages_per_frame: MAX_MESSAGES as u32,
+        max_messages_per_second: config.max_messages_per_second,
+    }
+}
 
 /// Names a live session: the node, and its session there.
 pub(super) type SessionKey = (String, [u8; 16]);
@@ -103,8 +107,14 @@ struct Session {
     heartbeats: u64,
     heartbeat_due: Option<u64>,
     control: Option<proto::stream_response::Control>,
+    /// Frames of a script, sent as they are.
+    injected: VecDeque<proto::StreamResponse>,
+    /// What it may send, where that is limited.
+    pace: Option<Pace>,
     /// A script's word to end it.
     cut: bool,
+    /// Its token is no longer taken.
+    revoked: bool,
 }
 
 #[derive(Debug)]
@@ -537,24 +547,43 @@ impl Ledger {
 
     /// Ends every live session at `endpoint`, or everywhere.
     pub(super) fn cut(&mut self, endpoint: Option<usize>) {
-        for session in self
-            .nodes
-            .values_mut()
-            .filter_map(|node| node.session.as_mut())
-        {
+        for session in self.sessions() {
             session.cut |= endpoint.is_none_or(|endpoint| session.endpoint == endpoint);
         }
     }
 
-    /// Has every live session told this.
-    pub(super) fn tell_sessions(&mut self, control: &proto::stream_response::Control) {
-        for session in self
-            .nodes
+    /// Has every live session told this; those of one endpoint, or all.
+    pub(super) fn tell_sessions(
+        &mut self,
+        endpoint: Option<usize>,
+        control: &proto::stream_response::Control,
+    ) {
+        for session in self.sessions() {
+            if endpoint.is_none_or(|endpoint| session.endpoint == endpoint) {
+                session.control = Some(control.clone());
+            }
+        }
+    }
+
+    /// Has every live session sent this, as it is.
+    pub(super) fn inject(&mut self, frame: &proto::StreamResponse) {
+        for session in self.sessions() {
+            session.injected.push_back(frame.clone());
+        }
+    }
+
+    /// Demands another token of new calls, and ends the sessions that showed the old one if wanted.
+    pub(super) fn set_token(&mut self, token: Option<String>, end_sessions: bool) {
+        self.config.token = token;
+        for session in self.sessions() {
+            session.revoked |= end_sessions;
+        }
+    }
+
+    fn sessions(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.nodes
             .values_mut()
             .filter_map(|node| node.session.as_mut())
-        {
-            session.control = Some(control.clone());
-        }
     }
 
     /// Judges a registration; when it is accepted, older sessions of the node are over.
@@ -644,7 +673,10 @@ impl Ledger {
             heartbeats: 0,
             heartbeat_due: None,
             control: None,
+            injected: VecDeque::new(),
+            pace: Pace::new(self.config.max_messages_per_second),
             cut: false,
+            revoked: false,
         });
         let states = node.states(&self.config);
         self.registrations += 1;
@@ -653,7 +685,7 @@ impl Ledger {
             session_id: id.to_vec().into(),
             ledger_id: self.ledger_id.to_vec().into(),
             lanes: states,
-            limits: Some(LIMITS),
+            limits: Some(limits(&self.config)),
             heartbeat_interval_ms: u32::try_from(self.config.heartbeat_interval.as_millis())
                 .unwrap_or(u32::MAX),
             federation_version: self
@@ -693,7 +725,7 @@ impl Ledger {
         proto::Capabilities {
             protocol_versions: vec![1],
             features: Vec::new(),
-            limits: Some(LIMITS),
+            limits: Some(limits(&self.config)),
             ledger_id: self.ledger_id.to_vec().into(),
             lanes: self
                 .nodes
@@ -712,6 +744,7 @@ impl Ledger {
         {
             Some(session) if session.id != key.1 => Standing::Fenced,
             Some(session) if session.cut => Standing::Cut,
+            Some(session) if session.revoked => Standing::Revoked,
             Some(_) => Standing::Live,
             // The session is of a ledger that is no more.
             None if self.restored => Standing::Cut,
@@ -731,8 +764,9 @@ impl Ledger {
         &mut self,
         key: &SessionKey,
         frame: proto::StreamRequest,
+        now: Instant,
     ) -> Result<bool, Refusal> {
-        let result = self.try_take(&key.0, frame);
+        let result = self.try_take(&key.0, frame, now);
         result.map_err(|fault| {
             let fault = format!("{}: {fault}", key.0);
             self.violations.push(fault.clone());
@@ -740,10 +774,19 @@ impl Ledger {
         })
     }
 
-    fn try_take(&mut self, node_id: &str, frame: proto::StreamRequest) -> Result<bool, String> {
+    fn try_take(
+        &mut self,
+        node_id: &str,
+        frame: proto::StreamRequest,
+        now: Instant,
+    ) -> Result<bool, String> {
         use proto::stream_request::Control;
         if frame.messages.len() > MAX_MESSAGES || frame.encoded_len() > MAX_FRAME_BYTES {
             return Err(format!("a frame of {} messages", frame.messages.len()));
+        }
+        let session = self.node(node_id)?.session.as_mut();
+        if let Some(pace) = session.and_then(|session| session.pace.as_mut()) {
+            pace.take(frame.messages.len(), now)?;
         }
         let mut acknowledged = BTreeSet::new();
         for ack in &frame.acknowledgements {
@@ -1072,6 +1115,9 @@ impl Ledger {
             .session
             .as_mut()
             .filter(|session| session.id == key.1)?;
+        if let Some(injected) = session.injected.pop_front() {
+            return Some(injected);
+        }
         let heartbeat = session.heartbeat_due.take();
         let control = match heartbeat {
             Some(number) => Some(proto::stream_response::Control::HeartbeatAck(
@@ -1151,6 +1197,8 @@ pub(super) enum Standing {
     Fenced,
     /// A script ended it.
     Cut,
+    /// Its token is no longer taken.
+    Revoked,
 }
 
 impl Request {

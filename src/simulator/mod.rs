@@ -15,35 +15,52 @@ mod config;
 mod federation;
 mod lane;
 mod ledger;
+mod pace;
+pub mod proxy;
 pub mod record;
 mod script;
 mod service;
 mod signer;
+mod tls;
 mod trace;
 pub mod wallet;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{server::NamedService, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::proto;
 use federation::Federation;
 use ledger::Ledger;
 use service::Shared;
+use tls::Socket;
 
 pub use config::{Answering, SimulatorConfig, SimulatorError};
 pub use federation::{FederationView, RotationPlan};
 pub use ledger::{LedgerView, RequestView};
+pub use proxy::Proxy;
 pub use script::Behaviour;
+pub use tls::SimulatorTls;
+
+/// Connections that may wait for the server after their handshake.
+const ACCEPTED: usize = 16;
 
 /// A running governance service. Dropping it stops its endpoints; [`Simulator::shutdown`] also
 /// waits for them.
-#[derive(Debug)]
 pub struct Simulator {
     shared: Shared,
     endpoints: Vec<EndpointHandle>,
+    /// What new connections are accepted with.
+    tls: watch::Sender<Option<TlsAcceptor>>,
 }
 
 #[derive(Debug)]
@@ -57,6 +74,15 @@ struct Running {
     stop: CancellationToken,
     sessions: TaskTracker,
     server: JoinHandle<()>,
+    health: HealthReporter,
+}
+
+impl fmt::Debug for Simulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulator")
+            .field("endpoints", &self.endpoints())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Simulator {
@@ -76,7 +102,8 @@ impl Simulator {
     ///
     /// # Errors
     ///
-    /// When the federation cannot exist, an address is not loopback or cannot be listened on.
+    /// When the federation cannot exist, an address is not loopback or cannot be listened on, or a
+    /// certificate cannot be used.
     pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
         let SimulatorConfig {
             seed,
@@ -98,12 +125,18 @@ impl Simulator {
             }
             None => None,
         };
+        let tls = config
+            .tls
+            .as_ref()
+            .map(SimulatorTls::acceptor)
+            .transpose()?;
         let mut ledger = Ledger::new(config, first, recorded);
         ledger.commit();
         let shared = Shared::new(ledger);
         let mut simulator = Self {
             shared,
             endpoints: Vec::new(),
+            tls: watch::Sender::new(tls),
         };
         for (index, address) in listen.into_iter().enumerate() {
             let (address, running) = simulator.serve(index, address).await?;
@@ -134,17 +167,26 @@ impl Simulator {
             sessions: sessions.clone(),
         };
         let service = proto::stream_server::StreamServer::new(endpoint);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        say(&health, ServingStatus::Serving).await;
+        let (accepted, connections) = mpsc::channel(ACCEPTED);
+        let accepting = accept(listener, self.tls.subscribe(), accepted);
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             let serving = Server::builder()
                 .add_service(service)
+                .add_service(health_service)
                 .serve_with_incoming_shutdown(
-                    TcpIncoming::from(listener).with_nodelay(Some(true)),
+                    ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
                     stopped,
                 );
+            let accepting = tokio::spawn(accepting);
             if let Err(error) = serving.await {
                 tracing::error!(%bound, %error, "the simulator's endpoint failed");
             }
+            accepting.abort();
+            // Its address must be free once the endpoint is gone.
+            let _ = accepting.await;
         });
         Ok((
             bound,
@@ -152,6 +194,7 @@ impl Simulator {
                 stop,
                 sessions,
                 server,
+                health,
             },
         ))
     }
@@ -159,9 +202,13 @@ impl Simulator {
     /// The endpoints' URIs, in the configuration's order.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
+        let scheme = match *self.tls.borrow() {
+            Some(_) => "https",
+            None => "http",
+        };
         self.endpoints
             .iter()
-            .map(|endpoint| format!("http://{}", endpoint.address))
+            .map(|endpoint| format!("{scheme}://{}", endpoint.address))
             .collect()
     }
 
@@ -240,12 +287,78 @@ impl Simulator {
 
     /// Asks every live session to move elsewhere.
     pub fn drain(&self, reason: &str) {
+        self.ask_to_leave(None, Duration::from_secs(1), reason);
+    }
+
+    /// Asks every live session of one endpoint to move elsewhere within `grace`. It does not end
+    /// them by itself: [`cut`](Self::cut) does.
+    pub fn drain_endpoint(&self, endpoint: usize, grace: Duration, reason: &str) {
+        self.ask_to_leave(Some(endpoint), grace, reason);
+    }
+
+    fn ask_to_leave(&self, endpoint: Option<usize>, grace: Duration, reason: &str) {
         let drain = proto::Drain {
-            grace_ms: 1000,
+            grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX),
             reason: reason.to_owned(),
         };
         let control = proto::stream_response::Control::Drain(drain);
-        self.shared.change(|ledger| ledger.tell_sessions(&control));
+        self.shared
+            .change(|ledger| ledger.tell_sessions(endpoint, &control));
+    }
+
+    /// Demands another token of new calls; none when `None`. `end_sessions` also ends the live
+    /// ones, as unauthenticated.
+    pub fn set_token(&self, token: Option<&str>, end_sessions: bool) {
+        self.shared
+            .change(|ledger| ledger.set_token(token.map(str::to_owned), end_sessions));
+    }
+
+    /// Shows another certificate, or makes other demands, to new connections.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be used; then the old one stays.
+    pub fn set_tls(&self, tls: &SimulatorTls) -> Result<(), SimulatorError> {
+        self.tls.send_replace(Some(tls.acceptor()?));
+        Ok(())
+    }
+
+    /// What an endpoint answers to questions after its health, as a whole and of the stream. It
+    /// serves sessions all the same. An endpoint that is started again serves.
+    pub async fn set_serving(&self, endpoint: usize, serving: bool) {
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        let running = self.endpoints.get(endpoint);
+        if let Some(running) = running.and_then(|endpoint| endpoint.running.as_ref()) {
+            say(&running.health, status).await;
+        }
+    }
+
+    /// Sends this frame to every live session, as it is.
+    pub fn inject(&self, frame: &proto::StreamResponse) {
+        self.shared.change(|ledger| ledger.inject(frame));
+    }
+
+    /// Says this to the next registration that is accepted, instead of the real answer.
+    pub fn answer_next_registration_with(&self, frame: proto::StreamResponse) {
+        self.shared
+            .change(|ledger| ledger.script.registration_answers.push_back(frame));
+    }
+
+    /// As [`go_silent`](Self::go_silent) and [`speak`](Self::speak), for one endpoint alone. Its
+    /// health is still told: that is not the stream's.
+    pub fn silence(&self, endpoint: usize, silent: bool) {
+        self.shared.change(|ledger| {
+            let endpoints = &mut ledger.script.silent_endpoints;
+            if silent {
+                endpoints.insert(endpoint);
+            } else {
+                endpoints.remove(&endpoint);
+            }
+        });
     }
 
     /// Reports an error that does not end the session.
@@ -257,7 +370,8 @@ impl Simulator {
             ..Default::default()
         };
         let control = proto::stream_response::Control::Error(error);
-        self.shared.change(|ledger| ledger.tell_sessions(&control));
+        self.shared
+            .change(|ledger| ledger.tell_sessions(None, &control));
     }
 
     /// Refuses the next registration.
@@ -383,12 +497,47 @@ impl Simulator {
             ledger.script.expected_rejects,
             ledger.script.behaviours.clone(),
         );
+        let answers = ledger.script.registration_answers.len();
         drop(ledger);
-        if !violations.is_empty() || rejects > 0 || !behaviours.is_empty() {
+        if !violations.is_empty() || rejects + answers > 0 || !behaviours.is_empty() {
             panic!(
                 "violations: {violations:#?}; rejects still expected: {rejects}; behaviours never \
-                 used: {behaviours:?}"
+                 used: {behaviours:?}; registrations still to be answered: {answers}"
             );
+        }
+    }
+}
+
+/// Has an endpoint's health told, as a whole and of the stream.
+async fn say(health: &HealthReporter, status: ServingStatus) {
+    let stream = <proto::stream_server::StreamServer<service::Endpoint> as NamedService>::NAME;
+    for service in ["", stream] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Takes connections, each with its own handshake: one that is slow holds up no other. All of them
+/// end with it.
+async fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Option<TlsAcceptor>>,
+    accepted: mpsc::Sender<Socket>,
+) {
+    let mut handshakes = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = accepted.closed() => return,
+            Some(_) = handshakes.join_next() => {}
+            connection = listener.accept() => {
+                // Whoever broke off before it was accepted is no fault of the endpoint.
+                let Ok((tcp, _)) = connection else { continue };
+                let (tls, accepted) = (tls.borrow().clone(), accepted.clone());
+                handshakes.spawn(async move {
+                    if let Some(socket) = Socket::accept(tcp, tls).await {
+                        let _ = accepted.send(socket).await;
+                    }
+                });
+            }
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What a test makes the service do. What a script does not ask for does not happen, and what it
 //! does not expect of a node is a violation.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use crate::proto::{ErrorCode, FailureCode};
+use crate::proto::{ErrorCode, FailureCode, StreamResponse};
 
 /// How the next signature request is answered, instead of well.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +35,19 @@ pub(super) struct Script {
     pub holding: bool,
     /// Registrations still to be refused, and how.
     pub refusals: VecDeque<ErrorCode>,
+    /// What is said to the next registrations instead of the real answer.
+    pub registration_answers: VecDeque<StreamResponse>,
     /// Whether nothing is read, and nothing said.
     pub silent: bool,
+    /// Endpoints of which that holds alone.
+    pub silent_endpoints: BTreeSet<usize>,
     /// Rejects that a script's garbage will cause.
     pub expected_rejects: usize,
+}
+
+impl Script {
+    /// Whether an endpoint neither reads nor speaks.
+    pub(super) fn is_silent(&self, endpoint: usize) -> bool {
+        self.silent || self.silent_endpoints.contains(&endpoint)
+    }
 }

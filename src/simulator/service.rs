@@ -1,6 +1,9 @@
 //! The gRPC service: each endpoint's sessions over the one ledger.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -96,6 +99,12 @@ impl stream_server::Stream for Endpoint {
         request: Request<proto::CapabilitiesRequest>,
     ) -> Result<Response<proto::Capabilities>, Status> {
         self.authenticate(&request)?;
+        let mut bell = self.shared.bell();
+        while self.shared.read().script.is_silent(self.index) {
+            let stopped = || Status::unavailable("this endpoint has stopped");
+            let rung = self.stop.run_until_cancelled(bell.changed()).await;
+            rung.ok_or_else(stopped)?.map_err(|_| stopped())?;
+        }
         let capabilities = self.shared.read().capabilities(&request.get_ref().node_id);
         Ok(Response::new(capabilities))
     }
@@ -144,10 +153,13 @@ impl Endpoint {
             Ok(accepted) => accepted,
             Err(refusal) => return refuse(responses, refusal).await,
         };
-        let ack = proto::StreamResponse {
+        let scripted = self
+            .shared
+            .change(|ledger| ledger.script.registration_answers.pop_front());
+        let ack = scripted.unwrap_or_else(|| proto::StreamResponse {
             control: Some(stream_response::Control::RegistrationAck(ack)),
             ..Default::default()
-        };
+        });
         let end = if responses.send(Ok(ack)).await.is_ok() {
             self.exchange(&key, &mut requests, responses).await
         } else {
@@ -157,10 +169,8 @@ impl Endpoint {
         match end {
             End::Gone => {}
             End::Refused(refusal) => refuse(responses, refusal).await,
-            End::Cut => {
-                let _ = responses
-                    .send(Err(Status::unavailable("cut by the script")))
-                    .await;
+            End::Broken(status) => {
+                let _ = responses.send(Err(status)).await;
             }
         }
     }
@@ -176,7 +186,8 @@ impl Endpoint {
             bell.mark_unchanged();
             let (standing, silent, frame) = {
                 let mut ledger = self.shared.read();
-                let (standing, silent) = (ledger.standing(key), ledger.script.silent);
+                let silent = ledger.script.is_silent(self.index);
+                let standing = ledger.standing(key);
                 let speaks = standing == Standing::Live && !silent;
                 (
                     standing,
@@ -186,7 +197,11 @@ impl Endpoint {
             };
             match standing {
                 Standing::Live => {}
-                Standing::Cut => return End::Cut,
+                Standing::Cut => return End::Broken(Status::unavailable("cut by the script")),
+                Standing::Revoked => {
+                    let status = Status::unauthenticated("the token is no longer taken");
+                    return End::Broken(status);
+                }
                 Standing::Fenced => {
                     let newer = "a newer session of this node took over".to_owned();
                     return End::Refused((proto::ErrorCode::Fenced, newer));
@@ -202,7 +217,7 @@ impl Endpoint {
                 _ = bell.changed() => {}
                 () = responses.closed() => return End::Gone,
                 request = requests.message(), if !silent => match request {
-                    Ok(Some(frame)) => match self.shared.change(|ledger| ledger.take(key, frame)) {
+                    Ok(Some(frame)) => match self.shared.change(|ledger| ledger.take(key, frame, Instant::now())) {
                         Ok(false) => {}
                         Ok(true) => return End::Gone,
                         Err(refusal) => return End::Refused(refusal),
@@ -218,7 +233,8 @@ impl Endpoint {
 enum End {
     /// The node left, or is lost.
     Gone,
-    Cut,
+    /// With a status instead of a word.
+    Broken(Status),
     Refused(Refusal),
 }
 
