@@ -39,7 +39,9 @@ use crate::{
     message::{
         GovernanceError, Lane, LaneState, Limits, NodeStatus, RegistrationAck, RequestId, wire,
     },
+    owned::owned,
     proto::{self, stream_request::Control, stream_response},
+    pulse::Pulse,
     routing::{Acknowledgements, Arrival, Report, Router, Subscribers},
     stream::SharedVersion,
     telemetry::Metrics,
@@ -118,6 +120,8 @@ pub(crate) enum ConnectionMessage {
     },
     /// A deadline may have passed.
     TimerFired,
+    /// Show that you live.
+    AreYouThere { pulse: Pulse },
 }
 
 /// What the connection needs to start.
@@ -339,6 +343,7 @@ impl ConnectionState {
                     self.post_blocked();
                 }
             }
+            ConnectionMessage::AreYouThere { pulse } => pulse.beat(),
             ConnectionMessage::TimerFired => {
                 self.timer_due = None;
                 self.happen(Event::DeadlineReached)?;
@@ -493,9 +498,8 @@ impl ConnectionState {
             frames: waiting,
             connection: self.myself.clone(),
         };
-        let reader = self
-            .tasks
-            .spawn(self.args.tasks.track_future(session.run()));
+        let session = owned(self.myself.clone(), "session", session.run());
+        let reader = self.tasks.spawn(self.args.tasks.track_future(session));
         self.live = Some(Live {
             epoch,
             target,
@@ -713,10 +717,12 @@ impl ConnectionState {
         for delivery in awaited {
             let connection = self.myself.clone();
             let report = async move {
+                fault_point!(connection, DeliveryWait);
                 let report = delivery.report().await;
                 // A connection that is gone starts again from what is recorded.
                 let _ = connection.cast(ConnectionMessage::DeliveryEnded { adoptions, report });
             };
+            let report = owned(self.myself.clone(), "delivery", report);
             self.tasks.spawn(self.args.tasks.track_future(report));
         }
         for (lane, handled) in handled {
@@ -758,6 +764,7 @@ impl ConnectionState {
             };
             let _ = reply.send(result);
         };
+        let redelivery = owned(self.myself.clone(), "redelivery", redelivery);
         self.tasks.spawn(self.args.tasks.track_future(redelivery));
     }
 

@@ -56,6 +56,7 @@ impl Session {
             connection,
         } = self;
         let gone = |_| SessionFault::Closed;
+        fault_point!(connection, SessionDial, SessionFault::Closed);
         let (channel, authorization) = dial(&target, &config).await?;
         connection
             .cast(ConnectionMessage::SessionOpened { epoch })
@@ -76,6 +77,7 @@ impl Session {
             .into_inner();
         let permits = Arc::new(Semaphore::new(FRAMES_IN_MAILBOX));
         loop {
+            fault_point!(connection, SessionRead, SessionFault::Closed);
             let permit = Arc::clone(&permits).acquire_owned().await;
             let permit = permit.map_err(|_| SessionFault::Closed)?;
             let frame = responses
