@@ -244,12 +244,8 @@ async fn keep_watch(supervisor: ActorRef<SupervisorMessage>, config: Supervision
         tokio::time::sleep(config.watch_interval).await;
         match watch.look(supervisor.get_id()) {
             Verdict::Ask(pulse) => {
-                if supervisor
-                    .cast(SupervisorMessage::LookAround { pulse })
-                    .is_err()
-                {
-                    return;
-                }
+                // One that takes no more messages is ending; it may hang in that.
+                let _ = supervisor.cast(SupervisorMessage::LookAround { pulse });
             }
             Verdict::Wait => {}
             Verdict::Hung | Verdict::Unkillable => {
