@@ -17,7 +17,7 @@ use std::{
 use governance_stream::{
     Health, StreamError,
     config::Config,
-    stress::{Fault, Moment, Plan, Point},
+    stress::{Armed, Fault, Moment, Plan, Point},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use support::{
@@ -70,6 +70,22 @@ async fn provoke(guarded: &Guarded, point: Point) {
     }
 }
 
+/// Lifts what would not end by itself: a subscriber may take its time, and a thread that hangs in
+/// an engine keeps every later tree from it.
+async fn lift_in_time(guarded: &Guarded, plan: Option<&(Point, Fault, Armed)>) {
+    if let Some((point, Fault::Hang, armed)) = plan {
+        armed.hit(1).await;
+        match point {
+            Point::DeliveryWait => armed.lift(),
+            Point::JournalLoad | Point::JournalCommit => {
+                guarded.tree_after(guarded.trees()).await;
+                armed.lift();
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Strikes a tree under load, and asserts that it heals with everything done.
 async fn survives(strikes: &[(Point, Fault, u64)]) {
     let guarded = Guarded::start(impatient).await;
@@ -81,34 +97,32 @@ async fn survives(strikes: &[(Point, Fault, u64)]) {
         (*point, *fault, plan.arm(&guarded.config.instance))
     });
     let plans: Vec<_> = plans.collect();
-    let load = guarded.load(0..LOAD);
-    let faults = async {
-        for (point, fault, armed) in &plans {
-            let trees = guarded.trees();
+    let strike = async {
+        for (point, ..) in &plans {
             provoke(&guarded, *point).await;
-            if plans.len() == 1 {
-                let hit = tokio::time::timeout(PATIENCE, armed.hit(1)).await;
-                assert!(hit.is_ok(), "it was never passed");
-            }
-            // These do not end by themselves: a subscriber may take its time, and a thread that
-            // hangs in an engine keeps it from every later tree.
-            match (point, fault) {
-                (Point::DeliveryWait, Fault::Hang) => armed.hit(1).await,
-                (Point::JournalLoad | Point::JournalCommit, Fault::Hang) => {
-                    armed.hit(1).await;
-                    guarded.tree_after(trees).await;
-                }
-                _ => continue,
-            }
-            armed.lift();
+        }
+        if let [(.., armed)] = &plans[..] {
+            let hit = tokio::time::timeout(PATIENCE, armed.hit(1)).await;
+            assert!(hit.is_ok(), "it was never passed");
         }
     };
-    let (handles, ()) = tokio::join!(load, faults);
-    for handle in handles
-        .into_iter()
-        .chain(guarded.load(LOAD..LOAD + AFTERWARDS).await)
-    {
-        completed(&handle).await;
+    let work = async {
+        let (handles, ()) = tokio::join!(guarded.load(0..LOAD), strike);
+        let more = guarded.load(LOAD..LOAD + AFTERWARDS).await;
+        for handle in handles.iter().chain(&more) {
+            completed(handle).await;
+        }
+    };
+    let lifts = async {
+        tokio::join!(
+            lift_in_time(&guarded, plans.first()),
+            lift_in_time(&guarded, plans.get(1))
+        );
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = work => {}
+        () = lifts => {}
     }
     drop(plans);
     guarded

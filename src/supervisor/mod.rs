@@ -228,6 +228,15 @@ impl Actor for StreamSupervisor {
 
 impl Drop for SupervisorState {
     fn drop(&mut self) {
+        // ractor kills children that run, and leaves alone one that hangs as it stops: that one
+        // would keep the journal from the next tree.
+        if let Some(buffer) = &self.buffer {
+            buffer.actor.kill();
+        }
+        if let Some(connection) = &self.connection {
+            connection.actor.kill();
+        }
+        self.trackers.all().for_each(|tracker| tracker.kill());
         self.args.board.update(|status| status.running = false);
     }
 }
