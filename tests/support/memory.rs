@@ -1,4 +1,5 @@
 //! How much memory this process holds.
+#![allow(clippy::print_stdout, reason = "a measurement is for its reader")]
 
 /// Resident memory in bytes, as the kernel counts it (`proc_pid_statm(5)`).
 pub fn resident() -> u64 {
