@@ -61,12 +61,17 @@
 //! | [`telemetry`] | metrics and trace context |
 //! | [`proto`] | the wire |
 //! | `simulator` | governance itself, for tests (feature `simulator`) |
+//! | `stress` | faults of actors and tasks at will, for tests (feature `stress`) |
 //!
 //! # Features
 //!
 //! `cli` (default) is the operator's binary and its HTTP endpoints; `simulator` (default) plays
-//! governance, with signing keys. A node wants neither: `default-features = false`.
+//! governance, with signing keys; `stress` lets tests fault the tree. A node wants none of them:
+//! `default-features = false`.
 #![forbid(unsafe_code)]
+
+#[macro_use]
+mod hooks;
 
 pub mod bridge;
 mod buffer;
@@ -78,12 +83,16 @@ mod error;
 mod health;
 pub mod message;
 mod names;
+mod owned;
 mod pace;
+mod pulse;
 mod request;
 mod routing;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 mod stream;
+#[cfg(feature = "stress")]
+pub mod stress;
 mod supervisor;
 pub mod telemetry;
 mod timer;

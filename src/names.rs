@@ -22,3 +22,8 @@ pub(crate) fn connection(instance: &InstanceName) -> String {
 pub(crate) fn request(instance: &InstanceName, request_id: &RequestId) -> String {
     format!("{instance}.request.{request_id}")
 }
+
+/// What the names of all trackers begin with.
+pub(crate) fn requests(instance: &InstanceName) -> String {
+    format!("{instance}.request.")
+}

@@ -137,14 +137,22 @@ impl GovernanceStream {
             board: board.clone(),
             metrics,
         };
-        let spawned = match parent {
-            None => Actor::spawn(Some(name), StreamSupervisor, tree).await,
-            Some(parent) => Actor::spawn_linked(Some(name), StreamSupervisor, tree, parent).await,
-        };
-        let (supervisor, _) = spawned.map_err(|error| StreamError::Startup {
+        let startup = |reason: String| StreamError::Startup {
             instance: config.instance.to_string(),
-            reason: error.to_string(),
-        })?;
+            reason,
+        };
+        let root = faultable!(StreamSupervisor, Supervisor);
+        let spawn = async {
+            match parent {
+                None => Actor::spawn(Some(name), root, tree).await,
+                Some(parent) => Actor::spawn_linked(Some(name), root, tree, parent).await,
+            }
+        };
+        let within = config.call_deadline;
+        let (supervisor, _) = tokio::time::timeout(within, spawn)
+            .await
+            .map_err(|_| startup(format!("it did not start within {within:?}")))?
+            .map_err(|error| startup(error.to_string()))?;
         let supervisor = supervisor.get_cell();
         Ok(Self {
             supervisor,

@@ -253,6 +253,32 @@ async fn an_instance_of_a_taken_name_does_not_start_and_disturbs_nobody() {
     simulator.assert_clean();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_deliveries_that_only_an_operator_could_allow() {
+    use governance_stream::{ConnectionPhase, proto::ErrorCode};
+    for (code, phase) in [
+        (ErrorCode::Fenced, ConnectionPhase::Quarantined),
+        (ErrorCode::WrongChain, ConnectionPhase::Failed),
+    ] {
+        let simulator = governance().await;
+        let federation = simulator.federation(1).expect("the first");
+        simulator.refuse_next_registration(code);
+        let mut config = config(&simulator.endpoints());
+        config.drain_deadline = 10 * PATIENCE;
+        let node = Node::with(config).await;
+        node.until("stopped", |status| status.connection.phase == phase)
+            .await;
+        node.request(&federation, 0..3).await;
+        let shutdown = tokio::time::timeout(PATIENCE, node.stream.shutdown()).await;
+        let leftover = shutdown.expect("without the drain deadline");
+        assert_eq!(leftover.expect("shuts down").open_requests, 3);
+        node.bridge.stop().await;
+        node.chain.stop().await;
+        support::assert_nothing_left(node.config.instance.as_str());
+        simulator.assert_clean();
+    }
+}
+
 /// Not an actor, not a task, not a registry name.
 #[test]
 fn a_shutdown_leaves_nothing_behind() {

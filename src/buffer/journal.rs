@@ -1,6 +1,10 @@
 //! What a journal engine promises, and the rows it keeps.
 
-use std::{fmt, path::PathBuf, time::SystemTime};
+use std::{
+    fmt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use bitcoin::OutPoint;
 
@@ -193,6 +197,15 @@ pub enum JournalError {
         /// What to do.
         advice: &'static str,
     },
+    /// The engine does not return from what it was asked.
+    #[error(
+        "the journal has not answered for {:.1} s; look at its disk",
+        .waited.as_secs_f32()
+    )]
+    Hung {
+        /// For how long.
+        waited: Duration,
+    },
     /// The thread that commits has ended.
     #[error("the journal's thread has ended; the buffer restarts and reads what was kept")]
     ThreadEnded,
@@ -207,6 +220,7 @@ impl JournalError {
             Self::Format { .. } => "format",
             Self::Damaged { .. } => "damaged",
             Self::Io { .. } => "io",
+            Self::Hung { .. } => "hung",
             Self::ThreadEnded => "thread_ended",
         }
     }

@@ -17,6 +17,7 @@ pub mod record;
 mod resume;
 pub mod retained;
 mod stored;
+mod turn;
 mod writer;
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ use crate::{
     },
     names,
     pace::Pace,
+    pulse::Pulse,
     request::{RequestMessage, StandingReply},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
@@ -164,6 +166,8 @@ pub(crate) enum BufferMessage {
 
     /// The pace that governance asked for lets more go.
     TransmitMore,
+    /// Show that you live, and look whether the journal's thread does.
+    AreYouThere { pulse: Pulse },
     /// Time to open a failed journal again.
     Reopen,
     /// The journal's thread has read what was kept.
@@ -314,6 +318,8 @@ pub(crate) struct BufferState {
     intake_closed: bool,
     adoption_allowed: bool,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
+    /// Whether health shows that the journal takes too long.
+    slow_shown: bool,
 }
 
 #[derive(Debug)]
@@ -392,6 +398,7 @@ impl Actor for BufferActor {
             intake_closed: false,
             adoption_allowed: false,
             waiting_for_flush: Vec::new(),
+            slow_shown: false,
         })
     }
 
@@ -408,9 +415,13 @@ impl Actor for BufferActor {
 impl BufferState {
     /// # Errors
     ///
-    /// When the journal's thread has ended: only a new actor gets a new one.
+    /// When the journal's thread has ended or hangs: only a new actor gets a new one.
     fn receive(&mut self, message: BufferMessage) -> Result<(), JournalError> {
         match (&mut self.phase, message) {
+            (_, BufferMessage::AreYouThere { pulse }) => {
+                pulse.beat();
+                return self.look_at_journal();
+            }
             (_, BufferMessage::Committed(Err(JournalError::ThreadEnded))) => {
                 return Err(JournalError::ThreadEnded);
             }
@@ -437,10 +448,39 @@ impl BufferState {
         Ok(())
     }
 
+    /// A journal that takes too long shows in health first. One that does not answer at all fails
+    /// this actor: its callers learn that it is unknown whether they were accepted.
+    ///
+    /// # Errors
+    ///
+    /// Past the deadline.
+    fn look_at_journal(&mut self) -> Result<(), JournalError> {
+        let (waited, deadline) = (self.writer.at_work_for(), self.args.config.commit_deadline);
+        let hung = JournalError::Hung { waited };
+        if waited >= deadline {
+            self.args.metrics.record_journal_failure(hung.name());
+            return Err(hung);
+        }
+        let slow = waited >= deadline / 2;
+        if slow || std::mem::replace(&mut self.slow_shown, slow) {
+            self.slow_shown = slow;
+            let fault = match &self.phase {
+                _ if slow => Some(hung.to_string()),
+                Phase::Loading { fault, .. } => fault.as_ref().map(ToString::to_string),
+                Phase::Ready(_) => None,
+            };
+            self.args
+                .board
+                .update(|status| status.journal_fault = fault);
+        }
+        Ok(())
+    }
+
     /// Nothing that rests on what was not committed is told to anyone: callers learn that it is
     /// unknown, the session ends, and everything begins again from what was kept.
     fn journal_failed(&mut self, fault: JournalError) {
         error!(%fault, again_in = ?self.reopen_pause, "journal failed");
+        self.writer.failed();
         self.args.metrics.record_journal_failure(fault.name());
         let shown = fault.to_string();
         self.args
@@ -595,8 +635,10 @@ impl BufferState {
                 self.reopen_pause = REOPEN_PAUSE;
                 desk.committed(ticket);
             }
-            BufferMessage::Committed(Err(_)) | BufferMessage::Loaded(_) | BufferMessage::Reopen => {
-            }
+            BufferMessage::Committed(Err(_))
+            | BufferMessage::Loaded(_)
+            | BufferMessage::Reopen
+            | BufferMessage::AreYouThere { .. } => {}
         }
         self.answer_flushed();
     }

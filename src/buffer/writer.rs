@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ractor::ActorRef;
@@ -15,6 +15,7 @@ use super::{
     BufferMessage,
     journal::{Journal, JournalError, Row},
     retained::Retained,
+    turn::Turn,
 };
 use crate::telemetry::Metrics;
 
@@ -33,6 +34,8 @@ pub(super) struct Writer {
     /// Of the last group that the thread was given.
     sent: Ticket,
     busy: bool,
+    /// When it was given its last job.
+    given: Instant,
 }
 
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl Writer {
             .spawn(move || {
                 let _alive = alive;
                 let obituary = Obituary(buffer);
+                let _turn = Turn::take(&journal);
                 work(journal.as_ref(), &queued, &obituary.0, &metrics);
             })?;
         let mut writer = Self {
@@ -64,6 +68,7 @@ impl Writer {
             last: Ticket::default(),
             sent: Ticket::default(),
             busy: false,
+            given: Instant::now(),
         };
         writer.load();
         Ok(writer)
@@ -96,8 +101,22 @@ impl Writer {
         }
     }
 
+    /// The thread has failed at its job, and has none until the journal is opened again.
+    pub(super) fn failed(&mut self) {
+        self.busy = false;
+    }
+
+    /// How long the thread has been at its job.
+    pub(super) fn at_work_for(&self) -> Duration {
+        match self.busy {
+            true => self.given.elapsed(),
+            false => Duration::ZERO,
+        }
+    }
+
     fn give(&mut self, job: Job) {
         self.busy = true;
+        self.given = Instant::now();
         // A thread that is gone has said so (`Obituary`): the actor is about to fail, and nothing
         // of this is confirmed.
         let _ = self.jobs.send(job);
@@ -126,14 +145,15 @@ fn work(
     while let Ok(job) = queued.recv() {
         let report = match job {
             Job::Load => {
-                let loaded = journal.load().map(Retained::from_rows);
+                let loaded = faultable_engine!(buffer, JournalLoad, journal.load());
+                let loaded = loaded.map(Retained::from_rows);
                 BufferMessage::Loaded(loaded.map(Box::new))
             }
             // Nothing has changed: what waits for it may go on at once.
             Job::Commit(ticket, rows) if rows.is_empty() => BufferMessage::Committed(Ok(ticket)),
             Job::Commit(ticket, rows) => {
                 let began = Instant::now();
-                let committed = journal.commit(&rows);
+                let committed = faultable_engine!(buffer, JournalCommit, journal.commit(&rows));
                 metrics.record_journal_commit(began.elapsed());
                 BufferMessage::Committed(committed.map(|()| ticket))
             }

@@ -234,6 +234,11 @@ impl Faults {
             buffer.lane_bytes,
             "at least 1048576: one request may be that large",
         );
+        self.at_least(
+            "buffer.commit_deadline",
+            buffer.commit_deadline,
+            Duration::from_millis(10),
+        );
         let (second, requests) = (Duration::from_secs(1), config.requests);
         self.at_least("requests.pegout_deadline", requests.pegout_deadline, second);
         self.at_least(
@@ -259,6 +264,17 @@ impl Faults {
             tick,
         );
         self.at_least("supervision.stop_deadline", supervision.stop_deadline, tick);
+        self.at_least(
+            "supervision.watch_interval",
+            supervision.watch_interval,
+            Duration::from_millis(10),
+        );
+        self.require(
+            supervision.watch_interval <= supervision.hang_deadline,
+            "supervision.hang_deadline",
+            format!("{:?}", supervision.hang_deadline),
+            "at least supervision.watch_interval",
+        );
         self.require(
             supervision.restart_pause <= supervision.max_restart_pause,
             "supervision.max_restart_pause",

@@ -199,6 +199,9 @@ pub struct BufferConfig {
     pub acknowledged_for: Duration,
     /// Whether another ledger than the known one is adopted without an operator's word.
     pub adopt_ledger: bool,
+    /// How long the journal may take to commit or to load before the buffer fails. Half of it
+    /// shows in health.
+    pub commit_deadline: Duration,
 }
 
 /// How long each type of request may take before governance is asked to cancel it.
@@ -227,6 +230,11 @@ pub struct SupervisionConfig {
     pub max_restart_pause: Duration,
     /// How long a dead child's tasks may take to end before the supervisor fails.
     pub stop_deadline: Duration,
+    /// How often every actor is asked for a sign of life.
+    pub watch_interval: Duration,
+    /// How long it may take to give one before it is killed and started again. It waits in the
+    /// mailbox behind what came before; handlers await nothing, so that this is time to work.
+    pub hang_deadline: Duration,
 }
 
 /// Registry names of the node's actors.
@@ -333,6 +341,7 @@ impl Default for BufferConfig {
             acknowledged_retained: 1000,
             acknowledged_for: Duration::from_secs(24 * 3600),
             adopt_ledger: false,
+            commit_deadline: Duration::from_secs(30),
         }
     }
 }
@@ -356,6 +365,8 @@ impl Default for SupervisionConfig {
             restart_pause: Duration::from_millis(50),
             max_restart_pause: Duration::from_secs(5),
             stop_deadline: Duration::from_secs(5),
+            watch_interval: Duration::from_secs(5),
+            hang_deadline: Duration::from_secs(15),
         }
     }
 }

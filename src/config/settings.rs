@@ -554,6 +554,7 @@ impl Reader {
                 defaults.adopt_ledger,
                 "true or false",
             ),
+            commit_deadline: self.duration("buffer.commit_deadline", defaults.commit_deadline),
         }
     }
 
@@ -588,6 +589,8 @@ impl Reader {
             max_restart_pause: self
                 .duration("supervision.max_restart_pause", defaults.max_restart_pause),
             stop_deadline: self.duration("supervision.stop_deadline", defaults.stop_deadline),
+            watch_interval: self.duration("supervision.watch_interval", defaults.watch_interval),
+            hang_deadline: self.duration("supervision.hang_deadline", defaults.hang_deadline),
         }
     }
 

@@ -91,9 +91,6 @@ pub enum SessionFault {
         /// Its deadline.
         within: Duration,
     },
-    /// Our task that ran the session or the probe panicked.
-    #[error("the task that ran it died; the log says why")]
-    TaskDied,
     /// Nothing has been tried yet.
     #[error("the first attempt is about to be made")]
     Starting,
@@ -182,7 +179,6 @@ impl SessionFault {
             | Self::Journal
             | Self::Congested(_)
             | Self::Buffer { .. }
-            | Self::TaskDied
             | Self::Starting => Remedy::BackOff,
         }
     }
@@ -192,7 +188,6 @@ impl SessionFault {
         match self {
             Self::Journal
             | Self::Buffer { .. }
-            | Self::TaskDied
             | Self::Starting
             | Self::Resume(ResumeFault::Adopted) => Blame::Ourselves,
             // It has been given its time already.
@@ -249,7 +244,6 @@ impl SessionFault {
             Self::Journal => "journal",
             Self::Congested(_) => "congested",
             Self::Buffer { .. } => "buffer",
-            Self::TaskDied => "task_died",
             Self::Starting => "starting",
         }
     }

@@ -282,11 +282,12 @@ impl ConnectionState {
         for delivery in awaited {
             let connection = self.myself.clone();
             let report = async move {
+                fault_point!(connection, DeliveryWait);
                 let report = delivery.report().await;
                 // A connection that is gone starts again from what is recorded.
                 let _ = connection.cast(ConnectionMessage::DeliveryEnded { adoptions, report });
             };
-            self.tasks.spawn(self.args.tasks.track_future(report));
+            self.spawn("delivery", report);
         }
         for (lane, handled) in handled {
             self.record(adoptions, lane, vec![handled]);
@@ -337,7 +338,7 @@ impl ConnectionState {
             };
             let _ = reply.send(result);
         };
-        self.tasks.spawn(self.args.tasks.track_future(redelivery));
+        self.spawn("redelivery", redelivery);
     }
 
     pub(super) fn post_blocked(&self) {

@@ -14,7 +14,6 @@ mod fault;
 mod frames;
 mod handshake;
 mod inbound;
-mod last_word;
 mod line;
 mod live;
 mod outbound;
@@ -29,7 +28,10 @@ use std::{
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
@@ -50,7 +52,9 @@ use crate::{
     error::StreamError,
     health::{ConnectionChange, ConnectionPhase, StatusBoard},
     message::{Lane, NodeStatus, RegistrationAck, RequestId},
+    owned::owned,
     proto::stream_request::Control,
+    pulse::Pulse,
     routing::{Acknowledgements, Report, Router, Subscribers},
     stream::SharedVersion,
     telemetry::Metrics,
@@ -136,6 +140,8 @@ pub(crate) enum ConnectionMessage {
     },
     /// A deadline may have passed.
     TimerFired,
+    /// Show that you live.
+    AreYouThere { pulse: Pulse },
 }
 
 /// What the connection needs to start.
@@ -229,7 +235,7 @@ impl Actor for ConnectionActor {
         let watch = credentials::watch(state.args.config.clone(), move |change| {
             let _ = connection.cast(ConnectionMessage::CredentialsSeen(change));
         });
-        state.tasks.spawn(state.args.tasks.track_future(watch));
+        state.spawn("watch over credentials", watch);
         state.happen(Event::Start)?;
         state.arm_timer();
         Ok(())
@@ -357,6 +363,7 @@ impl ConnectionState {
             ConnectionMessage::DeliveryEnded { adoptions, report } => {
                 self.delivery_ended(adoptions, report);
             }
+            ConnectionMessage::AreYouThere { pulse } => pulse.beat(),
             ConnectionMessage::TimerFired => {
                 self.timer_due = None;
                 self.happen(Event::DeadlineReached)?;
@@ -365,6 +372,16 @@ impl ConnectionState {
             }
         }
         Ok(())
+    }
+
+    /// Runs a task that ends with the actor, and whose panic is the actor's.
+    fn spawn(
+        &mut self,
+        what: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        let task = owned(self.myself.clone(), what, task);
+        self.tasks.spawn(self.args.tasks.track_future(task))
     }
 
     /// Moves the machine on and carries out what follows.
@@ -408,8 +425,7 @@ impl ConnectionState {
                 check,
             } => {
                 let (line, session) = Line::new(dial, target, check, self);
-                let task = self.args.tasks.track_future(session.run());
-                let line = line.read_by(self.tasks.spawn(task));
+                let line = line.read_by(self.spawn("session", session.run()));
                 self.lines.dialled(line, self.machine.state());
             }
             Action::HandOver { from, dial, cause } => {
@@ -435,7 +451,7 @@ impl ConnectionState {
             Action::SendHeartbeat { number } => self.send_heartbeat(number, now)?,
             Action::Probe { endpoint } => {
                 let probe = self.probe.clone().run(endpoint, self.myself.clone());
-                self.tasks.spawn(self.args.tasks.track_future(probe));
+                self.spawn("probe", probe);
             }
             Action::SayGoodbye => self.say_goodbye()?,
             Action::Abandon { dial } => {

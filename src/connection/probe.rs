@@ -15,7 +15,7 @@ use tonic_health::pb::{
 
 use super::{
     ConnectionMessage, PROTOCOL_VERSION, credentials::Credentials, dial::dial, fault::SessionFault,
-    last_word::LastWord, state::Check,
+    state::Check,
 };
 use crate::{
     buffer::{BufferMessage, Watermarks},
@@ -39,11 +39,6 @@ pub(super) struct Probe {
 impl Probe {
     /// Probes an endpoint on a connection of its own, and reports.
     pub(super) async fn run(self, endpoint: Endpoint, connection: ActorRef<ConnectionMessage>) {
-        let probed = |result| ConnectionMessage::Probed {
-            endpoint: endpoint.clone(),
-            result,
-        };
-        let word = LastWord::new(connection, Err(SessionFault::TaskDied), probed);
         let within = self.config.connect_deadline;
         let probing = async {
             let credentials = Credentials::load(&self.config).await?;
@@ -57,7 +52,8 @@ impl Probe {
             awaited: "answer to a probe",
             within,
         };
-        word.end(result.unwrap_or(Err(too_slow)));
+        let result = result.unwrap_or(Err(too_slow));
+        let _ = connection.cast(ConnectionMessage::Probed { endpoint, result });
     }
 
     /// Checks what is to be checked on an open connection.

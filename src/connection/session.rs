@@ -10,7 +10,7 @@ use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery};
 
 use super::{
     ConnectionMessage, codec::FrameCodec, credentials::Credentials, dial::dial,
-    fault::SessionFault, last_word::LastWord, probe::Probe, state::Check,
+    fault::SessionFault, probe::Probe, state::Check,
 };
 use crate::{config::Endpoint, message::Lane, proto};
 
@@ -46,14 +46,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Runs until it is over, and says why, however it ends.
+    /// Runs until it is over, and says why.
     pub(super) async fn run(self) {
         let (dial, connection) = (self.dial, self.connection.clone());
-        let word = LastWord::new(connection, SessionFault::TaskDied, |fault| {
-            ConnectionMessage::SessionEnded { dial, fault }
-        });
         let Err(fault) = self.drive().await;
-        word.end(fault);
+        // An actor that is gone needs no report.
+        let _ = connection.cast(ConnectionMessage::SessionEnded { dial, fault });
     }
 
     async fn drive(self) -> Result<Infallible, SessionFault> {
@@ -67,6 +65,7 @@ impl Session {
             connection,
         } = self;
         let gone = |_| SessionFault::Closed;
+        fault_point!(connection, SessionDial, SessionFault::Closed);
         let credentials = Credentials::load(&probe.config).await?;
         let channel = dial(&target, &probe.config, &credentials).await?;
         let authorization = credentials.authorization.as_ref();
@@ -100,6 +99,7 @@ impl Session {
             .into_inner();
         let permits = Arc::new(Semaphore::new(FRAMES_IN_MAILBOX));
         loop {
+            fault_point!(connection, SessionRead, SessionFault::Closed);
             let permit = Arc::clone(&permits).acquire_owned().await;
             let permit = permit.map_err(|_| SessionFault::Closed)?;
             let frame = responses

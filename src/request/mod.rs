@@ -18,6 +18,7 @@ use crate::{
     error::StreamError,
     message::{CancelReason, Progress, RequestId},
     names,
+    pulse::Pulse,
     telemetry::TraceContext,
     timer::Timer,
 };
@@ -40,6 +41,8 @@ pub(crate) enum RequestMessage {
     Refresh,
     /// Has the deadline passed?
     Look,
+    /// Show that you live.
+    AreYouThere { pulse: Pulse },
     /// Answer once the request is settled or, where `beyond` names what the caller has seen, once
     /// it has come further.
     Await {
@@ -155,6 +158,7 @@ impl Actor for RequestTracker {
                         .arm(BUFFER_RETRY, &myself, || RequestMessage::Look);
                 }
             }
+            RequestMessage::AreYouThere { pulse } => pulse.beat(),
             RequestMessage::Await { beyond, reply } => {
                 state.waiting.push((beyond, reply));
                 state.answer_waiting();

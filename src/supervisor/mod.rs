@@ -1,10 +1,14 @@
 //! The root of the tree. It does no work of its own: it starts its children, starts them again
 //! when they die, and gives up when they die too often, so that the node's own supervisor sees it.
 
+mod burial;
 mod restart;
 mod shutdown;
+mod start;
+mod trackers;
+mod watch;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent,
@@ -14,17 +18,20 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use self::restart::{Child, Decision, Restarts};
+use self::{
+    burial::Remains,
+    restart::{Child, Decision, Restarts},
+    trackers::Trackers,
+    watch::{Verdict, Watch},
+};
 use crate::{
-    buffer::{
-        BufferActor, BufferArguments, BufferMessage, Leftover, OpenedRequest, journal::Journal,
-    },
-    config::Config,
-    connection::{ConnectionActor, ConnectionArguments, ConnectionMessage},
+    buffer::{BufferMessage, Leftover, OpenedRequest, journal::Journal},
+    config::{Config, SupervisionConfig},
+    connection::ConnectionMessage,
     health::StatusBoard,
     message::RequestId,
-    names,
-    request::{RequestArguments, RequestMessage, RequestTracker},
+    pulse::Pulse,
+    request::RequestMessage,
     routing::Subscribers,
     stream::SharedVersion,
     telemetry::Metrics,
@@ -46,8 +53,10 @@ pub(crate) enum SupervisorMessage {
     /// Deliver what can be delivered, stop everything, and say what is left.
     Shutdown { reply: RpcReplyPort<Leftover> },
 
-    /// The dead are gone, tasks and threads included: these children may start again.
-    Buried { children: &'static [Child] },
+    /// Show that you live, and ask the children whether they do.
+    LookAround { pulse: Pulse },
+    /// The dead of one burial are gone, tasks and threads included.
+    Buried,
     /// The dead would not end.
     Unburied { what: String },
     /// Everything has stopped.
@@ -83,9 +92,13 @@ pub(crate) struct SupervisorState {
     restarts: Restarts,
     buffer: Option<Incarnation<BufferMessage>>,
     connection: Option<Incarnation<ConnectionMessage>>,
-    /// Open requests by their tracker.
-    trackers: HashMap<ActorId, RequestId>,
-    /// Waits for the dead, and the shutdown.
+    trackers: Trackers,
+    watch: Watch,
+    /// Burials under way. While there is one nobody starts: it may be a predecessor's.
+    burials: usize,
+    /// What is left of children that did not start; buried with the next.
+    unborn: Vec<Remains>,
+    /// Waits for the dead, the shutdown, and the watch over this actor itself.
     tasks: JoinSet<()>,
     shutting_down: bool,
 }
@@ -96,44 +109,6 @@ struct Incarnation<M: ractor::Message> {
     actor: ActorRef<M>,
     handle: JoinHandle<()>,
     tasks: TaskTracker,
-}
-
-/// What is left of a dead child.
-#[derive(Debug)]
-struct Remains {
-    name: &'static str,
-    handle: JoinHandle<()>,
-    tasks: TaskTracker,
-}
-
-impl<M: ractor::Message> Incarnation<M> {
-    fn remains(self, child: Child) -> Remains {
-        self.tasks.close();
-        Remains {
-            name: child.name(),
-            handle: self.handle,
-            tasks: self.tasks,
-        }
-    }
-}
-
-impl Remains {
-    /// Waits until actor, tasks and thread have ended.
-    async fn end(self, within: Duration) -> Result<(), String> {
-        let Self {
-            name,
-            handle,
-            tasks,
-        } = self;
-        let ended = async {
-            // Its panic was reported to the supervisor; here only its end matters.
-            let _ = handle.await;
-            tasks.wait().await;
-        };
-        tokio::time::timeout(within, ended)
-            .await
-            .map_err(|_| format!("{name}: its tasks did not end within {within:?}"))
-    }
 }
 
 /// The actor.
@@ -150,18 +125,23 @@ impl Actor for StreamSupervisor {
         myself: ActorRef<SupervisorMessage>,
         args: TreeArguments,
     ) -> Result<SupervisorState, ActorProcessingErr> {
+        let config = args.config.supervision;
+        start::end_orphans(&args.config.instance, config.stop_deadline).await;
         let mut state = SupervisorState {
-            restarts: Restarts::new(args.config.supervision),
+            restarts: Restarts::new(config),
             args,
             buffer: None,
             connection: None,
-            trackers: HashMap::new(),
+            trackers: Trackers::default(),
+            watch: Watch::new(&config),
+            burials: 0,
+            unborn: Vec::new(),
             tasks: JoinSet::new(),
             shutting_down: false,
         };
-        for child in Child::START_ORDER {
-            state.start(&myself, child).await?;
-        }
+        let started = state.start_missing(&myself).await;
+        started.map_err(|(_, failure)| failure)?;
+        state.tasks.spawn(keep_watch(myself, config));
         state.args.board.update(|status| status.running = true);
         Ok(state)
     }
@@ -180,28 +160,30 @@ impl Actor for StreamSupervisor {
                 request_id,
                 message,
             } => {
-                let name = names::request(&state.args.config.instance, &request_id);
-                if let Some(tracker) = ActorRef::<RequestMessage>::where_is(name) {
+                if let Some(tracker) = state.trackers.of(&request_id) {
                     let _ = tracker.cast(message);
                 }
             }
             SupervisorMessage::RequestsRecovered { open } => {
-                for name in state.trackers.values() {
-                    let name = names::request(&state.args.config.instance, name);
-                    if let Some(tracker) = ActorRef::<RequestMessage>::where_is(name) {
-                        let _ = tracker.cast(RequestMessage::Refresh);
-                    }
+                for tracker in state.trackers.all() {
+                    let _ = tracker.cast(RequestMessage::Refresh);
                 }
                 state.start_trackers(&myself, open).await;
             }
-            SupervisorMessage::Buried { children } => {
-                for child in children {
-                    if !state.shutting_down
-                        && let Err(failure) = state.start(&myself, *child).await
-                    {
-                        warn!(child = child.name(), %failure, "did not start");
-                        return state.child_died(&myself, *child);
-                    }
+            SupervisorMessage::LookAround { pulse } => {
+                pulse.beat();
+                if !state.shutting_down {
+                    return state.look_around(&myself);
+                }
+            }
+            SupervisorMessage::Buried => {
+                state.burials = state.burials.saturating_sub(1);
+                if !state.shutting_down
+                    && state.burials == 0
+                    && let Err((child, failure)) = state.start_missing(&myself).await
+                {
+                    warn!(child = child.name(), %failure, "did not start");
+                    return state.child_died(&myself, child);
                 }
             }
             SupervisorMessage::Unburied { what } => return Err(what.into()),
@@ -237,7 +219,7 @@ impl Actor for StreamSupervisor {
                 state.child_died(&myself, child)
             }
             None => {
-                state.tracker_ended(&cell, &cause);
+                state.tracker_ended(cell.get_id(), &cause);
                 Ok(())
             }
         }
@@ -246,64 +228,80 @@ impl Actor for StreamSupervisor {
 
 impl Drop for SupervisorState {
     fn drop(&mut self) {
+        // ractor kills children that run, and leaves alone one that hangs as it stops: that one
+        // would keep the journal from the next tree.
+        if let Some(buffer) = &self.buffer {
+            buffer.actor.kill();
+        }
+        if let Some(connection) = &self.connection {
+            connection.actor.kill();
+        }
+        self.trackers.all().for_each(|tracker| tracker.kill());
         self.args.board.update(|status| status.running = false);
     }
 }
 
-impl SupervisorState {
-    async fn start(
-        &mut self,
-        myself: &ActorRef<SupervisorMessage>,
-        child: Child,
-    ) -> Result<(), ActorProcessingErr> {
-        let args = self.args.clone();
-        let instance = args.config.instance.clone();
-        let tasks = TaskTracker::new();
-        match child {
-            Child::Buffer => {
-                let name = names::buffer(&instance);
-                let args = BufferArguments {
-                    instance,
-                    config: args.config.buffer,
-                    inbound_window: args.config.connection.inbound_window.messages,
-                    journal: args.journal,
-                    supervisor: myself.clone(),
-                    board: args.board,
-                    metrics: args.metrics,
-                    tasks: tasks.clone(),
-                };
-                let (actor, handle) =
-                    Actor::spawn_linked(Some(name), BufferActor, args, myself.get_cell()).await?;
-                self.buffer = Some(Incarnation {
-                    actor,
-                    handle,
-                    tasks,
-                });
+/// Asks the supervisor itself for its sign of life, which is also its time to look around. One
+/// that gives none is killed: the node's supervisor sees it, and starts another tree.
+async fn keep_watch(supervisor: ActorRef<SupervisorMessage>, config: SupervisionConfig) {
+    let mut watch = Watch::new(&config);
+    loop {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "paces the rounds, outside any handler"
+        )]
+        tokio::time::sleep(config.watch_interval).await;
+        match watch.look(supervisor.get_id()) {
+            Verdict::Ask(pulse) => {
+                // One that takes no more messages is ending; it may hang in that.
+                let _ = supervisor.cast(SupervisorMessage::LookAround { pulse });
             }
-            Child::Connection => {
-                let buffer = self.buffer.as_ref().ok_or("the buffer starts first")?;
-                let name = names::connection(&instance);
-                let args = ConnectionArguments {
-                    node: args.config.node,
-                    config: args.config.connection,
-                    buffer: buffer.actor.clone(),
-                    subscribers: args.subscribers,
-                    federation_version: args.federation_version,
-                    board: args.board,
-                    metrics: args.metrics,
-                    tasks: tasks.clone(),
-                };
-                let cell = myself.get_cell();
-                let (actor, handle) =
-                    Actor::spawn_linked(Some(name), ConnectionActor, args, cell).await?;
-                self.connection = Some(Incarnation {
-                    actor,
-                    handle,
-                    tasks,
-                });
+            Verdict::Wait => {}
+            Verdict::Hung | Verdict::Unkillable => {
+                error!("the supervisor hangs; it is killed");
+                supervisor.kill();
+                return;
             }
         }
-        Ok(())
+    }
+}
+
+impl SupervisorState {
+    /// Asks everyone for a sign of life. Who gave none in time has died.
+    fn look_around(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+    ) -> Result<(), ActorProcessingErr> {
+        // In the order of the starts: the buffer's death is the connection's too.
+        for child in Child::START_ORDER {
+            let actor = match child {
+                Child::Buffer => self.buffer.as_ref().map(|buffer| buffer.actor.get_cell()),
+                Child::Connection => self
+                    .connection
+                    .as_ref()
+                    .map(|connection| connection.actor.get_cell()),
+            };
+            let Some(actor) = actor else { continue };
+            match self.watch.look(actor.get_id()) {
+                Verdict::Ask(pulse) => {
+                    // One that is gone is reported by ractor.
+                    let _told = match child {
+                        Child::Buffer => actor
+                            .send_message(BufferMessage::AreYouThere { pulse })
+                            .is_ok(),
+                        Child::Connection => actor
+                            .send_message(ConnectionMessage::AreYouThere { pulse })
+                            .is_ok(),
+                    };
+                }
+                Verdict::Wait => {}
+                Verdict::Hung | Verdict::Unkillable => {
+                    error!(child = child.name(), cause = "hung", "child died");
+                    self.child_died(myself, child)?;
+                }
+            }
+        }
+        self.watch_trackers().map_err(Into::into)
     }
 
     /// Which child the cell is a life of. An earlier life is nobody's.
@@ -340,16 +338,18 @@ impl SupervisorState {
             .into());
         };
         let children = child.restarts();
-        let mut remains = Vec::new();
+        let mut remains = std::mem::take(&mut self.unborn);
         // In the reverse of the start order.
         for child in children.iter().rev() {
             let gone = match child {
                 Child::Buffer => self.buffer.take().map(|buffer| {
                     buffer.actor.kill();
+                    self.watch.forget(buffer.actor.get_id());
                     buffer.remains(*child)
                 }),
                 Child::Connection => self.connection.take().map(|connection| {
                     connection.actor.kill();
+                    self.watch.forget(connection.actor.get_id());
                     connection.remains(*child)
                 }),
             };
@@ -361,82 +361,7 @@ impl SupervisorState {
             .board
             .update(|status| status.actor_restarts += restarted);
         info!(child = child.name(), ?after, "restarting");
-        let within = self.args.config.supervision.stop_deadline;
-        let supervisor = myself.clone();
-        self.tasks.spawn(async move {
-            for remains in remains {
-                if let Err(what) = remains.end(within).await {
-                    let _ = supervisor.cast(SupervisorMessage::Unburied { what });
-                    return;
-                }
-            }
-            #[allow(
-                clippy::disallowed_methods,
-                reason = "paces a restart, outside any handler"
-            )]
-            tokio::time::sleep(after).await;
-            let _ = supervisor.cast(SupervisorMessage::Buried { children });
-        });
+        self.bury(myself, remains, after);
         Ok(())
-    }
-
-    async fn start_trackers(
-        &mut self,
-        myself: &ActorRef<SupervisorMessage>,
-        opened: Vec<OpenedRequest>,
-    ) {
-        if self.shutting_down {
-            return;
-        }
-        for opened in opened {
-            let request_id = opened.request_id.clone();
-            let instance = self.args.config.instance.clone();
-            let name = names::request(&instance, &request_id);
-            if ActorRef::<RequestMessage>::where_is(name.clone()).is_some() {
-                continue;
-            }
-            let args = RequestArguments { instance, opened };
-            let cell = myself.get_cell();
-            match Actor::spawn_linked(Some(name), RequestTracker, args, cell).await {
-                Ok((tracker, _)) => {
-                    self.trackers.insert(tracker.get_id(), request_id);
-                }
-                Err(failure) => {
-                    warn!(request = %request_id, %failure, "tracker did not start");
-                    self.tracker_died(request_id);
-                }
-            }
-        }
-    }
-
-    fn tracker_ended(&mut self, cell: &ActorCell, cause: &str) {
-        let Some(request_id) = self.trackers.remove(&cell.get_id()) else {
-            return;
-        };
-        if cause == crate::request::SETTLED {
-            self.restarts.tracker_done(&request_id);
-        } else {
-            warn!(request = %request_id, cause, "tracker died");
-            self.tracker_died(request_id);
-        }
-    }
-
-    fn tracker_died(&mut self, request_id: RequestId) {
-        let message = match self.restarts.tracker_died(&request_id) {
-            Decision::Restart { .. } => {
-                self.args.metrics.record_restart("request");
-                self.args.board.update(|status| status.actor_restarts += 1);
-                BufferMessage::Announce { request_id }
-            }
-            Decision::GiveUp => {
-                let deaths = self.args.config.supervision.max_tracker_restarts + 1;
-                let reason = format!("its tracker died {deaths} times; see the log for why");
-                BufferMessage::Park { request_id, reason }
-            }
-        };
-        // A buffer that is gone announces every open request when it is back.
-        if let Some(buffer) = &self.buffer {
-            let _ = buffer.actor.cast(message);
-        }
     }
 }

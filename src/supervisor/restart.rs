@@ -120,7 +120,7 @@ mod tests {
             max_tracker_restarts: 3,
             restart_pause: Duration::from_millis(50),
             max_restart_pause: Duration::from_millis(300),
-            stop_deadline: Duration::from_secs(5),
+            ..SupervisionConfig::default()
         })
     }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 use ractor::{ActorCell, ActorRef, RpcReplyPort, rpc::CallResult};
 use tracing::{info, warn};
 
-use super::{Child, Remains, SupervisorMessage, SupervisorState};
+use super::{Child, Remains, SupervisorMessage, SupervisorState, burial::Mourner};
 use crate::{
     buffer::{BufferMessage, Leftover},
     connection::ConnectionMessage,
+    health::{ConnectionPhase, StatusBoard},
 };
 
 /// How long an actor may take to answer a question while everything stops.
@@ -20,6 +21,7 @@ struct Stopping {
     buffer: Option<(ActorRef<BufferMessage>, Remains)>,
     connection: Option<(ActorRef<ConnectionMessage>, Remains)>,
     trackers: Vec<ActorCell>,
+    board: StatusBoard,
     drain_deadline: Duration,
     stop_deadline: Duration,
 }
@@ -57,12 +59,15 @@ impl SupervisorState {
                 .into_iter()
                 .filter(|child| !singletons.contains(&Some(child.get_id())))
                 .collect(),
+            board: self.args.board.clone(),
             drain_deadline: self.args.config.drain_deadline,
             stop_deadline: self.args.config.supervision.stop_deadline,
         };
         let supervisor = myself.clone();
         self.tasks.spawn(async move {
+            let mourner = Mourner::new(&supervisor, "the shutdown");
             let leftover = stopping.stop().await;
+            mourner.done();
             let _ = supervisor.cast(SupervisorMessage::ShutDown { leftover, reply });
         });
     }
@@ -74,19 +79,24 @@ impl Stopping {
             buffer,
             connection,
             trackers,
+            board,
             drain_deadline,
             stop_deadline,
         } = self;
         if let Some((buffer, _)) = &buffer {
-            let flushed = buffer
-                .call(
-                    |flushed| BufferMessage::CloseIntake { flushed },
-                    Some(drain_deadline),
-                )
-                .await;
-            match flushed {
-                Ok(CallResult::Success(())) => info!("everything is acknowledged"),
-                _ => warn!(?drain_deadline, "not everything was acknowledged in time"),
+            let flushed = buffer.call(
+                |flushed| BufferMessage::CloseIntake { flushed },
+                Some(drain_deadline),
+            );
+            tokio::select! {
+                biased;
+                flushed = flushed => match flushed {
+                    Ok(CallResult::Success(())) => info!("everything is acknowledged"),
+                    _ => warn!(?drain_deadline, "not everything was acknowledged in time"),
+                },
+                () = waits_for_operator(&board) => {
+                    warn!("nothing can be delivered before an operator has acted");
+                }
             }
         }
         if let Some((connection, _)) = &connection {
@@ -124,6 +134,21 @@ impl Stopping {
         info!(?leftover, "stopped");
         leftover
     }
+}
+
+/// Returns once the connection sends nothing without an operator's word: waiting for a delivery is
+/// of no use then.
+async fn waits_for_operator(board: &StatusBoard) {
+    let mut status = board.watch();
+    let waits = status.wait_for(|status| {
+        let phase = status.connection.phase;
+        matches!(
+            phase,
+            ConnectionPhase::Quarantined | ConnectionPhase::Failed
+        )
+    });
+    // The board lives as long as it is waited on.
+    let _ = waits.await;
 }
 
 /// Stops an actor; one that does not listen is killed.

@@ -8,6 +8,9 @@
 )]
 
 pub mod full;
+pub mod guardian;
+#[cfg(target_os = "linux")]
+pub mod memory;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
 pub mod recorder;
@@ -257,8 +260,8 @@ pub fn assert_in_order<E>(
     }
 }
 
-/// Kills an actor of the instance as a bug would, wherever it is.
-pub async fn kill(name: &str) {
+/// The actor of this name, once it is there.
+pub async fn registered(name: &str) -> ractor::ActorCell {
     let looking = async {
         loop {
             match ractor::registry::where_is(name) {
@@ -268,9 +271,21 @@ pub async fn kill(name: &str) {
         }
     };
     let cell = tokio::time::timeout(PATIENCE, looking).await;
-    let cell = cell.unwrap_or_else(|_| panic!("{name} is not registered"));
+    cell.unwrap_or_else(|_| panic!("{name} is not registered"))
+}
+
+/// Kills an actor of the instance as a bug would, wherever it is.
+pub async fn kill(name: &str) {
+    let cell = registered(name).await;
     cell.kill();
     cell.wait(Some(PATIENCE)).await.expect("dies");
+}
+
+/// Stops an actor of the instance as nobody should.
+pub async fn stop(name: &str) {
+    let cell = registered(name).await;
+    cell.stop(None);
+    cell.wait(Some(PATIENCE)).await.expect("stops");
 }
 
 /// As [`assert_nothing_left`], a moment after a death rather than after a shutdown.
