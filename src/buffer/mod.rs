@@ -128,6 +128,13 @@ pub(crate) enum BufferMessage {
         epoch: u64,
         ack: Box<RegistrationAck>,
     },
+    /// Which of these requests were never made here? Answers to them are of no use.
+    Correlate {
+        connection: ActorRef<ConnectionMessage>,
+        adoptions: u64,
+        through: u64,
+        request_ids: Vec<RequestId>,
+    },
     /// What has governance acknowledged so far?
     ReadWatermarks { reply: RpcReplyPort<Watermarks> },
     /// Governance holds these lanes up to here.
@@ -581,6 +588,21 @@ impl BufferState {
             }
             BufferMessage::TakeStock { reply } => {
                 let _ = reply.send(desk.ready.leftover());
+            }
+            BufferMessage::Correlate {
+                connection,
+                adoptions,
+                through,
+                request_ids,
+            } => {
+                let ids = request_ids.into_iter();
+                let unknown = ids.filter(|id| desk.ready.retained.request(id).is_none());
+                let correlated = ConnectionMessage::Correlated {
+                    adoptions,
+                    through,
+                    unknown: unknown.collect(),
+                };
+                let _ = connection.cast(correlated);
             }
             BufferMessage::ReadWatermarks { reply } => {
                 let _ = reply.send(Watermarks::of(&desk.ready.retained));

@@ -17,7 +17,7 @@ use crate::{
     buffer::{BufferMessage, HandledMessage, record::DeadLetter},
     message::{GovernanceError, Lane, RegistrationAck, wire},
     proto::{self, stream_request, stream_response::Control},
-    routing::{Arrival, Report},
+    routing::{Arrival, Report, Router},
 };
 
 impl ConnectionState {
@@ -178,6 +178,15 @@ impl ConnectionState {
                     break;
                 }
             }
+        }
+        let answers = self.router.as_mut().and_then(Router::take_uncorrelated);
+        if let Some((through, request_ids)) = answers {
+            self.tell_buffer(BufferMessage::Correlate {
+                connection: self.myself.clone(),
+                adoptions: self.adoptions,
+                through,
+                request_ids,
+            });
         }
         if received > 0 {
             self.args.board.count_messages(0, received);

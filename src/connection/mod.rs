@@ -23,6 +23,7 @@ mod session;
 mod state;
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -116,6 +117,13 @@ pub(crate) enum ConnectionMessage {
     Transmit { epoch: u64, messages: Vec<Outgoing> },
     /// Everything of the lane up to here is recorded as handled.
     Recorded { lane: Lane, through: u64 },
+    /// Answers up to this sequence were looked up; these are to requests that nobody made.
+    Correlated {
+        /// Ledgers adopted when they came.
+        adoptions: u64,
+        through: u64,
+        unknown: HashSet<RequestId>,
+    },
     /// The request's deadline has passed: its response will be late.
     MarkLate(RequestId),
 
@@ -337,6 +345,17 @@ impl ConnectionState {
             ConnectionMessage::Recorded { lane, through } => {
                 self.acknowledgements
                     .recorded(lane, through, Instant::now());
+            }
+            ConnectionMessage::Correlated {
+                adoptions,
+                through,
+                unknown,
+            } => {
+                let router = self.router.as_mut();
+                if let Some(router) = router.filter(|_| adoptions == self.adoptions) {
+                    router.correlated(through, &unknown);
+                    self.advance_deliveries();
+                }
             }
             ConnectionMessage::MarkLate(request_id) => {
                 if let Some(router) = &mut self.router {

@@ -1,6 +1,9 @@
 //! One lane's messages on their way to the subscriber. Pure.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
 
 use prost::bytes::Bytes;
 use tokio::time::Instant;
@@ -8,7 +11,7 @@ use tracing::Span;
 
 use crate::{
     config::WindowConfig,
-    message::{Inbound, InvalidMessage, MessageId},
+    message::{Inbound, InvalidMessage, MessageId, RequestId},
     telemetry::TraceContext,
 };
 
@@ -38,6 +41,8 @@ pub(crate) struct Arrived {
     pub payload: Bytes,
     /// What it says, if it can be used.
     pub content: Result<Inbound, InvalidMessage>,
+    /// The request that it answers, until the buffer has said whether there is one.
+    pub answers: Option<RequestId>,
 }
 
 /// What became of a message that arrived.
@@ -125,7 +130,7 @@ impl Inbox {
         arrived: impl FnOnce() -> Arrived,
     ) -> Result<Arrival, LaneFault> {
         let expected = self.expected();
-        if sequence > expected {
+        if sequence > expected || sequence == 0 {
             return Err(LaneFault::Gap { sequence, expected });
         }
         if sequence < expected {
@@ -159,18 +164,39 @@ impl Inbox {
         Ok(Arrival::New)
     }
 
+    /// Every answer up to here is one to a request of ours, but for those to the `unknown` ones,
+    /// which cannot be used.
+    pub(crate) fn correlated(&mut self, through: u64, unknown: &HashSet<RequestId>) {
+        let due = self
+            .queue
+            .iter_mut()
+            .take_while(|arrived| arrived.sequence <= through);
+        for arrived in due {
+            let request_id = arrived.answers.take();
+            if let Some(request_id) = request_id.filter(|id| unknown.contains(id)) {
+                let expected = "a request that this node has made";
+                let invalid = InvalidMessage::new("request_id", request_id, expected);
+                arrived.content = Err(invalid);
+            }
+        }
+    }
+
     /// What is to be done now, if anything.
     pub(crate) fn next_step(&mut self, now: Instant) -> Option<Step> {
         if self.outstanding.is_some() || self.retry_at.is_some_and(|retry_at| retry_at > now) {
             return None;
         }
-        if self.queue.front()?.content.is_err() {
+        let first = self.queue.front()?;
+        if first.answers.is_some() {
+            return None;
+        }
+        if first.content.is_err() {
             return self.pop().map(|arrived| Step::Discard(Box::new(arrived)));
         }
         let batch = self
             .queue
             .iter_mut()
-            .take_while(|arrived| arrived.content.is_ok());
+            .take_while(|arrived| arrived.content.is_ok() && arrived.answers.is_none());
         // Should one come again, it says so.
         let hand_out = |arrived: &mut Arrived| {
             let handed_out = arrived.clone();
@@ -270,6 +296,7 @@ mod tests {
             } else {
                 Err(InvalidMessage::new("kind", 0, "known"))
             },
+            answers: None,
         }
     }
 
@@ -368,6 +395,33 @@ mod tests {
             Err(LaneFault::Forked { sequence: 1 }),
             "the last handled message is known by its id"
         );
+    }
+
+    #[test]
+    fn an_answer_waits_until_it_is_known_whether_anyone_asked() {
+        let (mut inbox, now) = (Inbox::new(WINDOW, 0, None), Instant::now());
+        let name = |sequence: u64| -> RequestId { format!("r{sequence}").parse().expect("valid") };
+        for sequence in 1..=3 {
+            let id = MessageId::generate();
+            let answer = || Arrived {
+                answers: Some(name(sequence)),
+                ..arrived(sequence, id, true)
+            };
+            inbox.accept(sequence, id, 10, answer).expect("in order");
+        }
+        assert!(inbox.next_step(now).is_none());
+        inbox.correlated(2, &HashSet::from([name(1)]));
+        let discarded = inbox.next_step(now);
+        assert!(
+            matches!(&discarded, Some(Step::Discard(dead)) if dead.sequence == 1),
+            "nobody asked: {discarded:?}"
+        );
+        let (delivery, batch) = sequences(inbox.next_step(now));
+        assert_eq!(batch, [2]);
+        inbox.delivered(delivery, 1, false, now);
+        assert!(inbox.next_step(now).is_none(), "the third is not known yet");
+        inbox.correlated(3, &HashSet::new());
+        assert_eq!(sequences(inbox.next_step(now)).1, [3]);
     }
 
     #[test]

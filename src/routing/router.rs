@@ -138,6 +138,8 @@ pub(crate) struct Router {
     inboxes: PerLane<Lanes>,
     /// Requests whose local deadline has passed: their responses are marked late.
     late: HashSet<RequestId>,
+    /// Answers whose requests are to be looked up.
+    uncorrelated: Vec<(u64, RequestId)>,
 }
 
 #[derive(Debug)]
@@ -169,6 +171,7 @@ impl Router {
             metrics,
             inboxes,
             late: HashSet::new(),
+            uncorrelated: Vec::new(),
         }
     }
 
@@ -191,6 +194,7 @@ impl Router {
             .as_str_name();
         let (sequence, size) = (message.sequence, message.payload.len());
         let metrics = &self.metrics;
+        let uncorrelated = &mut self.uncorrelated;
         let arrived = || {
             metrics.record_message_received(lane, kind);
             let trace = TraceContext::from_wire(message.traceparent, message.tracestate);
@@ -200,7 +204,13 @@ impl Router {
             if content.is_err() {
                 metrics.record_serialization_error(lane);
             }
+            let answers = match &content {
+                Ok(Inbound::SignatureResponse(response)) => Some(response.request_id.clone()),
+                _ => None,
+            };
+            uncorrelated.extend(answers.clone().map(|request_id| (sequence, request_id)));
             Arrived {
+                answers,
                 sequence,
                 message_id,
                 redelivered: message.redelivered,
@@ -216,6 +226,21 @@ impl Router {
         arrival
             .map(|arrival| (lane, arrival))
             .map_err(|error: LaneFault| fault(&error))
+    }
+
+    /// Answers that came since the last call, whose requests are to be looked up: up to which
+    /// sequence, and which they are.
+    pub(crate) fn take_uncorrelated(&mut self) -> Option<(u64, Vec<RequestId>)> {
+        let (through, _) = self.uncorrelated.last()?;
+        let through = *through;
+        let request_ids = self.uncorrelated.drain(..);
+        Some((through, request_ids.map(|(_, id)| id).collect()))
+    }
+
+    /// Answers up to this sequence were looked up; these are to requests that nobody made.
+    pub(crate) fn correlated(&mut self, through: u64, unknown: &HashSet<RequestId>) {
+        let lanes = self.inboxes.get_mut(Lane::Signing);
+        lanes.inbox.correlated(through, unknown);
     }
 
     /// Starts what can be started: deliveries whose answers are to be awaited, and messages that

@@ -721,7 +721,12 @@ impl Ledger {
     }
 
     /// What `GetCapabilities` says of a node's lanes.
-    pub(super) fn capabilities(&self, node_id: &str) -> proto::Capabilities {
+    pub(super) fn capabilities(&self, node_id: &str, endpoint: usize) -> proto::Capabilities {
+        if let Some((lagging, older)) = &self.lagging
+            && *lagging == endpoint
+        {
+            return older.capabilities(node_id, endpoint + 1);
+        }
         proto::Capabilities {
             protocol_versions: vec![1],
             features: Vec::new(),
@@ -1132,11 +1137,14 @@ impl Ledger {
             control,
             ..Default::default()
         };
+        let withholding = self.script.withholding;
         let mut size = 0;
         for (lane, record) in LANES.into_iter().zip(&mut node.lanes) {
-            frame
-                .acknowledgements
-                .extend(record.acknowledgement(lane, heartbeat.is_some()));
+            if !withholding {
+                frame
+                    .acknowledgements
+                    .extend(record.acknowledgement(lane, heartbeat.is_some()));
+            }
             while size < MAX_FRAME_BYTES / 2 && frame.messages.len() < MAX_MESSAGES {
                 let Some(message) = record.next_to_send(lane) else {
                     break;

@@ -385,6 +385,12 @@ impl Simulator {
         self.shared.change(|ledger| ledger.script.silent = true);
     }
 
+    /// Takes what nodes send and answers their heartbeats, but acknowledges nothing; or does again.
+    pub fn withhold_acknowledgements(&self, withholding: bool) {
+        self.shared
+            .change(|ledger| ledger.script.withholding = withholding);
+    }
+
     /// Ends the silence.
     pub fn speak(&self) {
         self.shared.change(|ledger| ledger.script.silent = false);

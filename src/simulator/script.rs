@@ -37,6 +37,8 @@ pub(super) struct Script {
     pub refusals: VecDeque<ErrorCode>,
     /// What is said to the next registrations instead of the real answer.
     pub registration_answers: VecDeque<StreamResponse>,
+    /// Whether what nodes send is taken and not acknowledged.
+    pub withholding: bool,
     /// Whether nothing is read, and nothing said.
     pub silent: bool,
     /// Endpoints of which that holds alone.

@@ -105,7 +105,10 @@ impl stream_server::Stream for Endpoint {
             let rung = self.stop.run_until_cancelled(bell.changed()).await;
             rung.ok_or_else(stopped)?.map_err(|_| stopped())?;
         }
-        let capabilities = self.shared.read().capabilities(&request.get_ref().node_id);
+        let capabilities = self
+            .shared
+            .read()
+            .capabilities(&request.get_ref().node_id, self.index);
         Ok(Response::new(capabilities))
     }
 }
