@@ -113,6 +113,12 @@ fn messages(messages: Vec<proto::SequencedMessage>) -> proto::StreamResponse {
     }
 }
 
+/// Offences that come after a message that is good in itself.
+const TAKEN: [&str; 2] = [
+    "sequence 1 came again as another message",
+    "beyond the window",
+];
+
 /// Frames that no governance may send, what the node says of each, and the metric's cause.
 fn offences() -> Vec<(&'static str, &'static str, proto::StreamResponse)> {
     let lane = proto::Lane::Pegin;
@@ -194,8 +200,7 @@ async fn every_offence_ends_the_session_is_named_and_counted_and_costs_nothing_e
         assert!(victim.failures(cause) >= 1, "{words}");
         // A message that was good in itself is handled, and then the simulator, which never sent
         // it, does not know what to make of the node.
-        let taken = victim.stream.status().lanes.iter().any(|lane| lane.handled_through > 0);
-        if taken {
+        if TAKEN.contains(&words) {
             victim.stop().await;
             continue;
         }
