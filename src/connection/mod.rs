@@ -17,6 +17,7 @@ mod handshake;
 mod reconcile;
 mod session;
 mod state;
+mod witness;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

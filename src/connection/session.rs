@@ -57,19 +57,19 @@ impl Session {
         } = self;
         let gone = |_| SessionFault::Closed;
         let credentials = Credentials::load(&config).await?;
-        let channel = dial(&target, &config, &credentials).await?;
+        let dialled = dial(&target, &config, &credentials).await?;
         connection
             .cast(ConnectionMessage::SessionOpened { epoch })
             .map_err(gone)?;
-        let mut client =
-            StreamClient::new(channel).max_decoding_message_size(config.max_frame_bytes);
+        let mut client = StreamClient::new(dialled.channel.clone())
+            .max_decoding_message_size(config.max_frame_bytes);
         let mut request = Request::new(ReceiverStream::new(frames));
         if let Some(authorization) = credentials.authorization {
             request
                 .metadata_mut()
                 .insert("authorization", authorization);
         }
-        let status = |status: tonic::Status| SessionFault::from_status(&target, &status);
+        let status = |status: tonic::Status| dialled.fault_of(&status);
         let mut responses = client
             .bidirectional_stream(request)
             .await

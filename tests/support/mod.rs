@@ -7,6 +7,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod certificates;
 pub mod full;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
