@@ -54,7 +54,11 @@ impl Scene {
     fn governance(&self) -> (Process, String) {
         let at = |name| self.served.path(name).display().to_string();
         let (certificate, key, ca) = (at("node.pem"), at("node.key"), at("ca.pem"));
+        // It is killed and comes back with what it knew.
+        let ledger = at("ledger");
         let args = [
+            "--directory",
+            &ledger,
             "--token",
             GOOD_TOKEN,
             "--tls-cert",
@@ -93,6 +97,7 @@ fn status(directory: &Path) -> Option<Value> {
 
 fn healthy(directory: &Path) {
     wait_for("a session", || {
+        let _ = ask(directory, "POST", "/resume", &Value::Null);
         (status(directory)?["health"]["state"] == "healthy").then_some(())
     });
 }
@@ -181,10 +186,7 @@ fn a_node_with_a_token_file_and_mutual_tls_shows_no_secret_whatever_goes_wrong()
 
     scene.files.write("ca.pem", &ca);
     scene.files.write("token", GOOD_TOKEN);
-    wait_for("a session", || {
-        let _ = ask(directory, "POST", "/resume", &Value::Null);
-        (status(directory)?["health"]["state"] == "healthy").then_some(())
-    });
+    healthy(directory);
     drop(simulator);
     assert!(running.terminate(), "{}", log(directory));
 
