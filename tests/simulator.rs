@@ -37,7 +37,7 @@ async fn two_endpoints() -> Simulator {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_endpoint_tells_its_health() {
-    let simulator = two_endpoints().await;
+    let mut simulator = two_endpoints().await;
     let mut clients = Vec::new();
     for endpoint in simulator.endpoints() {
         clients.push(HealthClient::new(channel(&endpoint).await));
@@ -60,6 +60,12 @@ async fn each_endpoint_tells_its_health() {
     let answer = clients[1].check(HealthCheckRequest::default()).await;
     let status = answer.expect("answers").into_inner().status();
     assert_eq!(status, ServingStatus::Serving);
+    // Who watches does not keep it from ending, and sees its end.
+    let watched = clients[0].watch(HealthCheckRequest::default()).await;
+    let mut watched = watched.expect("answers").into_inner();
+    assert!(watched.message().await.expect("tells").is_some());
+    simulator.stop_endpoint(0).await;
+    assert!(!matches!(watched.message().await, Ok(Some(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
