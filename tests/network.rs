@@ -12,13 +12,18 @@ use std::time::Duration;
 
 use governance_stream::{
     RequestHandle, StreamStatus,
+    config::TlsConfig,
     message::{Lane, Outcome},
     simulator::{
-        FederationView, Simulator,
+        FederationView, Simulator, SimulatorConfig,
         proxy::{Cut, Direction, Proxy},
     },
 };
-use support::{Node, PATIENCE, assert_in_order, config, governance};
+use support::{
+    Node, PATIENCE, assert_in_order,
+    certificates::{Authority, Files, served},
+    config, governance,
+};
 
 const PART: u64 = 20;
 
@@ -33,12 +38,16 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let simulator = governance().await;
+        Self::with(governance().await, None).await
+    }
+
+    async fn with(simulator: Simulator, tls: Option<TlsConfig>) -> Self {
         let endpoint = simulator.endpoints()[0].clone();
-        let target = endpoint.strip_prefix("http://").expect("plaintext");
+        let (scheme, target) = endpoint.split_once("://").expect("a URI");
         let target = target.parse().expect("an address");
         let proxy = Proxy::start_seeded(target, 3).await.expect("listens");
-        let mut config = config(&[format!("http://{}", proxy.address())]);
+        let mut config = config(&[format!("{scheme}://{}", proxy.address())]);
+        config.connection.tls = tls;
         config.connection.heartbeat_interval = Duration::from_millis(100);
         config.connection.registration_deadline = Duration::from_millis(500);
         let node = Node::with(config).await;
@@ -162,6 +171,32 @@ async fn a_slow_and_uneven_network_delays_and_nothing_else() {
     scene.more().await;
     scene.complete().await;
     assert_eq!(scene.sessions(), 1, "slow is not lost");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bit_that_flips_on_the_way_ends_the_session_and_is_never_taken_for_a_word() {
+    let ca = Authority::new("governance");
+    let simulator = Simulator::start(SimulatorConfig {
+        tls: Some(served(&ca.server(&["127.0.0.1"]), None)),
+        ..SimulatorConfig::default()
+    });
+    let files = Files::new(&ca, None);
+    let simulator = simulator.await.expect("starts");
+    let mut scene = Scene::with(simulator, Some(files.tls())).await;
+    for direction in [Direction::ToTarget, Direction::FromTarget] {
+        let sessions = scene.sessions();
+        scene.proxy.corrupt(direction, 0.001);
+        scene.more().await;
+        scene
+            .node
+            .until("lost", |status| {
+                !status.is_connected() || status.connection.sessions > sessions
+            })
+            .await;
+        scene.proxy.heal();
+        scene.connected_after(sessions).await;
+    }
     scene.end().await;
 }
 
