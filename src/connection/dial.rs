@@ -1,6 +1,6 @@
 //! Opens the transport to an endpoint: TCP, TLS where the endpoint wants it, HTTP/2.
 
-use std::{io, net::IpAddr};
+use std::{io, net::IpAddr, sync::Arc};
 
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -8,16 +8,49 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tonic::transport::{Channel, Endpoint as Transport, Uri};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint as Transport, Uri},
+};
 
 use super::{
     credentials::Credentials,
     fault::SessionFault,
     handshake::{explain, shake_hands},
+    witness::{Break, Witness},
 };
 use crate::config::{ConfigFault, ConnectionConfig, Endpoint};
 
-/// An open connection. It is one: a channel that loses it fails, and does not dial again by itself.
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    /// For calls. It is one connection: when that is lost, calls fail, and nothing dials again
+    /// behind our back.
+    pub channel: Channel,
+    target: Endpoint,
+    broken: Arc<Break>,
+}
+
+impl Dialled {
+    /// The fault that a status of a call stands for. Under TLS 1.3 governance judges our
+    /// certificate only after the handshake, so that its refusal comes as a status.
+    pub(super) fn fault_of(&self, status: &Status) -> SessionFault {
+        let Self { target, broken, .. } = self;
+        if let Some(refusal) = broken.tls_fault() {
+            return SessionFault::Unreachable(format!("{target}: {refusal}"));
+        }
+        // Our own reading half says so of a frame that is too large.
+        if status.code() == Code::OutOfRange {
+            return SessionFault::Excess(format!("{target}: {}", status.message()));
+        }
+        SessionFault::Status {
+            code: status.code(),
+            message: format!("{target}: {}", status.message()),
+        }
+    }
+}
+
+/// Opens a connection.
 ///
 /// # Errors
 ///
@@ -27,7 +60,7 @@ pub(super) async fn dial(
     target: &Endpoint,
     config: &ConnectionConfig,
     credentials: &Credentials,
-) -> Result<Channel, SessionFault> {
+) -> Result<Dialled, SessionFault> {
     let unreachable = |cause: String| SessionFault::Unreachable(format!("{target}: {cause}"));
     if !target.is_tls() {
         let tcp = connect(target, config).await.map_err(unreachable)?;
@@ -90,7 +123,7 @@ async fn open(
     target: &Endpoint,
     config: &ConnectionConfig,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-) -> Result<Channel, String> {
+) -> Result<Dialled, String> {
     let authority = target.uri().authority().map_or("", |a| a.as_str());
     // TLS is done: tonic must not look for its own. What governance sees is the origin.
     let inner = Uri::builder()
@@ -99,17 +132,24 @@ async fn open(
         .path_and_query("/")
         .build()
         .map_err(|error| error.to_string())?;
+    let broken: Arc<Break> = Arc::default();
+    let stream = Witness::new(stream, Arc::clone(&broken));
     let mut stream = Some(hyper_util::rt::TokioIo::new(stream));
     let once = tower::service_fn(move |_: Uri| {
         let lost = || io::Error::new(io::ErrorKind::NotConnected, "the connection is lost");
         std::future::ready(stream.take().ok_or_else(lost))
     });
-    Transport::from(inner)
+    let channel = Transport::from(inner)
         .origin(target.uri().clone())
         .http2_keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
         .keep_alive_while_idle(true)
         .connect_with_connector(once)
         .await
-        .map_err(|error| explain(&error))
+        .map_err(|error| broken.tls_fault().unwrap_or_else(|| explain(&error)))?;
+    Ok(Dialled {
+        channel,
+        target: target.clone(),
+        broken,
+    })
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::Code;
 
-use super::handshake::alert_of;
 use crate::{
     buffer::ResumeFault,
-    config::{ConfigFault, Endpoint},
+    config::ConfigFault,
     message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane},
 };
 
@@ -125,20 +124,6 @@ pub(super) enum Blame {
 }
 
 impl SessionFault {
-    /// The fault that a gRPC status of a call to `target` stands for. Under TLS 1.3 governance
-    /// judges our certificate only after the handshake, so that its refusal comes as a status.
-    pub(super) fn from_status(target: &Endpoint, status: &Status) -> Self {
-        match alert_of(status) {
-            Some(refusal) => Self::Unreachable(format!("{target}: {refusal}")),
-            // Our own reading half says so of a frame that is too large.
-            None if status.code() == Code::OutOfRange => Self::Excess(status.message().to_owned()),
-            None => Self::Status {
-                code: status.code(),
-                message: format!("{target}: {}", status.message()),
-            },
-        }
-    }
-
     /// What is done about it.
     pub(super) fn remedy(&self) -> Remedy {
         match self {

@@ -31,8 +31,8 @@ pub(super) async fn shake_hands(
 /// An error of the transport with its causes. Where TLS is among them, that alone is told, in an
 /// operator's words.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> String {
-    match rustls_of(error) {
-        Some(tls) => in_words(tls),
+    match tls_fault(error) {
+        Some(tls) => tls,
         None => {
             let causes = std::iter::successors(error.source(), |cause| (*cause).source());
             causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -40,8 +40,8 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// The TLS alert that ended a call, in an operator's words.
-pub(super) fn alert_of(error: &(dyn Error + 'static)) -> Option<String> {
+/// The fault of TLS that is behind an error, in an operator's words.
+pub(super) fn tls_fault(error: &(dyn Error + 'static)) -> Option<String> {
     rustls_of(error).map(in_words)
 }
 
@@ -92,7 +92,8 @@ fn in_words(error: &rustls::Error) -> String {
 
 fn certificate_in_words(fault: &CertificateError) -> String {
     match fault {
-        CertificateError::UnknownIssuer => {
+        // An authority of the same name with another key is another authority.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "its certificate has an unknown issuer: no authority of connection.tls.ca_file vouches \
              for it"
                 .to_owned()

@@ -21,6 +21,7 @@ mod probe;
 mod reconcile;
 mod session;
 mod state;
+mod witness;
 
 use std::{
     collections::HashSet,

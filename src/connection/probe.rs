@@ -7,14 +7,16 @@ use ractor::{ActorRef, rpc::CallResult};
 use tonic::{
     Code, Request,
     metadata::{Ascii, MetadataValue},
-    transport::Channel,
 };
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 use super::{
-    ConnectionMessage, PROTOCOL_VERSION, credentials::Credentials, dial::dial, fault::SessionFault,
+    ConnectionMessage, PROTOCOL_VERSION,
+    credentials::Credentials,
+    dial::{Dialled, dial},
+    fault::SessionFault,
     state::Check,
 };
 use crate::{
@@ -42,10 +44,9 @@ impl Probe {
         let within = self.config.connect_deadline;
         let probing = async {
             let credentials = Credentials::load(&self.config).await?;
-            let channel = dial(&endpoint, &self.config, &credentials).await?;
+            let dialled = dial(&endpoint, &self.config, &credentials).await?;
             let authorization = credentials.authorization.as_ref();
-            self.check(&endpoint, &channel, authorization, Check::InStep)
-                .await
+            self.check(&dialled, authorization, Check::InStep).await
         };
         let result = tokio::time::timeout(within + self.config.probe_deadline, probing).await;
         let too_slow = SessionFault::TooSlow {
@@ -59,8 +60,7 @@ impl Probe {
     /// Checks what is to be checked on an open connection.
     pub(super) async fn check(
         &self,
-        endpoint: &Endpoint,
-        channel: &Channel,
+        dialled: &Dialled,
         authorization: Option<&MetadataValue<Ascii>>,
         check: Check,
     ) -> Result<(), SessionFault> {
@@ -74,8 +74,8 @@ impl Probe {
                 Check::InStep => Some(self.acknowledged().await?),
                 Check::None | Check::Serving => None,
             };
-            serves(endpoint, channel, authorization).await?;
-            let capabilities = self.capabilities(endpoint, channel, authorization).await?;
+            serves(dialled, authorization).await?;
+            let capabilities = self.capabilities(dialled, authorization).await?;
             match acknowledged {
                 Some(acknowledged) => acknowledged
                     .judge(&capabilities)
@@ -103,18 +103,17 @@ impl Probe {
 
     async fn capabilities(
         &self,
-        endpoint: &Endpoint,
-        channel: &Channel,
+        dialled: &Dialled,
         authorization: Option<&MetadataValue<Ascii>>,
     ) -> Result<Capabilities, SessionFault> {
         let request = proto::CapabilitiesRequest {
             node_id: self.node_id.to_string(),
         };
-        let answer = StreamClient::new(channel.clone())
+        let answer = StreamClient::new(dialled.channel.clone())
             .max_decoding_message_size(self.config.max_frame_bytes)
             .get_capabilities(authorised(request, authorization))
             .await
-            .map_err(|status| SessionFault::from_status(endpoint, &status))?;
+            .map_err(|status| dialled.fault_of(&status))?;
         let capabilities = Capabilities::try_from(answer.into_inner())
             .map_err(|invalid| invalid.within("capabilities"))?;
         if !capabilities.protocol_versions.contains(&PROTOCOL_VERSION) {
@@ -130,21 +129,20 @@ impl Probe {
 /// Whether the endpoint says that it serves. One that has no health service is taken at the word
 /// of its capabilities.
 async fn serves(
-    endpoint: &Endpoint,
-    channel: &Channel,
+    dialled: &Dialled,
     authorization: Option<&MetadataValue<Ascii>>,
 ) -> Result<(), SessionFault> {
     let request = HealthCheckRequest {
         service: SERVICE.to_owned(),
     };
-    let answer = HealthClient::new(channel.clone())
+    let answer = HealthClient::new(dialled.channel.clone())
         .check(authorised(request, authorization))
         .await;
     match answer {
         Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
         Ok(_) => Err(SessionFault::NotServing),
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => Ok(()),
-        Err(status) => Err(SessionFault::from_status(endpoint, &status)),
+        Err(status) => Err(dialled.fault_of(&status)),
     }
 }
 

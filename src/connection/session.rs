@@ -67,9 +67,9 @@ impl Session {
         let gone = |_| SessionFault::Closed;
         fault_point!(connection, SessionDial, SessionFault::Closed);
         let credentials = Credentials::load(&probe.config).await?;
-        let channel = dial(&target, &probe.config, &credentials).await?;
+        let dialled = dial(&target, &probe.config, &credentials).await?;
         let authorization = credentials.authorization.as_ref();
-        probe.check(&target, &channel, authorization, check).await?;
+        probe.check(&dialled, authorization, check).await?;
         connection
             .cast(ConnectionMessage::SessionOpened {
                 dial: number,
@@ -77,7 +77,8 @@ impl Session {
             })
             .map_err(gone)?;
         registered.await.map_err(|_| SessionFault::Closed)?;
-        let mut client = Grpc::new(channel).max_decoding_message_size(probe.config.max_frame_bytes);
+        let mut client = Grpc::new(dialled.channel.clone())
+            .max_decoding_message_size(probe.config.max_frame_bytes);
         client
             .ready()
             .await
@@ -91,7 +92,7 @@ impl Session {
         let codec = FrameCodec {
             max_messages: Lane::ALL.len() * probe.config.inbound_window.messages as usize,
         };
-        let status = |status: tonic::Status| SessionFault::from_status(&target, &status);
+        let status = |status: tonic::Status| dialled.fault_of(&status);
         let mut responses = client
             .streaming(request, PathAndQuery::from_static(METHOD), codec)
             .await

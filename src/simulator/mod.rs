@@ -51,6 +51,11 @@ pub use proxy::Proxy;
 pub use script::Behaviour;
 pub use tls::SimulatorTls;
 
+/// Whose health is told: the endpoint as a whole, and the stream.
+const SERVICES: [&str; 2] = [
+    "",
+    <proto::stream_server::StreamServer<service::Endpoint> as NamedService>::NAME,
+];
 /// Connections that may wait for the server after their handshake.
 const ACCEPTED: usize = 16;
 
@@ -220,6 +225,11 @@ impl Simulator {
             .and_then(|endpoint| endpoint.running.take());
         if let Some(running) = running {
             running.stop.cancel();
+            // Whoever watches its health would keep the server from ending.
+            let mut health = running.health.clone();
+            for service in SERVICES {
+                health.clear_service_status(service).await;
+            }
             running.sessions.close();
             running.sessions.wait().await;
             let _ = running.server.await;
@@ -516,8 +526,7 @@ impl Simulator {
 
 /// Has an endpoint's health told, as a whole and of the stream.
 async fn say(health: &HealthReporter, status: ServingStatus) {
-    let stream = <proto::stream_server::StreamServer<service::Endpoint> as NamedService>::NAME;
-    for service in ["", stream] {
+    for service in SERVICES {
         health.set_service_status(service, status).await;
     }
 }

@@ -7,6 +7,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod certificates;
 pub mod full;
 pub mod guardian;
 #[cfg(target_os = "linux")]

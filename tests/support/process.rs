@@ -77,6 +77,16 @@ pub fn governance(port: u16, args: &[&str]) -> (Process, String) {
 /// A node's process, of the example's configuration but for `set`, with everything it keeps in
 /// `directory`.
 pub fn node(directory: &Path, endpoint: &str, set: &[&str]) -> Process {
+    node_with(directory, endpoint, set, &[])
+}
+
+/// The same with variables of the environment.
+pub fn node_with(
+    directory: &Path,
+    endpoint: &str,
+    set: &[&str],
+    environment: &[(&str, &str)],
+) -> Process {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
     let mut command = binary();
     command.arg("run").arg("--config").arg(example);
@@ -90,6 +100,7 @@ pub fn node(directory: &Path, endpoint: &str, set: &[&str]) -> Process {
     for value in set {
         command.args(["--set", value]);
     }
+    command.envs(environment.iter().copied());
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)

@@ -1,0 +1,193 @@
+//! What tests may ask of governance: each hook does what it says, and a node copes with it.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+
+mod support;
+
+use std::{net::SocketAddr, time::Duration};
+
+use governance_stream::{
+    message::Outcome,
+    proto::{self, stream_client::StreamClient, stream_response::Control},
+    simulator::{Simulator, SimulatorConfig},
+};
+use support::{Node, PATIENCE, config, governance};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+async fn channel(endpoint: &str) -> tonic::transport::Channel {
+    let endpoint = tonic::transport::Endpoint::from_shared(endpoint.to_owned());
+    endpoint.expect("a URI").connect().await.expect("listens")
+}
+
+async fn two_endpoints() -> Simulator {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = SimulatorConfig {
+        listen: vec![any, any],
+        ..SimulatorConfig::default()
+    };
+    Simulator::start(config).await.expect("starts")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_endpoint_tells_its_health() {
+    let mut simulator = two_endpoints().await;
+    let mut clients = Vec::new();
+    for endpoint in simulator.endpoints() {
+        clients.push(HealthClient::new(channel(&endpoint).await));
+    }
+    simulator.set_serving(1, false).await;
+    for (client, expected) in clients
+        .iter_mut()
+        .zip([ServingStatus::Serving, ServingStatus::NotServing])
+    {
+        for service in ["", "governance.v1.Stream"] {
+            let service = service.to_owned();
+            let answer = client.check(HealthCheckRequest { service }).await;
+            assert_eq!(answer.expect("answers").into_inner().status(), expected);
+        }
+        let service = "another".to_owned();
+        let unknown = client.check(HealthCheckRequest { service }).await;
+        assert_eq!(unknown.expect_err("unknown").code(), Code::NotFound);
+    }
+    simulator.set_serving(1, true).await;
+    let answer = clients[1].check(HealthCheckRequest::default()).await;
+    let status = answer.expect("answers").into_inner().status();
+    assert_eq!(status, ServingStatus::Serving);
+    // Who watches does not keep it from ending, and sees its end.
+    let watched = clients[0].watch(HealthCheckRequest::default()).await;
+    let mut watched = watched.expect("answers").into_inner();
+    assert!(watched.message().await.expect("tells").is_some());
+    simulator.stop_endpoint(0).await;
+    assert!(!matches!(watched.message().await, Ok(Some(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_rotated_is_demanded_of_new_calls_alone_or_of_all() {
+    let simulator = governance().await;
+    let node = Node::start(&simulator).await;
+    node.until("connected", |status| status.is_connected())
+        .await;
+    let mut client = StreamClient::new(channel(&simulator.endpoints()[0]).await);
+    simulator.set_token(Some("new"), false);
+    let refused = client.get_capabilities(proto::CapabilitiesRequest::default());
+    let refused = refused.await.expect_err("without a token").code();
+    assert_eq!(refused, Code::Unauthenticated);
+    assert_eq!(simulator.ledger().sessions.len(), 1, "the old one goes on");
+    simulator.set_token(Some("newer"), true);
+    node.until("refused", |status| {
+        let fault = status.connection.last_fault.as_deref();
+        fault.is_some_and(|fault| fault.contains("Unauthenticated"))
+    })
+    .await;
+    simulator.set_token(None, false);
+    let any = client.get_capabilities(proto::CapabilitiesRequest::default());
+    any.await.expect("none is demanded");
+    node.stream.resume().expect("running");
+    node.until("connected again", |status| status.is_connected())
+        .await;
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_is_injected_arrives_as_it_is_and_a_node_outlives_it() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let node = Node::start(&simulator).await;
+    node.until("connected", |status| status.is_connected())
+        .await;
+    // Nothing of ours has this sequence.
+    let acknowledgement = proto::Acknowledgement {
+        lane: proto::Lane::Signing.into(),
+        through_sequence: 1 << 40,
+    };
+    simulator.inject(&proto::StreamResponse {
+        acknowledgements: vec![acknowledgement],
+        ..Default::default()
+    });
+    node.until("connected again", |status| {
+        status.is_connected() && status.connection.sessions == 2
+    })
+    .await;
+    let fault = node.stream.status().connection.last_fault;
+    let fault = fault.expect("the first session ended");
+    assert!(fault.contains("broke the protocol"), "{fault}");
+    let handle = node.request(&federation, [1]).await.remove(0);
+    assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_may_be_answered_with_anything() {
+    let simulator = governance().await;
+    let heartbeat = proto::HeartbeatAck {
+        number: 1,
+        sent_unix_ms: 0,
+    };
+    simulator.answer_next_registration_with(proto::StreamResponse {
+        control: Some(Control::HeartbeatAck(heartbeat)),
+        ..Default::default()
+    });
+    let mut config = config(&simulator.endpoints());
+    config.connection.registration_deadline = Duration::from_millis(200);
+    let node = Node::with(config).await;
+    node.until("connected at the second try", |status| {
+        status.is_connected() && status.connection.last_fault.is_some()
+    })
+    .await;
+    assert!(simulator.ledger().registrations >= 2);
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_endpoint_may_be_silent_alone() {
+    let simulator = two_endpoints().await;
+    let endpoints = simulator.endpoints();
+    let mut config = config(&endpoints);
+    config.connection.heartbeat_interval = Duration::from_millis(50);
+    config.connection.registration_deadline = Duration::from_millis(100);
+    let node = Node::with(config).await;
+    node.until("connected", |status| status.is_connected())
+        .await;
+    simulator.silence(0, true);
+    node.until("at the second", |status| {
+        status.is_connected() && status.connection.endpoint.as_ref() == endpoints.get(1)
+    })
+    .await;
+    // It does not say what it could do either, until it speaks again.
+    let mut client = StreamClient::new(channel(&endpoints[0]).await);
+    let question = proto::CapabilitiesRequest::default();
+    let mut asked = Box::pin(client.get_capabilities(question));
+    let moment = Duration::from_millis(50);
+    assert!(tokio::time::timeout(moment, &mut asked).await.is_err());
+    simulator.silence(0, false);
+    asked.await.expect("it speaks");
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_may_be_drained_alone() {
+    let simulator = two_endpoints().await;
+    let node = Node::start(&simulator).await;
+    node.until("connected", |status| status.is_connected())
+        .await;
+    simulator.drain_endpoint(1, Duration::from_secs(2), "not this one");
+    assert_eq!(node.stream.status().connection.last_fault, None);
+    simulator.drain_endpoint(0, Duration::from_secs(2), "maintenance");
+    node.until("moved", |status| {
+        status.is_connected() && status.connection.sessions == 2
+    })
+    .await;
+    node.stop().await;
+    simulator.assert_clean();
+}
