@@ -114,8 +114,8 @@ pub(crate) enum ConnectionMessage {
     SessionEnded { epoch: u64, fault: SessionFault },
     /// A subscriber has answered, or gone away.
     DeliveryEnded {
-        /// Ledgers adopted when it began.
-        adoptions: u64,
+        /// Ledgers adopted, and loads of the journal, when it began.
+        of: (u64, u64),
         report: Report,
     },
     /// A deadline may have passed.
@@ -153,8 +153,10 @@ pub(crate) struct ConnectionState {
     router: Option<Router>,
     /// Ledgers adopted before it: its sequences are of the last one.
     adoptions: u64,
-    /// The queues of the ledger before the last adoption: what its subscribers still say counts.
-    former: Option<(u64, Router)>,
+    /// Loads of the journal before it: what it holds for handled was handled since the last one.
+    loads: u64,
+    /// The queues before the last adoption or load: what their subscribers still say counts.
+    former: Option<((u64, u64), Router)>,
     reconciliation: Option<Reconciliation>,
     acknowledgements: Acknowledgements,
     /// Session and delivery tasks; they end with the actor.
@@ -200,6 +202,7 @@ impl Actor for ConnectionActor {
             live: None,
             router: None,
             adoptions: 0,
+            loads: 0,
             former: None,
             reconciliation: None,
             acknowledgements: Acknowledgements::default(),
@@ -328,12 +331,12 @@ impl ConnectionState {
                 self.frame_received(epoch, *frame)?;
             }
             ConnectionMessage::SessionEnded { epoch, fault } => self.end(epoch, fault)?,
-            ConnectionMessage::DeliveryEnded { adoptions, report } => {
-                let lane = report.lane;
-                let router = if adoptions == self.adoptions {
+            ConnectionMessage::DeliveryEnded { of, report } => {
+                let (lane, (adoptions, _)) = (report.lane, of);
+                let router = if of == (self.adoptions, self.loads) {
                     self.router.as_mut()
                 } else {
-                    let former = self.former.as_mut().filter(|(of, _)| *of == adoptions);
+                    let former = self.former.as_mut().filter(|(former, _)| *former == of);
                     former.map(|(_, router)| router)
                 };
                 if let Some(router) = router {
@@ -459,8 +462,9 @@ impl ConnectionState {
             return;
         };
         self.reconciliation = None;
-        if facts.adoptions != self.adoptions {
-            let of = std::mem::replace(&mut self.adoptions, facts.adoptions);
+        let (of, now) = ((self.adoptions, self.loads), (facts.adoptions, facts.loads));
+        if of != now {
+            (self.adoptions, self.loads) = now;
             self.former = self.router.take().map(|router| (of, router));
         }
         self.acknowledgements
@@ -714,13 +718,14 @@ impl ConnectionState {
         };
         let (awaited, handled) = router.advance(Instant::now());
         let adoptions = self.adoptions;
+        let of = (adoptions, self.loads);
         for delivery in awaited {
             let connection = self.myself.clone();
             let report = async move {
                 fault_point!(connection, DeliveryWait);
                 let report = delivery.report().await;
                 // A connection that is gone starts again from what is recorded.
-                let _ = connection.cast(ConnectionMessage::DeliveryEnded { adoptions, report });
+                let _ = connection.cast(ConnectionMessage::DeliveryEnded { of, report });
             };
             let report = owned(self.myself.clone(), "delivery", report);
             self.tasks.spawn(self.args.tasks.track_future(report));
