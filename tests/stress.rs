@@ -178,6 +178,22 @@ async fn the_tree_survives_every_fault_at_every_point_of_every_life() {
     all_survive(cases.collect()).await;
 }
 
+/// At each commit of a load: among them those of what the bridge has handled, which governance must
+/// send again, and those after which a tracker is started for a request that is settled meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_commit_forgot_comes_again() {
+    let tracker = (Point::Request(Moment::PreStart), Fault::Kill, 4);
+    let cases = (0..60).map(|number| {
+        let commit = (Point::JournalCommit, Fault::Error, number % 6);
+        if number % 2 == 0 {
+            vec![commit]
+        } else {
+            vec![tracker, commit]
+        }
+    });
+    all_survive(cases.collect()).await;
+}
+
 fn variable(name: &str, default: u64) -> u64 {
     let value = std::env::var(name).ok();
     value.map_or(default, |value| value.parse().expect("a number"))

@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     config::{BufferConfig, InstanceName, WindowConfig},
-    connection::ConnectionMessage,
+    connection::{ConnectionMessage, Generation},
     error::StreamError,
     health::StatusBoard,
     message::{
@@ -131,7 +131,8 @@ pub(crate) enum BufferMessage {
     /// Which of these requests were never made here? Answers to them are of no use.
     Correlate {
         connection: ActorRef<ConnectionMessage>,
-        adoptions: u64,
+        /// The queues that the answers wait in.
+        of: Generation,
         through: u64,
         request_ids: Vec<RequestId>,
     },
@@ -290,6 +291,8 @@ pub(crate) struct SessionFacts {
     pub lanes: PerLane<LaneState>,
     /// Ledgers adopted so far.
     pub adoptions: u64,
+    /// Times that the journal was read: what was handled and not committed before is forgotten.
+    pub loads: u64,
     /// Open requests whose deadline has passed: their responses are marked late.
     pub late: Vec<RequestId>,
 }
@@ -327,6 +330,8 @@ pub(crate) struct BufferState {
     waiting_for_flush: Vec<RpcReplyPort<()>>,
     /// Whether health shows that the journal takes too long.
     slow_shown: bool,
+    /// Times that the journal was read.
+    loads: u64,
 }
 
 #[derive(Debug)]
@@ -342,6 +347,8 @@ enum Phase {
 #[derive(Debug)]
 struct Ready {
     retained: Retained,
+    /// Times that it was read by this actor.
+    loads: u64,
     session: Option<Session>,
     /// What to do once the ticket is committed, in order.
     pending: VecDeque<(Ticket, Vec<Effect>)>,
@@ -370,6 +377,7 @@ enum Effect {
     Discarded(RpcReplyPort<bool>, bool),
     LetterHandled(RpcReplyPort<()>),
     Opened(Vec<OpenedRequest>),
+    Reopened(OpenedRequest),
     Transmit(u64, Vec<Outgoing>),
     Completed(Outcome, SystemTime),
 }
@@ -406,6 +414,7 @@ impl Actor for BufferActor {
             adoption_allowed: false,
             waiting_for_flush: Vec::new(),
             slow_shown: false,
+            loads: 0,
         })
     }
 
@@ -519,7 +528,8 @@ impl BufferState {
 
     fn loaded(&mut self, retained: Retained) {
         self.args.board.update(|status| status.journal_fault = None);
-        self.phase = Phase::Ready(Box::new(Ready::new(retained)));
+        self.loads += 1;
+        self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
         self.announce_open_requests();
         // Its thread waits for the first commit: that of a new journal's identity.
         if let Phase::Ready(ready) = &mut self.phase {
@@ -569,8 +579,8 @@ impl BufferState {
             }
             BufferMessage::Announce { request_id } => {
                 let open = desk.ready.retained.open_request(&request_id);
-                let open = open.map(|record| vec![record.into()]);
-                desk.stage(Vec::new(), open.map(Effect::Opened).into_iter().collect());
+                let open = open.map(|record| Effect::Reopened(record.into()));
+                desk.stage(Vec::new(), open.into_iter().collect());
             }
             BufferMessage::Restate { request_id } => {
                 let restated = desk.restate(&request_id);
@@ -591,14 +601,14 @@ impl BufferState {
             }
             BufferMessage::Correlate {
                 connection,
-                adoptions,
+                of,
                 through,
                 request_ids,
             } => {
                 let ids = request_ids.into_iter();
                 let unknown = ids.filter(|id| desk.ready.retained.request(id).is_none());
                 let correlated = ConnectionMessage::Correlated {
-                    adoptions,
+                    of,
                     through,
                     unknown: unknown.collect(),
                 };
@@ -702,9 +712,10 @@ impl BufferState {
 }
 
 impl Ready {
-    fn new(retained: Retained) -> Self {
+    fn new(retained: Retained, loads: u64) -> Self {
         Self {
             retained,
+            loads,
             session: None,
             pending: VecDeque::new(),
             withheld: PerLane::default(),
@@ -897,6 +908,7 @@ impl Desk<'_> {
                 }
             }),
             adoptions: identity.adoptions,
+            loads: self.ready.loads,
             late: retained
                 .open_requests()
                 .filter(|record| record.is_late())
@@ -1055,6 +1067,8 @@ impl Desk<'_> {
             if answers <= u64::from(self.args.inbound_window)
                 && let Some(through) = self.ready.withheld.get_mut(lane).take()
             {
+                // What was handled after something that a failed commit lost is not recorded.
+                let through = through.min(retained.counters.handled_through);
                 let recorded = ConnectionMessage::Recorded { lane, through };
                 effects.push(Effect::TellConnection(recorded));
             }
@@ -1212,6 +1226,10 @@ impl Desk<'_> {
                     let _ = reply.send(());
                 }
                 Effect::Opened(requests) => opened.extend(requests),
+                Effect::Reopened(opened) => {
+                    let reopened = SupervisorMessage::RequestReopened { opened };
+                    let _ = self.args.supervisor.cast(reopened);
+                }
                 Effect::Completed(outcome, accepted_at) => {
                     let latency = accepted_at.elapsed().unwrap_or_default();
                     self.args

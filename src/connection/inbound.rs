@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::{
-    ConnectionMessage, ConnectionState, REDELIVERY_DEADLINE, SessionFault,
+    ConnectionMessage, ConnectionState, Generation, REDELIVERY_DEADLINE, SessionFault,
     reconcile::Progress,
     session::InboundFrame,
     state::{Event, ImpossibleEvent, State},
@@ -183,7 +183,7 @@ impl ConnectionState {
         if let Some((through, request_ids)) = answers {
             self.tell_buffer(BufferMessage::Correlate {
                 connection: self.myself.clone(),
-                adoptions: self.adoptions,
+                of: self.generation,
                 through,
                 request_ids,
             });
@@ -265,17 +265,17 @@ impl ConnectionState {
         Ok(())
     }
 
-    pub(super) fn delivery_ended(&mut self, adoptions: u64, report: Report) {
+    pub(super) fn delivery_ended(&mut self, of: Generation, report: Report) {
         let lane = report.lane;
-        let router = if adoptions == self.adoptions {
+        let router = if of == self.generation {
             self.router.as_mut()
         } else {
-            let former = self.former.as_mut().filter(|(of, _)| *of == adoptions);
+            let former = self.former.as_mut().filter(|(former, _)| *former == of);
             former.map(|(_, router)| router)
         };
         if let Some(router) = router {
             let handled = router.delivered(report, Instant::now());
-            self.record(adoptions, lane, handled);
+            self.record(of, lane, handled);
             self.advance_deliveries();
             self.post_blocked();
         }
@@ -287,26 +287,26 @@ impl ConnectionState {
             return;
         };
         let (awaited, handled) = router.advance(Instant::now());
-        let adoptions = self.adoptions;
+        let of = self.generation;
         for delivery in awaited {
             let connection = self.myself.clone();
             let report = async move {
                 fault_point!(connection, DeliveryWait);
                 let report = delivery.report().await;
                 // A connection that is gone starts again from what is recorded.
-                let _ = connection.cast(ConnectionMessage::DeliveryEnded { adoptions, report });
+                let _ = connection.cast(ConnectionMessage::DeliveryEnded { of, report });
             };
             self.spawn("delivery", report);
         }
         for (lane, handled) in handled {
-            self.record(adoptions, lane, vec![handled]);
+            self.record(of, lane, vec![handled]);
         }
     }
 
-    fn record(&self, adoptions: u64, lane: Lane, messages: Vec<HandledMessage>) {
+    fn record(&self, of: Generation, lane: Lane, messages: Vec<HandledMessage>) {
         if !messages.is_empty() {
             self.tell_buffer(BufferMessage::Handled {
-                adoptions,
+                adoptions: of.adoptions,
                 lane,
                 messages,
             });

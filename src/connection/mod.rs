@@ -120,8 +120,8 @@ pub(crate) enum ConnectionMessage {
     Recorded { lane: Lane, through: u64 },
     /// Answers up to this sequence were looked up; these are to requests that nobody made.
     Correlated {
-        /// Ledgers adopted when they came.
-        adoptions: u64,
+        /// The queues that they wait in.
+        of: Generation,
         through: u64,
         unknown: HashSet<RequestId>,
     },
@@ -143,14 +143,23 @@ pub(crate) enum ConnectionMessage {
     CredentialsSeen(CredentialChange),
     /// A subscriber has answered, or gone away.
     DeliveryEnded {
-        /// Ledgers adopted when it began.
-        adoptions: u64,
+        /// The queues that it is from.
+        of: Generation,
         report: Report,
     },
     /// A deadline may have passed.
     TimerFired,
     /// Show that you live.
     AreYouThere { pulse: Pulse },
+}
+
+/// What queues of governance's messages rest on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Generation {
+    /// Ledgers adopted before it: its sequences are of the last one.
+    pub adoptions: u64,
+    /// Loads of the journal before it: what it holds for handled was handled since the last one.
+    pub loads: u64,
 }
 
 /// What the connection needs to start.
@@ -181,10 +190,10 @@ pub(crate) struct ConnectionState {
     ack: Option<Box<RegistrationAck>>,
     /// Queues towards the subscribers; from the first session on.
     router: Option<Router>,
-    /// Ledgers adopted before it: its sequences are of the last one.
-    adoptions: u64,
-    /// The queues of the ledger before the last adoption: what its subscribers still say counts.
-    former: Option<(u64, Router)>,
+    /// What those queues rest on.
+    generation: Generation,
+    /// The queues before the last adoption or load: what their subscribers still say counts.
+    former: Option<(Generation, Router)>,
     reconciliation: Option<Reconciliation>,
     /// Token and certificates as they were last read.
     newest: Option<Fingerprint>,
@@ -223,7 +232,7 @@ impl Actor for ConnectionActor {
             facts: None,
             ack: None,
             router: None,
-            adoptions: 0,
+            generation: Generation::default(),
             former: None,
             reconciliation: None,
             newest: None,
@@ -348,12 +357,12 @@ impl ConnectionState {
                     .recorded(lane, through, Instant::now());
             }
             ConnectionMessage::Correlated {
-                adoptions,
+                of,
                 through,
                 unknown,
             } => {
                 let router = self.router.as_mut();
-                if let Some(router) = router.filter(|_| adoptions == self.adoptions) {
+                if let Some(router) = router.filter(|_| of == self.generation) {
                     router.correlated(through, &unknown);
                     self.advance_deliveries();
                 }
@@ -380,9 +389,7 @@ impl ConnectionState {
                 self.happen(Event::Probed { endpoint, result })?;
                 self.post_endpoints();
             }
-            ConnectionMessage::DeliveryEnded { adoptions, report } => {
-                self.delivery_ended(adoptions, report);
-            }
+            ConnectionMessage::DeliveryEnded { of, report } => self.delivery_ended(of, report),
             ConnectionMessage::AreYouThere { pulse } => pulse.beat(),
             ConnectionMessage::TimerFired => {
                 self.timer_due = None;

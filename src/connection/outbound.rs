@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::debug;
 
 use super::{
-    ConnectionState, FRAMES_WAITING, PROTOCOL_VERSION, SessionFault, frames,
+    ConnectionState, FRAMES_WAITING, Generation, PROTOCOL_VERSION, SessionFault, frames,
     state::{Event, ImpossibleEvent},
 };
 use crate::{
@@ -25,8 +25,10 @@ impl ConnectionState {
             return;
         };
         self.reconciliation = None;
-        if facts.adoptions != self.adoptions {
-            let of = std::mem::replace(&mut self.adoptions, facts.adoptions);
+        let (adoptions, loads) = (facts.adoptions, facts.loads);
+        let generation = Generation { adoptions, loads };
+        let of = std::mem::replace(&mut self.generation, generation);
+        if of != generation {
             self.former = self.router.take().map(|router| (of, router));
         }
         self.acknowledgements

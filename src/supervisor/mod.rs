@@ -42,6 +42,8 @@ use crate::{
 pub(crate) enum SupervisorMessage {
     /// The buffer has accepted requests: each gets a tracker.
     RequestsOpened { opened: Vec<OpenedRequest> },
+    /// The request of a tracker that died is open.
+    RequestReopened { opened: OpenedRequest },
     /// Tell this request's tracker, which had not started when the buffer looked for it. What
     /// was opened before it has its tracker by now.
     TellTracker {
@@ -156,6 +158,9 @@ impl Actor for StreamSupervisor {
             SupervisorMessage::RequestsOpened { opened } => {
                 state.start_trackers(&myself, opened).await;
             }
+            SupervisorMessage::RequestReopened { opened } => {
+                state.restart_trackers(&myself, vec![opened]).await;
+            }
             SupervisorMessage::TellTracker {
                 request_id,
                 message,
@@ -168,7 +173,7 @@ impl Actor for StreamSupervisor {
                 for tracker in state.trackers.all() {
                     let _ = tracker.cast(RequestMessage::Refresh);
                 }
-                state.start_trackers(&myself, open).await;
+                state.restart_trackers(&myself, open).await;
             }
             SupervisorMessage::LookAround { pulse } => {
                 pulse.beat();

@@ -11,24 +11,27 @@ use tracing::warn;
 use super::{Incarnation, Remains, SupervisorMessage, SupervisorState, restart::Child};
 use crate::{
     buffer::{BufferActor, BufferArguments},
-    config::InstanceName,
+    config::{Config, InstanceName},
     connection::{ConnectionActor, ConnectionArguments},
     names,
 };
 
 /// How long an actor may take before it exists. None of them awaits anything there: one that is
-/// not done at once hangs, and the supervisor must not hang with it.
+/// not done at once hangs, and the supervisor must not hang with it. Where less than four times as
+/// much makes a hang, it is a quarter of that.
 const START_DEADLINE: Duration = Duration::from_secs(1);
 
 type Spawned<M> = (ActorRef<M>, JoinHandle<()>);
 
 /// Waits for a start; dropping it undoes it, its name included.
 pub(super) async fn within_start_deadline<M: Message>(
+    config: &Config,
     spawn: impl Future<Output = Result<Spawned<M>, SpawnErr>>,
 ) -> Result<Spawned<M>, ActorProcessingErr> {
-    match tokio::time::timeout(START_DEADLINE, spawn).await {
+    let within = START_DEADLINE.min(config.supervision.hang_deadline / 4);
+    match tokio::time::timeout(within, spawn).await {
         Ok(spawned) => Ok(spawned?),
-        Err(_) => Err(format!("it did not start within {START_DEADLINE:?}").into()),
+        Err(_) => Err(format!("it did not start within {within:?}").into()),
     }
 }
 
@@ -100,7 +103,7 @@ impl SupervisorState {
                 };
                 let buffer = faultable!(BufferActor, Buffer);
                 let spawn = Actor::spawn_linked(Some(name), buffer, args, cell);
-                let (actor, handle) = within_start_deadline(spawn).await?;
+                let (actor, handle) = within_start_deadline(&self.args.config, spawn).await?;
                 self.buffer = Some(Incarnation {
                     actor,
                     handle,
@@ -122,7 +125,7 @@ impl SupervisorState {
                 };
                 let connection = faultable!(ConnectionActor, Connection);
                 let spawn = Actor::spawn_linked(Some(name), connection, args, cell);
-                let (actor, handle) = within_start_deadline(spawn).await?;
+                let (actor, handle) = within_start_deadline(&self.args.config, spawn).await?;
                 self.connection = Some(Incarnation {
                     actor,
                     handle,

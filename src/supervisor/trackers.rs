@@ -74,13 +74,28 @@ impl Trackers {
 }
 
 impl SupervisorState {
-    pub(super) async fn start_trackers(
+    /// Starts the trackers of requests that may have had one before. It may have been told of an
+    /// outcome while this was on its way, and have gone: what is started now asks how its request
+    /// stands, for nobody will tell it.
+    pub(super) async fn restart_trackers(
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
         opened: Vec<OpenedRequest>,
     ) {
+        for tracker in self.start_trackers(myself, opened).await {
+            let _ = tracker.cast(RequestMessage::Refresh);
+        }
+    }
+
+    /// Starts those that are missing, and returns them.
+    pub(super) async fn start_trackers(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        opened: Vec<OpenedRequest>,
+    ) -> Vec<ActorRef<RequestMessage>> {
+        let mut started = Vec::new();
         if self.shutting_down {
-            return;
+            return started;
         }
         for opened in opened {
             let request_id = opened.request_id.clone();
@@ -93,14 +108,18 @@ impl SupervisorState {
             let cell = myself.get_cell();
             let tracker = faultable!(RequestTracker, Request);
             let spawned = ractor::Actor::spawn_linked(Some(name), tracker, args, cell);
-            match within_start_deadline(spawned).await {
-                Ok((tracker, _)) => self.trackers.insert(request_id, tracker),
+            match within_start_deadline(&self.args.config, spawned).await {
+                Ok((tracker, _)) => {
+                    started.push(tracker.clone());
+                    self.trackers.insert(request_id, tracker);
+                }
                 Err(failure) => {
                     warn!(request = %request_id, %failure, "tracker did not start");
                     self.tracker_died(request_id);
                 }
             }
         }
+        started
     }
 
     pub(super) fn tracker_ended(&mut self, actor: ActorId, cause: &str) {

@@ -174,7 +174,14 @@ impl Guarded {
 
     /// Stops everything, and shows that nothing is left.
     pub async fn stop(self) {
-        self.stream().shutdown().await.expect("shuts down");
+        let shutdown = async {
+            // A tree may be about to be replaced; the one that is there is shut down.
+            while self.stream().shutdown().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let shut_down = tokio::time::timeout(PATIENCE, shutdown).await;
+        shut_down.expect("shuts down");
         self.guardian
             .stop_and_wait(None, Some(PATIENCE))
             .await
