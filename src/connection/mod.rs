@@ -16,6 +16,7 @@ mod handshake;
 mod inbound;
 mod line;
 mod live;
+mod machine;
 mod outbound;
 mod probe;
 mod reconcile;
@@ -40,10 +41,11 @@ use tracing::{error, info, warn};
 use self::{
     credentials::{CredentialChange, Fingerprint, Validity},
     line::{Line, Lines},
+    machine::Machine,
     probe::Probe,
     reconcile::Reconciliation,
     session::InboundFrame,
-    state::{Action, Event, ImpossibleEvent, Machine, State},
+    state::{Action, Event, ImpossibleEvent, State},
 };
 use crate::{
     buffer::{

@@ -1,7 +1,11 @@
-use super::*;
+use super::{
+    super::{fault::Remedy, state::Check},
+    *,
+};
 use crate::{
     buffer::ResumeFault,
-    message::{GovernanceError, GovernanceErrorCode},
+    config::Endpoint,
+    message::{GovernanceError, GovernanceErrorCode, Lane},
 };
 
 const MS: Duration = Duration::from_millis(1);
