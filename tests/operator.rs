@@ -11,13 +11,17 @@
 mod support;
 
 use std::{
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    sync::mpsc,
 };
 
 use serde_json::Value;
-use support::process::{Process, ask, binary, data, governance, node, outbox, wait_for};
+use support::process::{
+    PATIENCE, Process, ask, binary, data, free_port, governance, node, outbox, wait_for,
+};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
@@ -191,6 +195,146 @@ fn a_pegout_and_a_deposit_by_hand_and_what_is_left_of_them() {
         directory.to_str().expect("UTF-8"),
     ]);
     assert!(text(&nothing.stderr).contains("name a directory that holds a journal"));
+}
+
+/// Lines of a process's standard output, as they come.
+fn lines(process: &mut Process) -> mpsc::Receiver<String> {
+    let stdout = process.0.stdout.take().expect("piped");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            if sender.send(line.expect("UTF-8")).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[test]
+fn the_session_moves_at_the_operators_word_and_whoever_watches_sees_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let data = data(directory);
+    let dir = data.to_str().expect("UTF-8");
+    let (first, second) = (free_port(), free_port());
+    let also = format!("127.0.0.1:{second}");
+    let (simulator, _) = governance(first, &["--listen", &also]);
+    let (first, second) = (
+        format!("http://127.0.0.1:{first}"),
+        format!("http://127.0.0.1:{second}"),
+    );
+    let running = node(
+        directory,
+        &format!("{first},{second}"),
+        &[
+            "features.http=false",
+            "connection.heartbeat_interval=100ms",
+            "connection.probe_interval=50ms",
+            "connection.failback_after=100ms",
+        ],
+    );
+    let current = |endpoint: &str| {
+        let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
+        let endpoints = status["connection"]["endpoints"].as_array()?;
+        let found = endpoints.iter().find(|known| known["endpoint"] == endpoint);
+        let current = found.is_some_and(|known| known["current"] == true);
+        (current && status["health"]["state"] == "healthy").then_some(status)
+    };
+    wait_for("a session", || current(&first));
+
+    let watch = || {
+        let watch = ["status", "--watch", "--json", "--data-dir", dir];
+        let watch = binary().args(watch).stdout(Stdio::piped()).spawn();
+        let mut watch = Process(watch.expect("starts"));
+        let seen = lines(&mut watch);
+        (watch, seen)
+    };
+    let next = |seen: &mpsc::Receiver<String>| {
+        let line = seen.recv_timeout(PATIENCE).expect("a line");
+        serde_json::from_str::<Value>(&line).expect("one object a line")
+    };
+    let ((brief, moves), (mut watch, seen)) = (watch(), watch());
+    assert_eq!(next(&moves)["connection"]["switches"], 0);
+
+    let moved = command(&["connect", &second, "--data-dir", dir]);
+    assert!(moved.status.success(), "{}", text(&moved.stderr));
+    assert!(text(&moved.stdout).contains(&second));
+    let status = wait_for("the second endpoint", || current(&second));
+    assert_eq!(status["connection"]["switches"], 1);
+    assert_eq!(status["connection"]["endpoints"][1]["pinned"], true);
+    while next(&moves)["connection"]["switches"] != 1 {}
+    assert!(brief.terminate(), "whoever has seen enough ends it");
+    wait_for("a round trip, and a probe", || {
+        let connection = &current(&second)?["connection"];
+        let probed = connection["endpoints"][0]["reachability"] == "up";
+        (connection["round_trip_us"].is_u64() && probed).then_some(())
+    });
+    let shown = text(&command(&["status", "--data-dir", dir]).stdout);
+    for line in [
+        format!("connection  connected, {second}, since "),
+        "switches    1".to_owned(),
+        "certificate -".to_owned(),
+        "token       -".to_owned(),
+        format!("endpoint    {first} up"),
+        format!("endpoint    {second} up, current, pinned"),
+        format!("connected -> switching, {first}: switching to {second} (operator)"),
+    ] {
+        assert!(shown.contains(&line), "{line} is missing from:\n{shown}");
+    }
+
+    // What may not be dialled is refused, and the pin stays.
+    for wrong in ["http://192.0.2.1:1", "https://governance.example:1"] {
+        let refused = command(&["connect", wrong, "--data-dir", dir]);
+        assert!(!refused.status.success(), "{wrong}");
+    }
+    assert!(!command(&["connect", "--data-dir", dir]).status.success());
+    assert!(current(&second).is_some());
+
+    let taken_back = ["connect", "--by-preference", "--json", "--data-dir", dir];
+    assert_eq!(json(&command(&taken_back))["endpoint"], Value::Null);
+    let status = wait_for("the preferred endpoint", || current(&first));
+    assert_eq!(status["connection"]["switches"], 2);
+    assert_eq!(status["connection"]["endpoints"][1]["pinned"], false);
+
+    // A node that goes away is a change too, and no end of the watch.
+    assert!(running.terminate(), "drains and ends well");
+    while next(&seen)["error"].is_null() {}
+    assert!(watch.is_running());
+    assert!(!watch.terminate(), "the last it saw was no healthy node");
+    assert!(simulator.terminate(), "no violation");
+}
+
+#[test]
+fn moving_is_no_way_out_of_quarantine() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let data = data(directory);
+    let dir = data.to_str().expect("UTF-8");
+    let (simulator, endpoint) = governance(0, &[]);
+    let set = ["features.http=false"];
+    let first = tempfile::tempdir().expect("a directory");
+    let known = node(first.path(), &endpoint, &set);
+    let phase = |directory: &Path, wanted: &str| {
+        let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
+        (status["connection"]["phase"] == wanted).then_some(status)
+    };
+    wait_for("a session", || phase(first.path(), "connected"));
+    // The same name with another journal: governance's operator has to allow it.
+    let running = node(directory, &endpoint, &set);
+    wait_for("quarantine", || phase(directory, "quarantined"));
+    for how in [endpoint.as_str(), "--by-preference"] {
+        let refused = command(&["connect", how, "--data-dir", dir]);
+        assert!(!refused.status.success());
+        let refused = text(&refused.stderr);
+        assert!(
+            refused.contains("quarantined") && refused.contains("`resume` comes first"),
+            "{refused}"
+        );
+    }
+    assert!(phase(directory, "quarantined").is_some());
+    assert!(running.terminate() && known.terminate());
+    drop(simulator);
 }
 
 #[test]

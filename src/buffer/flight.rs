@@ -32,6 +32,8 @@ pub(super) struct Flight {
     pace: Option<Pace>,
     /// When the pace lets the next message go, if it holds one back.
     paced_until: Option<Instant>,
+    /// Governance wants nothing before this.
+    paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl Flight {
         Self {
             pace,
             paced_until: None,
+            paused_until: None,
             lanes: PerLane::from_fn(|lane| LaneFlight {
                 window: granted(lane),
                 next: retained.lanes.get(lane).counters.first_unacknowledged,
@@ -67,7 +70,11 @@ impl Flight {
     /// Takes what may be sent now, in the order in which it should be.
     pub(super) fn take(&mut self, retained: &Retained, now: Instant) -> Vec<(Lane, u64)> {
         let mut taken = Vec::new();
-        self.paced_until = None;
+        self.paused_until.take_if(|until| *until <= now);
+        self.paced_until = self.paused_until;
+        if self.paused_until.is_some() {
+            return taken;
+        }
         loop {
             let before = taken.len();
             for (lane, share) in SHARES {
@@ -88,6 +95,11 @@ impl Flight {
                 return taken;
             }
         }
+    }
+
+    /// Sends nothing before `until`: governance has asked for it.
+    pub(super) fn pause(&mut self, until: Instant) {
+        self.paused_until = Some(until);
     }
 
     /// When the pace lets the next message go, if it holds one back.
@@ -328,6 +340,26 @@ mod tests {
             10,
             "no more than a burst comes of a rest"
         );
+    }
+
+    #[test]
+    fn nothing_goes_while_governance_wants_a_pause() {
+        let retained = holding(
+            [
+                (Lane::Signing, 1),
+                (Lane::Federation, 0),
+                (Lane::Pegin, 0),
+                (Lane::Proposal, 0),
+            ],
+            10,
+        );
+        let now = Instant::now();
+        let until = now + std::time::Duration::from_secs(3);
+        let mut flight = Flight::new(&retained, window(100, 1 << 20), None);
+        flight.pause(until);
+        assert!(flight.take(&retained, now).is_empty());
+        assert_eq!(flight.paced_until(), Some(until));
+        assert_eq!(flight.take(&retained, until), [(Lane::Signing, 1)]);
     }
 
     proptest::proptest! {

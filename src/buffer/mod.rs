@@ -172,6 +172,8 @@ pub(crate) enum BufferMessage {
     /// The session is over: send nothing more on it.
     SessionEnded { epoch: u64 },
 
+    /// Governance wants nothing for a while.
+    PauseSession { epoch: u64, pause: Duration },
     /// The pace that governance asked for lets more go.
     TransmitMore,
     /// Show that you live, and look whether the journal's thread does.
@@ -659,6 +661,14 @@ impl BufferState {
                 lane,
                 messages,
             } => desk.handled(adoptions, lane, &messages),
+            BufferMessage::PauseSession { epoch, pause } => {
+                let session = desk.ready.session.as_mut();
+                let session = session.filter(|session| session.epoch == epoch);
+                if let Some(flight) = session.and_then(|session| session.flight.as_mut()) {
+                    flight.pause(Instant::now() + pause);
+                    desk.stage(Vec::new(), Vec::new());
+                }
+            }
             BufferMessage::TransmitMore => desk.stage(Vec::new(), Vec::new()),
             BufferMessage::SessionEnded { epoch } => {
                 desk.ready.session.take_if(|session| session.epoch == epoch);
@@ -780,6 +790,7 @@ fn refuse(
         | BufferMessage::ReadWatermarks { .. }
         | BufferMessage::Reconciled { .. }
         | BufferMessage::Acknowledged { .. }
+        | BufferMessage::PauseSession { .. }
         | BufferMessage::SessionEnded { .. } => None,
         message => Some(message),
     }

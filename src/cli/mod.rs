@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod ask;
 mod check_config;
+#[cfg(unix)]
+mod connect;
 #[cfg(feature = "simulator")]
 mod demo;
 #[cfg(unix)]
@@ -53,9 +55,12 @@ enum Command {
     /// How a running node is.
     #[cfg(unix)]
     Status(status::StatusArgs),
+    /// Have a running node use another endpoint.
+    #[cfg(unix)]
+    Connect(connect::ConnectArgs),
     /// Have a running node try again what a fault has stopped, as a runbook says.
     #[cfg(unix)]
-    Resume(status::ResumeArgs),
+    Resume(connect::ResumeArgs),
     /// What a node that is down has kept, and what to do about dead letters.
     #[cfg(unix)]
     Journal(journal::JournalArgs),
@@ -124,7 +129,9 @@ pub(crate) fn main() -> ExitCode {
             #[cfg(unix)]
             Command::Status(args) => status::run(args).await,
             #[cfg(unix)]
-            Command::Resume(args) => status::resume(args).await,
+            Command::Connect(args) => connect::run(args).await,
+            #[cfg(unix)]
+            Command::Resume(args) => connect::resume(args).await,
             #[cfg(unix)]
             Command::Journal(args) => journal::run(args).await,
             Command::CheckConfig(args) => check_config::run(&args),

@@ -17,9 +17,9 @@ use axum::{
 };
 use bitcoin::{Amount, OutPoint, Psbt};
 use governance_stream::{
-    GovernanceStream, RequestStanding, Retry, StreamError,
+    ConnectionPhase, GovernanceStream, RequestStanding, Retry, StreamError,
     bridge::{BridgeMessage, BridgeStore},
-    config::NodeConfig,
+    config::{ConfigFault, Endpoint, NodeConfig},
     message::{
         EvmAddress, InvalidMessage, PeginNotification, PegoutBinding, RequestId, SignatureRequest,
         SignatureRequestParts, TransactionType,
@@ -84,6 +84,16 @@ pub(super) struct PeginForm {
     pub evm_address: String,
 }
 
+/// Which endpoint is to be used.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ConnectForm {
+    /// This one, and no other.
+    Endpoint(String),
+    /// The most preferred one that is well.
+    ByPreference,
+}
+
 /// Listens in `directory`, where only this process does.
 pub(super) fn bind(directory: &Path) -> io::Result<(PathBuf, UnixListener)> {
     let path = directory.join(SOCKET);
@@ -111,6 +121,7 @@ pub(super) async fn serve(
         .route("/pegins", post(pegin))
         .route("/pegins", get(pegins))
         .route("/deliveries", get(deliveries))
+        .route("/connect", post(connect))
         .route("/resume", post(resume))
         .route("/adopt-ledger", post(adopt_ledger))
         .route("/dead-letters", get(dead_letters))
@@ -151,7 +162,7 @@ impl From<StreamError> for Refusal {
         let code = match &error {
             StreamError::Conflict { .. } | StreamError::AlreadyPaid { .. } => StatusCode::CONFLICT,
             StreamError::UnknownRequest { .. } => StatusCode::NOT_FOUND,
-            StreamError::Invalid(_) => StatusCode::BAD_REQUEST,
+            StreamError::Invalid(_) | StreamError::Config(_) => StatusCode::BAD_REQUEST,
             StreamError::BufferFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             StreamError::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -276,6 +287,29 @@ async fn deliveries(State(operated): State<Operated>) -> Json<Value> {
         })
     });
     Json(Value::Array(deliveries.collect()))
+}
+
+async fn connect(State(operated): State<Operated>, Json(form): Json<ConnectForm>) -> Reply {
+    // It would be noted and change nothing: out of quarantine leads `resume` alone.
+    let connection = operated.stream.status().connection;
+    if connection.phase == ConnectionPhase::Quarantined {
+        let fault = connection.last_fault.unwrap_or_default();
+        let reason = format!("the connection is quarantined: {fault}; `resume` comes first");
+        return Err(Refusal::new(StatusCode::CONFLICT, reason));
+    }
+    match form {
+        ConnectForm::Endpoint(text) => {
+            let endpoint: Endpoint = text
+                .parse()
+                .map_err(|fault: ConfigFault| Refusal::new(StatusCode::BAD_REQUEST, fault))?;
+            operated.stream.connect(endpoint.clone())?;
+            Ok(Json(json!({ "endpoint": endpoint.to_string() })))
+        }
+        ConnectForm::ByPreference => {
+            operated.stream.connect_by_preference()?;
+            Ok(Json(json!({ "endpoint": null })))
+        }
+    }
 }
 
 async fn resume(State(operated): State<Operated>) -> Reply {

@@ -69,9 +69,10 @@ pub struct ConnectionConfig {
     pub tls: Option<TlsConfig>,
     /// Pause between two looks at the files of token and certificates.
     pub credentials_interval: Duration,
-    /// From the dial to an open TCP connection.
+    /// From the dial to an open connection, TLS included.
     pub connect_deadline: Duration,
-    /// From the open connection to an accepted registration.
+    /// How long governance's answer to a registration may take; the journal has as long before it,
+    /// and the comparison of the two records as long after it.
     pub registration_deadline: Duration,
     /// From the open connection to a probe's answers.
     pub probe_deadline: Duration,
@@ -86,7 +87,8 @@ pub struct ConnectionConfig {
     pub keepalive_timeout: Duration,
     /// Pause before the next attempt.
     pub backoff: BackoffConfig,
-    /// Failures in a row after which an endpoint is left alone until a probe comes through.
+    /// Failures in a row after which an endpoint is left alone for a pause; then one probe or
+    /// attempt finds out.
     pub breaker_failures: u32,
     /// How often the endpoints without the session are probed.
     pub probe_interval: Duration,

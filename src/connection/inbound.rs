@@ -1,7 +1,7 @@
 //! What comes from governance, and what becomes of it: the answer to a registration, frames,
 //! deliveries to the subscribers.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ractor::{RpcReplyPort, rpc::CallResult};
 use tokio::time::Instant;
@@ -15,10 +15,13 @@ use super::{
 };
 use crate::{
     buffer::{BufferMessage, HandledMessage, record::DeadLetter},
-    message::{GovernanceError, Lane, RegistrationAck, wire},
+    message::{GovernanceError, GovernanceErrorCode, Lane, RegistrationAck, wire},
     proto::{self, stream_request, stream_response::Control},
     routing::{Arrival, Report, Router},
 };
+
+/// How long nothing is sent when governance wants less and does not say for how long.
+const RATE_LIMITED_PAUSE: Duration = Duration::from_secs(1);
 
 impl ConnectionState {
     pub(super) fn frame_received(
@@ -60,6 +63,10 @@ impl ConnectionState {
                 return self.end(dial, SessionFault::Protocol(fault));
             }
         };
+        if !frame.messages.is_empty() || !frame.acknowledgements.is_empty() {
+            let fault = "the answer to the registration came with something else".to_owned();
+            return self.end(dial, SessionFault::Protocol(fault));
+        }
         let ack = match RegistrationAck::try_from(ack) {
             Ok(ack) => Box::new(ack),
             Err(invalid) => return self.end(dial, invalid.within("registration_ack").into()),
@@ -202,7 +209,7 @@ impl ConnectionState {
                 Ok(())
             }
             Control::Drain(drain) => {
-                let grace = std::time::Duration::from_millis(drain.grace_ms.into());
+                let grace = Duration::from_millis(drain.grace_ms.into());
                 let reason = wire::for_people(drain.reason, 256);
                 warn!(reason, ?grace, "governance will end this session");
                 self.happen(Event::Drain { dial, grace })
@@ -256,6 +263,12 @@ impl ConnectionState {
         self.args.metrics.record_governance_error(error.code.name());
         if error.code.ends_session() {
             return self.end(dial, SessionFault::Refused(error));
+        }
+        if error.code == GovernanceErrorCode::RateLimited
+            && let Some(epoch) = self.lines.epoch_of(dial)
+        {
+            let pause = error.retry_after.unwrap_or(RATE_LIMITED_PAUSE);
+            self.tell_buffer(BufferMessage::PauseSession { epoch, pause });
         }
         // What concerns a request comes as its sequenced response; this is for the operator.
         warn!(%error, request = error.request_id.as_ref().map(tracing::field::display), "governance reports an error");

@@ -131,6 +131,11 @@ impl Lines {
         self.handing_over = Some((cause, now));
     }
 
+    /// Whether a session takes over from one that worked.
+    pub(super) fn is_handing_over(&self) -> bool {
+        self.handing_over.is_some()
+    }
+
     /// Governance has accepted the successor.
     pub(super) fn retire(&mut self) {
         self.retiring = None;

@@ -3,8 +3,6 @@
 mod attempts;
 mod switching;
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::{
@@ -13,7 +11,7 @@ use super::{
     live::{Due, Leaving, Live, SwitchCause},
     state::{Action, Event, ImpossibleEvent, State},
 };
-use crate::config::ConnectionConfig;
+use crate::config::{ConnectionConfig, Endpoint};
 
 /// The machine: its state, and what it remembers between attempts.
 #[derive(Debug)]
@@ -26,9 +24,12 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(config: ConnectionConfig) -> Self {
+    /// At rest, with an operator's choice that still holds.
+    pub(super) fn new(config: ConnectionConfig, pinned: Option<Endpoint>) -> Self {
+        let mut endpoints = Endpoints::new(config.clone());
+        endpoints.pin(pinned);
         Self {
-            endpoints: Endpoints::new(config.clone()),
+            endpoints,
             config,
             state: State::Disconnected,
             dials: 0,
@@ -245,6 +246,14 @@ impl Machine {
                 state @ State::Draining { .. },
                 Event::Move { .. } | Event::Resume | Event::Shutdown,
             ) => (state, Vec::new()),
+            // What holds the connection is not seen to by naming an endpoint.
+            (
+                state @ (State::Disconnected | State::Quarantined { .. } | State::Failed { .. }),
+                Event::Move { target },
+            ) => {
+                self.endpoints.pin(target);
+                (state, Vec::new())
+            }
             (state, Event::Move { target }) => self.move_to(state, target, now),
 
             (

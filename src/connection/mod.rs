@@ -54,7 +54,7 @@ use crate::{
     },
     config::{ConnectionConfig, Endpoint, NodeConfig},
     error::StreamError,
-    health::{ConnectionChange, ConnectionPhase, StatusBoard},
+    health::{ConnectionChange, ConnectionPhase, EndpointStatus, StatusBoard},
     message::{Lane, NodeStatus, RegistrationAck, RequestId},
     owned::owned,
     proto::stream_request::Control,
@@ -221,8 +221,12 @@ impl Actor for ConnectionActor {
         myself: ActorRef<ConnectionMessage>,
         args: ConnectionArguments,
     ) -> Result<ConnectionState, ActorProcessingErr> {
+        // The board outlives this actor: an operator's choice holds until it is taken back.
+        let endpoints = args.board.latest().connection.endpoints;
+        let pinned = endpoints.into_iter().find(|endpoint| endpoint.pinned);
+        let pinned = pinned.and_then(|pinned| pinned.endpoint.parse().ok());
         Ok(ConnectionState {
-            machine: Machine::new(args.config.clone()),
+            machine: Machine::new(args.config.clone(), pinned),
             probe: Probe {
                 config: Arc::new(args.config.clone()),
                 node_id: args.node.node_id.clone(),
@@ -416,9 +420,9 @@ impl ConnectionState {
     /// Moves the machine on and carries out what follows.
     fn happen(&mut self, event: Event) -> Result<(), ImpossibleEvent> {
         let now = Instant::now();
-        let before = self.machine.state().phase();
+        let before = self.phase();
         let actions = self.machine.handle(event, now, rand::random())?;
-        let quiet = actions.is_empty() && before == self.machine.state().phase();
+        let quiet = actions.is_empty() && before == self.phase();
         for action in actions {
             self.carry_out(action, now)?;
         }
@@ -477,7 +481,14 @@ impl ConnectionState {
                 self.begin(&target, now);
                 self.take_up_credentials()?;
             }
-            Action::SendHeartbeat { number } => self.send_heartbeat(number, now)?,
+            Action::SendHeartbeat { number } => {
+                self.send_heartbeat(number, now)?;
+                // Should an earlier attempt to have come to nothing.
+                let leaving = self.machine.state().live().and_then(|live| live.leaving);
+                if leaving.is_none() {
+                    self.take_up_credentials()?;
+                }
+            }
             Action::Probe { endpoint } => {
                 let probe = self.probe.clone().run(endpoint, self.myself.clone());
                 self.spawn("probe", probe);
@@ -527,6 +538,7 @@ impl ConnectionState {
             status.connection.switches += u64::from(switched.is_some());
             status.connection.connected_since = Some(SystemTime::now());
             status.connection.last_heartbeat = None;
+            status.connection.round_trip_us = None;
             status.connection.certificate_expires = certificate;
             status.connection.token_expires = token;
         });
@@ -594,10 +606,21 @@ impl ConnectionState {
         }
     }
 
+    /// What it is doing, for an operator's eyes. A session that takes over from one that worked
+    /// is no loss of it.
+    fn phase(&self) -> ConnectionPhase {
+        match self.machine.state().phase() {
+            ConnectionPhase::Connecting if self.lines.is_handing_over() => {
+                ConnectionPhase::Switching
+            }
+            phase => phase,
+        }
+    }
+
     fn post_state(&self, before: ConnectionPhase) {
         let state = self.machine.state();
         self.post_endpoints();
-        let after = state.phase();
+        let after = self.phase();
         if before == after {
             return;
         }
@@ -615,7 +638,7 @@ impl ConnectionState {
         self.args.board.connection_changed(change, |status| {
             let connection = &mut status.connection;
             connection.endpoint = target.or(connection.endpoint.take());
-            if state.live().is_none() {
+            if after != ConnectionPhase::Switching && state.live().is_none() {
                 connection.connected_since = None;
             }
         });
@@ -626,6 +649,12 @@ impl ConnectionState {
             .machine
             .endpoints()
             .view(self.machine.state().live().map(|live| &live.target));
+        for before in self.args.board.latest().connection.endpoints {
+            let known = |endpoint: &EndpointStatus| endpoint.endpoint == before.endpoint;
+            if !endpoints.iter().any(known) {
+                self.args.metrics.forget_endpoint(&before.endpoint);
+            }
+        }
         for endpoint in &endpoints {
             self.args
                 .metrics

@@ -5,6 +5,12 @@ use std::{fmt, num::NonZeroU32, time::Duration};
 use super::{InvalidMessage, Lane, LedgerId, MessageId, NodeId, PerLane, RequestId, SessionId};
 use crate::proto;
 
+/// Every message that this node can accept fits into so much: a governance that takes less would
+/// have some of them wait for ever.
+const LEAST_MESSAGE_BYTES: usize = 1 << 20;
+/// One of them, and what is around it.
+const LEAST_FRAME_BYTES: usize = LEAST_MESSAGE_BYTES + (64 << 10);
+
 /// One side's record of one lane, both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneState {
@@ -303,13 +309,13 @@ impl TryFrom<proto::Limits> for Limits {
                 "max_frame_bytes",
                 wire.max_frame_bytes,
                 default.max_frame_bytes,
-                4096,
+                LEAST_FRAME_BYTES,
             )?,
             max_message_bytes: limit(
                 "max_message_bytes",
                 wire.max_message_bytes,
                 default.max_message_bytes,
-                1024,
+                LEAST_MESSAGE_BYTES,
             )?,
             max_messages_per_frame: limit(
                 "max_messages_per_frame",

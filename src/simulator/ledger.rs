@@ -711,7 +711,8 @@ impl Ledger {
             return Err("outbox_id needs 16 bytes, epoch at least 1".to_owned());
         }
         let known = registration.known_ledger_id.as_ref();
-        if !known.is_empty() && known != self.ledger_id && !self.restored {
+        let met = self.nodes.contains_key(&registration.node_id);
+        if !known.is_empty() && known != self.ledger_id && met && !self.restored {
             return Err("known_ledger_id is not this ledger's".to_owned());
         }
         if !(1..=64).contains(&registration.node_id.len()) {

@@ -85,7 +85,7 @@ macro_rules! metrics {
 metrics! {
     /// Sessions that governance accepted
     connections_established: Family<label::Endpoint, Counter> = Family::default(), "connections_established";
-    /// Attempts and sessions that ended in a fault
+    /// Attempts, probes and sessions that ended in a fault
     connection_failures: Family<label::EndpointCause, Counter> = Family::default(), "connection_failures";
     /// Sessions accepted after the first one
     reconnections: Family<label::Endpoint, Counter> = Family::default(), "reconnections";
@@ -133,7 +133,7 @@ metrics! {
     requests_open: Gauge = Gauge::default(), "requests_open";
     /// Requests that need an operator
     requests_parked: Gauge = Gauge::default(), "requests_parked";
-    /// Sessions that ended in a fault, by cause
+    /// Attempts, probes and sessions that ended in a fault, at any endpoint
     stream_errors: Family<label::Cause, Counter> = Family::default(), "stream_errors";
     /// Errors that governance reported
     governance_errors: Family<label::Code, Counter> = Family::default(), "governance_errors";
@@ -222,6 +222,12 @@ impl Metrics {
                 Reachability::Unknown | Reachability::Probing => 0.5,
                 Reachability::Down => 0.0,
             });
+    }
+
+    /// An endpoint is none any more: an operator named it for a while.
+    pub fn forget_endpoint(&self, endpoint: &str) {
+        let endpoint = endpoint.to_owned();
+        self.0.endpoint_up.remove(&label::Endpoint { endpoint });
     }
 
     /// A probe came back.

@@ -168,12 +168,19 @@ impl Machine {
                 return (state, abandon.into_iter().chain(dial).collect());
             }
         };
-        live.leaving = target
-            .filter(|target| *target != live.target)
-            .map(|_| Leaving {
+        live.leaving = match (target, live.leaving) {
+            (Some(target), _) if target != live.target => Some(Leaving {
                 cause: SwitchCause::Operator,
                 at: now,
-            });
+            }),
+            // What must be left is left, wherever the session is to be.
+            (_, Some(leaving))
+                if matches!(leaving.cause, SwitchCause::Drain | SwitchCause::Credentials) =>
+            {
+                Some(leaving)
+            }
+            _ => None,
+        };
         let (state, dial) = self.leave(live, now);
         actions.extend(dial);
         (state, actions)

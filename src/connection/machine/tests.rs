@@ -34,7 +34,7 @@ fn config() -> ConnectionConfig {
 }
 
 fn machine() -> Machine {
-    Machine::new(config())
+    Machine::new(config(), None)
 }
 
 fn live(now: Instant, dial: u64) -> Live {
@@ -172,7 +172,7 @@ fn the_table_of_transitions() {
     let expected = [
         // Start, Opened, Prepared, Registered, Judged, Heard, Sent, Acknowledged, Drain, Ended,
         // Probed, CredentialsChanged, DeadlineReached, Move, Resume, Shutdown
-        "B............C..", // Disconnected
+        "B...............", // Disconnected
         "!............CCD", // BackingOff
         "!P!!!!!!!B.....D", // Connecting
         "!!R!!!!!!B...C.D", // Preparing
@@ -181,8 +181,8 @@ fn the_table_of_transitions() {
         "!!!!!...SB.S.S.G", // Connected (L)
         "!!!!!....C.....G", // Switching (S)
         "!!!!!.!..D......", // Draining (G)
-        "!............CCD", // Quarantined
-        "!............CCD", // Failed
+        "!.............CD", // Quarantined
+        "!.............CD", // Failed
     ];
     assert_eq!(table(7, Instant::now()), expected);
 }
@@ -500,6 +500,22 @@ fn an_operators_word_moves_the_session_and_holds() {
 }
 
 #[test]
+fn an_operators_word_does_not_keep_a_session_that_must_be_left() {
+    let mut run = Run::started();
+    run.connect();
+    run.event(Event::CredentialsChanged);
+    let target = Some(endpoint(1));
+    let moved = run.event(Event::Move { target });
+    assert!(
+        matches!(
+            &moved[..],
+            [Action::Abandon { dial: 2 }, Action::Dial { dial: 3, .. }]
+        ),
+        "the new credentials are taken up all the same: {moved:?}"
+    );
+}
+
+#[test]
 fn changed_credentials_are_taken_up_by_a_session_of_their_own() {
     let mut run = Run::started();
     run.connect();
@@ -658,7 +674,7 @@ fn a_thousand_nodes_that_start_together_do_not_stampede() {
     for _ in 0..NODES {
         let mut config = config();
         config.endpoints.truncate(1);
-        let mut machine = Machine::new(config);
+        let mut machine = Machine::new(config, None);
         let mut now = start;
         machine
             .handle(Event::Start, now, random.random())

@@ -1,0 +1,77 @@
+//! `connect` and `resume`: what a running node's connection is told.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+use governance_stream::config::Endpoint;
+use serde_json::{Value, json};
+
+use super::{ask::NodeArgs, out, socket::ConnectForm};
+
+#[derive(Debug, Args)]
+pub(super) struct ConnectArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Move the session there, and use no other endpoint until told otherwise. It need not be in
+    /// the configuration; a restart of the connection or of the node forgets it.
+    #[arg(required_unless_present = "by_preference")]
+    endpoint: Option<Endpoint>,
+    /// Take that back: the most preferred endpoint that is well is used again.
+    #[arg(long, conflicts_with = "endpoint")]
+    by_preference: bool,
+}
+
+pub(super) async fn run(args: ConnectArgs) -> anyhow::Result<ExitCode> {
+    let form = match args.endpoint {
+        Some(endpoint) => ConnectForm::Endpoint(endpoint.to_string()),
+        None => ConnectForm::ByPreference,
+    };
+    let answer = args.node.post("/connect", &form).await?;
+    out::show(args.node.json, &answer, || match &form {
+        ConnectForm::Endpoint(endpoint) => format!(
+            "the session moves to {endpoint} once that is well, and stays there; \
+             `status --watch` shows how it fares"
+        ),
+        ConnectForm::ByPreference => {
+            "endpoints are used by preference; `status --watch` shows how it fares".to_owned()
+        }
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResumeArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Go on with governance's other ledger: its operator has told you that it was restored or
+    /// replaced. What is open is compared with it and made again where it is missing.
+    #[arg(long)]
+    adopt_ledger: bool,
+    /// The cause is understood and seen to, as the runbook says.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
+    if !args.yes {
+        let status = args.node.get("/status").await?;
+        let fault = status.pointer("/connection/last_fault");
+        let fault = fault
+            .and_then(Value::as_str)
+            .unwrap_or("nothing is held up");
+        bail!(
+            "the connection says: {fault}. See to the cause as its runbook says, then repeat with --yes"
+        );
+    }
+    let path = if args.adopt_ledger {
+        "/adopt-ledger"
+    } else {
+        "/resume"
+    };
+    let answer = args.node.post(path, &json!({})).await?;
+    out::show(args.node.json, &answer, || {
+        "the connection tries again; `status` shows how it fares".to_owned()
+    });
+    Ok(ExitCode::SUCCESS)
+}
