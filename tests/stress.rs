@@ -165,7 +165,9 @@ fn every_strike() -> impl Iterator<Item = (Point, Fault)> {
 /// Passes that go by first, so that it strikes in the middle of the load.
 fn in_the_middle(point: Point) -> u64 {
     match point {
-        Point::Supervisor(Moment::Handle) | Point::Request(_) | Point::JournalCommit => 3,
+        Point::Supervisor(Moment::Handle) | Point::Request(_) => 3,
+        // Whatever is grouped, accepting and settling are two.
+        Point::JournalCommit => 1,
         Point::Buffer(Moment::Handle) | Point::Connection(Moment::Handle) => 20,
         Point::SessionRead => 2,
         _ => 0,
@@ -186,7 +188,7 @@ async fn what_a_failed_commit_forgot_comes_again() {
     let cases = (0..60).map(|number| {
         let commit = (Point::JournalCommit, Fault::Error, number % 6);
         if number % 2 == 0 {
-            vec![commit]
+            vec![commit, commit]
         } else {
             vec![tracker, commit]
         }
