@@ -88,6 +88,11 @@ impl DurableMap {
         write().map_err(|error: redb::Error| fault(&self.path, "write to it", error))
     }
 
+    /// An error about a file that is whole, and not to be used all the same.
+    pub(crate) fn refused(&self, reason: impl ToString) -> StoreError {
+        fault(&self.path, "use it", reason)
+    }
+
     /// An error about a row that cannot be read.
     pub(crate) fn damaged(&self, key: &str, reason: impl ToString) -> StoreError {
         let reason = format!("row {key:?}: {}", reason.to_string());
