@@ -42,6 +42,11 @@ mod store;
 mod stored;
 mod telling;
 
+#[cfg(all(test, feature = "simulator"))]
+mod model_tests;
+#[cfg(all(test, feature = "simulator"))]
+mod test_support;
+
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::task::JoinSet;
 use tracing::{info, info_span, warn};

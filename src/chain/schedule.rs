@@ -136,6 +136,12 @@ impl Schedule {
         self.present_since = height;
     }
 
+    /// Forgets everything but what was configured.
+    pub(super) fn clear(&mut self) {
+        self.followers.clear();
+        (self.height, self.present_since) = (0, 0);
+    }
+
     fn latest(&self) -> &Federation {
         self.followers.last().unwrap_or(&self.first)
     }

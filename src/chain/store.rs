@@ -2,7 +2,8 @@
 //!
 //! Nothing is known before it is durable: a change is made on a copy, committed, and only then
 //! takes the place of what was known. A change that was begun is carried through, whatever becomes
-//! of the actor that began it, and the next one waits for it.
+//! of the actor that began it, and the next one waits for it. After a commit that failed the file
+//! says what is known.
 
 use std::{
     path::Path,
@@ -86,6 +87,8 @@ struct Known {
     proposals: Proposals,
     events: EventLog,
     refusal: Option<Refusal>,
+    /// A commit failed: the file may hold more than this.
+    in_doubt: bool,
 }
 
 /// A copy of what is known, to be changed, with the rows that the changes amount to.
@@ -178,6 +181,16 @@ fn event_row(number: u64) -> String {
 }
 
 impl Known {
+    fn new(schedule: Schedule) -> Self {
+        Self {
+            schedule,
+            proposals: Proposals::default(),
+            events: EventLog::default(),
+            refusal: None,
+            in_doubt: false,
+        }
+    }
+
     fn federations(&self) -> Federations {
         let versions = self.schedule.versions();
         versions
@@ -185,7 +198,20 @@ impl Known {
             .collect()
     }
 
-    /// Takes in a row that is not of the store itself.
+    /// Takes in what is durable, and nothing else.
+    fn load(&mut self, file: &DurableMap) -> Result<(), StoreError> {
+        let mut schedule = self.schedule.clone();
+        schedule.clear();
+        let mut loaded = Self::new(schedule);
+        for (name, value) in file.load()? {
+            loaded
+                .read(&name, &value)
+                .map_err(|reason| file.damaged(&name, reason))?;
+        }
+        *self = loaded;
+        Ok(())
+    }
+
     fn read(&mut self, name: &str, value: &[u8]) -> Result<(), String> {
         match name.split_once('/') {
             Some(("update", _)) => {
@@ -196,6 +222,7 @@ impl Known {
             }
             Some(("proposal", _)) => self.proposals.restore(stored::read_proposal(value)?),
             Some(("event", _)) => self.events.restore(stored::read_event(value)?),
+            None if name == FIRST => {}
             None if name == REFUSAL => self.refusal = Some(stored::read_refusal(value)?),
             None if name == HEIGHT => self.schedule.set_height(stored::read_height(value)?),
             _ => return Err("an unknown row".to_owned()),
@@ -208,14 +235,8 @@ impl ChainStore {
     /// A store that knows the configured first federation, and lives as long as the process.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
-        let known = Known {
-            schedule,
-            proposals: Proposals::default(),
-            events: EventLog::default(),
-            refusal: None,
-        };
         Self {
-            known: Arc::new(Mutex::new(known)),
+            known: Arc::new(Mutex::new(Known::new(schedule))),
             writing: Arc::default(),
             changed: watch::Sender::default(),
             file: None,
@@ -230,30 +251,24 @@ impl ChainStore {
     /// When the file cannot be used, was begun with another first federation, or holds what does
     /// not follow it.
     pub fn open(path: impl AsRef<Path>, schedule: Schedule) -> Result<Self, StoreError> {
-        let file = DurableMap::open(path.as_ref())?;
+        Self::on(DurableMap::open(path.as_ref())?, schedule)
+    }
+
+    pub(super) fn on(file: DurableMap, schedule: Schedule) -> Result<Self, StoreError> {
+        let first = schedule.first();
+        let (configured, rows) = (first.digest().to_vec(), file.load()?);
+        match rows.iter().find(|(name, _)| name == FIRST) {
+            Some((_, begun_with)) if *begun_with != configured => {
+                return Err(file.refused(other_first(begun_with, first)));
+            }
+            Some(_) => {}
+            None => file.commit(&RowChanges::from([(FIRST.to_owned(), Some(configured))]))?,
+        }
         let store = Self {
             file: Some(file.clone()),
             ..Self::new(schedule)
         };
-        let mut known = store.lock();
-        let first = known.schedule.first().digest().to_vec();
-        let rows = file.load()?;
-        match rows.iter().find(|(name, _)| name == FIRST) {
-            Some((_, begun_with)) if *begun_with != first => {
-                return Err(file.refused(other_first(begun_with, known.schedule.first())));
-            }
-            Some(_) => {}
-            None => {
-                let begun = RowChanges::from([(FIRST.to_owned(), Some(first))]);
-                file.commit(&begun)?;
-            }
-        }
-        for (name, value) in rows.iter().filter(|(name, _)| name != FIRST) {
-            known
-                .read(name, value)
-                .map_err(|reason| file.damaged(name, reason))?;
-        }
-        drop(known);
+        store.lock().load(&file)?;
         Ok(store)
     }
 
@@ -360,7 +375,11 @@ impl ChainStore {
     }
 
     fn change_now<T>(&self, change: impl FnOnce(&mut Draft) -> T) -> Result<T, StoreError> {
-        let known = self.lock().clone();
+        let mut known = self.lock().clone();
+        if let Some(file) = self.file.as_ref().filter(|_| known.in_doubt) {
+            known.load(file)?;
+            self.replace(known.clone());
+        }
         let before = known.federations();
         let mut draft = Draft {
             known,
@@ -372,12 +391,18 @@ impl ChainStore {
             return Ok(result);
         }
         draft.note_events(&before);
-        if let Some(file) = &self.file {
-            file.commit(&draft.rows)?;
+        let committed = self.file.as_ref().map(|file| file.commit(&draft.rows));
+        if let Some(Err(error)) = committed {
+            self.lock().in_doubt = true;
+            return Err(error);
         }
-        *self.lock() = draft.known;
-        self.changed.send_modify(|revision| *revision += 1);
+        self.replace(draft.known);
         Ok(result)
+    }
+
+    fn replace(&self, known: Known) {
+        *self.lock() = known;
+        self.changed.send_modify(|revision| *revision += 1);
     }
 }
 
@@ -395,3 +420,7 @@ fn other_first(begun_with: &[u8], configured: &Federation) -> String {
         configured.address(),
     )
 }
+
+#[cfg(all(test, feature = "simulator"))]
+#[path = "store_tests.rs"]
+mod tests;
