@@ -316,6 +316,23 @@ impl World {
             .collect()
     }
 
+    /// Something else happens before what failed comes again. From then on, what is durable and
+    /// what is in force are one, whatever the disk has made of the failure.
+    fn move_on(&self) {
+        let height = self.store().height();
+        for height in [height + 1, height] {
+            let report = self
+                .store()
+                .report_height(HeightReport::Reorganised(height));
+            self.runtime.block_on(report).expect("the disk is well");
+        }
+        let first = self.simulator.federation(1).expect("the first");
+        let copy = self.disk.copy().map().expect("opens");
+        let copy = ChainStore::on(copy, schedule(&first, "alys-regtest")).expect("opens");
+        assert_eq!(copy.federations(), self.store().federations());
+        assert_eq!(copy.events_after(0), self.store().events_after(0));
+    }
+
     fn begin_again(&mut self) {
         self.store = None;
         self.store = Some(self.open());
@@ -361,7 +378,10 @@ impl StateMachineTest for Agrees {
         match step.fate {
             Fate::Well => {}
             Fate::Restart => world.begin_again(),
-            Fate::DiskFails(_) => world.disk.fail_after(None),
+            Fate::DiskFails(_) => {
+                world.disk.fail_after(None);
+                world.move_on();
+            }
             Fate::PowerLost(_, chance) => {
                 world.store = None;
                 world.disk.lose_power(chance);

@@ -83,6 +83,16 @@ impl Disk {
         (disk.synced, disk.current, disk.fails_after) = (left.clone(), left, None);
     }
 
+    /// Another disk, which holds the same.
+    pub(super) fn copy(&self) -> Self {
+        let current = self.lock().current.clone();
+        Self(Arc::new(Mutex::new(DiskState {
+            synced: current.clone(),
+            current,
+            fails_after: None,
+        })))
+    }
+
     pub(super) fn map(&self) -> Result<DurableMap, StoreError> {
         let disk = self.clone();
         let open = move || -> Result<Database, DatabaseError> {
