@@ -64,10 +64,10 @@ pub enum FederationFault {
     #[error("a pause or its end may change neither members nor threshold")]
     PauseChangesMembers,
     /// The descriptor is not that of the members.
-    #[error("the descriptor {0} is not that of the members and the threshold, with a checksum")]
+    #[error("the descriptor {0:?} is not that of the members and the threshold, with a checksum")]
     Descriptor(String),
     /// The address is not that of the members.
-    #[error("the address {announced} is not the members', which is {ours}")]
+    #[error("the address {announced:?} is not the members', which is {ours}")]
     Address {
         /// The update's.
         announced: String,

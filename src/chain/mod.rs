@@ -148,7 +148,6 @@ impl Actor for ChainActor {
             told: Federations::new(),
             telling: JoinSet::new(),
         };
-        state.look();
         state.apply();
         Ok(state)
     }
@@ -190,7 +189,7 @@ impl Actor for ChainActor {
 impl ChainState {
     /// Handles a batch, makes it durable, and only then says so and acts on it.
     async fn deliver(&mut self, delivery: Delivery<ChainEvent>) {
-        self.look();
+        self.presence.look(self.session());
         let Delivery { messages, reply } = delivery;
         let since = self.presence.since();
         let receive = move |draft: &mut Draft| -> Vec<Received> {
@@ -220,16 +219,16 @@ impl ChainState {
 
     async fn report_height(&mut self, report: HeightReport) -> Result<(), HeightError> {
         self.args.store.report_height(report).await?;
-        self.look();
+        let (height, session) = (self.args.store.height(), self.session());
+        self.presence.reached(height, session);
         self.apply();
         Ok(())
     }
 
-    /// Looks whether the session is the one that it was.
-    fn look(&mut self) {
+    /// Which session there is, if there is one.
+    fn session(&self) -> Option<u64> {
         let status = self.args.stream.status();
-        let session = status.is_connected().then_some(status.connection.sessions);
-        self.presence.look(session, self.args.store.height());
+        status.is_connected().then_some(status.connection.sessions)
     }
 
     /// Brings everyone up to what holds at the present height.

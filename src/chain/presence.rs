@@ -9,22 +9,30 @@
 pub(super) struct Presence {
     /// Sessions so far, the live one included; `None` without one.
     session: Option<u64>,
-    since: u64,
+    since: Option<u64>,
 }
 
 impl Presence {
-    /// Looks at the session, at the present height. To be done at each height and before each
-    /// update; what came and went in between shows in the number of sessions.
-    pub(super) fn look(&mut self, session: Option<u64>, height: u64) {
+    /// Looks at the session, before each update; what came and went in between shows in the
+    /// number of sessions.
+    pub(super) fn look(&mut self, session: Option<u64>) {
         if session.is_none() || session != self.session {
-            self.since = height;
+            self.since = None;
         }
         self.session = session;
     }
 
-    /// The height since which nothing can have been missed.
+    /// The node says how far the sidechain is: only then it is known where a session began.
+    pub(super) fn reached(&mut self, height: u64, session: Option<u64>) {
+        self.look(session);
+        if session.is_some() {
+            self.since.get_or_insert(height);
+        }
+    }
+
+    /// The height since which nothing can have been missed; beyond all while that is unknown.
     pub(super) fn since(&self) -> u64 {
-        self.since
+        self.since.unwrap_or(u64::MAX)
     }
 }
 
@@ -33,20 +41,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_begins_anew_with_each_session_and_goes_on_within_one() {
+    fn it_begins_with_the_first_height_of_a_session_and_goes_on_within_it() {
+        let unknown = u64::MAX;
         let mut presence = Presence::default();
-        for (session, height, since) in [
-            (None, 5, 5),
-            (None, 6, 6),
-            (Some(1), 7, 7),
-            (Some(1), 9, 7),
-            (Some(2), 9, 9),
-            (Some(2), 20, 9),
-            (None, 21, 21),
-            (Some(2), 22, 22),
+        assert_eq!(presence.since(), unknown);
+        for (reached, session, since) in [
+            (Some(5), None, unknown),
+            // What the height was when the session began is not known yet.
+            (None, Some(1), unknown),
+            (Some(500), Some(1), 500),
+            (Some(501), Some(1), 500),
+            (None, Some(1), 500),
+            (None, Some(2), unknown),
+            (Some(502), Some(2), 502),
+            (Some(503), None, unknown),
+            (Some(504), Some(2), 504),
         ] {
-            presence.look(session, height);
-            assert_eq!(presence.since(), since, "{session:?} at {height}");
+            match reached {
+                Some(height) => presence.reached(height, session),
+                None => presence.look(session),
+            }
+            assert_eq!(presence.since(), since, "{session:?} at {reached:?}");
         }
     }
 }

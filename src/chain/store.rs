@@ -8,7 +8,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
@@ -170,6 +170,13 @@ impl Draft {
             }
         }
     }
+}
+
+/// As it is written.
+fn whole_milliseconds(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let part = Duration::from_nanos((since.subsec_nanos() % 1_000_000).into());
+    time.checked_sub(part).unwrap_or(time)
 }
 
 fn update_row(version: u32) -> String {
@@ -384,7 +391,7 @@ impl ChainStore {
         let mut draft = Draft {
             known,
             rows: RowChanges::new(),
-            now: SystemTime::now(),
+            now: whole_milliseconds(SystemTime::now()),
         };
         let result = change(&mut draft);
         if draft.rows.is_empty() {
