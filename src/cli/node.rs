@@ -46,6 +46,8 @@ pub(super) struct Node {
         allow(dead_code, reason = "the demo looks into it")
     )]
     pub bridge_store: BridgeStore,
+    #[cfg_attr(not(unix), allow(dead_code, reason = "the operator's socket shows it"))]
+    pub chain_store: ChainStore,
     supervisor: ActorRef<NodeMessage>,
     failed: watch::Receiver<Option<String>>,
 }
@@ -101,7 +103,7 @@ impl Node {
         }
         if features.chain {
             let chain = ChainArguments {
-                store: chain_store,
+                store: chain_store.clone(),
                 stream: stream.clone(),
                 bridge: config.subscribers.bridge.clone(),
             };
@@ -111,6 +113,7 @@ impl Node {
         Ok(Self {
             stream,
             bridge_store,
+            chain_store,
             supervisor,
             failed,
         })

@@ -6,7 +6,10 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ask::NodeArgs, out};
+use super::{
+    ask::NodeArgs,
+    out::{self, plain},
+};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -28,13 +31,6 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn words(at: &impl Fn(&str) -> Value) -> String {
-    fn plain(value: &Value) -> String {
-        match value {
-            Value::String(text) => text.clone(),
-            Value::Null => "-".to_owned(),
-            other => other.to_string(),
-        }
-    }
     let mut lines = vec![format!("health      {}", plain(&at("/health/state")))];
     for reason in at("/health/reasons").as_array().into_iter().flatten() {
         lines.push(format!("            {}", plain(reason)));
