@@ -1,13 +1,22 @@
 //! A node with its own supervisor and its own bridge and chain actors. Governance is played by
-//! the simulator: `cargo run --example embed`.
+//! the simulator: `cargo run --example embed`. Its subscribers keep to the whole contract of
+//! `governance_stream::testing`, and `tests/conformance.rs` shows it.
 #![allow(clippy::print_stdout, reason = "an example shows something")]
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    error::Error,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bitcoin::{Amount, Network};
 use governance_stream::{
-    Answer, BridgeEvent, ChainEvent, Delivery, DiskJournal, GovernanceStream, StreamArguments,
-    Subscriber,
+    Answer, BridgeEvent, ChainEvent, Delivered, Delivery, DiskJournal, GovernanceStream,
+    StreamArguments, Subscriber,
     config::{Config, NodeConfig},
     message::{
         FederationUpdateAck, PegoutBinding, ProposalAck, SignatureRequest, SignatureRequestParts,
@@ -17,8 +26,54 @@ use governance_stream::{
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
+/// What a subscriber remembers: the identity of each message that it has handled, a line for each,
+/// durable before it says so. A node would do this in the commit of what the message changes.
+pub(crate) struct Handled {
+    file: File,
+    identities: HashSet<String>,
+}
+
+impl Handled {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let mut options = File::options();
+        let mut file = options.read(true).append(true).create(true).open(path)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        // A crash may have left half a line.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        text.truncate(whole);
+        file.set_len(whole as u64)?;
+        let identities = text.lines().map(str::to_owned).collect();
+        Ok(Self { file, identities })
+    }
+
+    /// Does what is to be done about a message, once, however often it comes.
+    fn once<E>(&mut self, message: &Delivered<E>, act: impl FnOnce(&E)) -> Result<(), String> {
+        let (lane, sequence, id) = (message.lane, message.sequence, message.message_id);
+        let identity = format!("{lane} {sequence} {id}");
+        if self.identities.contains(&identity) {
+            return Ok(());
+        }
+        act(&message.event);
+        let end = self
+            .file
+            .metadata()
+            .map_err(|error| error.to_string())?
+            .len();
+        let line = format!("{identity}\n");
+        let written = self.file.write_all(line.as_bytes());
+        if let Err(error) = written.and_then(|()| self.file.sync_data()) {
+            // It will come again, and must not find half a line before it.
+            let _ = self.file.set_len(end);
+            return Err(error.to_string());
+        }
+        self.identities.insert(identity);
+        Ok(())
+    }
+}
+
 /// The node's bridge has messages of its own, and one for the stream's deliveries.
-enum BridgeMessage {
+pub(crate) enum BridgeMessage {
     Governance(Delivery<BridgeEvent>),
     NewBlock(u64),
 }
@@ -29,28 +84,31 @@ impl From<Delivery<BridgeEvent>> for BridgeMessage {
     }
 }
 
-struct Bridge;
+pub(crate) struct Bridge;
 
 impl Actor for Bridge {
     type Msg = BridgeMessage;
-    type State = ();
-    type Arguments = ();
+    type State = Handled;
+    type Arguments = PathBuf;
 
-    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        path: PathBuf,
+    ) -> Result<Handled, ActorProcessingErr> {
+        Ok(Handled::open(&path)?)
     }
 
     async fn handle(
         &self,
         _: ActorRef<Self::Msg>,
         message: Self::Msg,
-        (): &mut (),
+        handled: &mut Handled,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // `Ok` means: it is durable here, governance may forget it. Before that, verify each
-            // signature; `governance_stream::bridge` shows how.
+            // Verify each signature; `governance_stream::bridge` shows how.
             BridgeMessage::Governance(delivery) => delivery.handle_each(|message| {
-                println!("bridge: {:?} {}", message.lane, message.sequence);
+                handled.once(message, |event| println!("bridge: {event:?}"))?;
                 Ok(None)
             }),
             BridgeMessage::NewBlock(height) => println!("bridge: block {height}"),
@@ -60,24 +118,29 @@ impl Actor for Bridge {
 }
 
 /// The node's chain has no messages of its own.
-struct Chain;
+pub(crate) struct Chain;
 
 impl Actor for Chain {
     type Msg = Delivery<ChainEvent>;
-    type State = ();
-    type Arguments = ();
+    type State = Handled;
+    type Arguments = PathBuf;
 
-    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
+    async fn pre_start(
+        &self,
+        _: ActorRef<Self::Msg>,
+        path: PathBuf,
+    ) -> Result<Handled, ActorProcessingErr> {
+        Ok(Handled::open(&path)?)
     }
 
     async fn handle(
         &self,
         _: ActorRef<Self::Msg>,
         delivery: Self::Msg,
-        (): &mut (),
+        handled: &mut Handled,
     ) -> Result<(), ActorProcessingErr> {
         delivery.handle_each(|message| {
+            handled.once(message, |event| println!("chain: {event:?}"))?;
             Ok(Some(match &message.event {
                 // This node follows nobody: `governance_stream::chain` shows what to check.
                 ChainEvent::FederationUpdate(update) => {
@@ -133,10 +196,15 @@ impl Actor for NodeSupervisor {
 async fn main() -> Result<(), Box<dyn Error>> {
     let governance = Simulator::start(SimulatorConfig::default()).await?;
 
+    // What was accepted is in here: the next process goes on with it.
+    let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
+    let journal = Arc::new(DiskJournal::open(&directory)?);
     let (supervisor, node) = Actor::spawn(Some("node".to_owned()), NodeSupervisor, ()).await?;
-    let (bridge, _) =
-        Actor::spawn_linked(Some("bridge".to_owned()), Bridge, (), supervisor.get_cell()).await?;
-    Actor::spawn_linked(Some("chain".to_owned()), Chain, (), supervisor.get_cell()).await?;
+    let me = supervisor.get_cell();
+    let (name, handled) = (Some("bridge".to_owned()), directory.join("bridge.handled"));
+    let (bridge, _) = Actor::spawn_linked(name, Bridge, handled, me.clone()).await?;
+    let (name, handled) = (Some("chain".to_owned()), directory.join("chain.handled"));
+    Actor::spawn_linked(name, Chain, handled, me).await?;
 
     let endpoints = governance
         .endpoints()
@@ -153,9 +221,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
         endpoints,
     );
-    // What was accepted is in here: the next process goes on with it.
-    let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
-    let journal = Arc::new(DiskJournal::open(&directory)?);
     let arguments = StreamArguments {
         bridge: Subscriber::named::<BridgeMessage>("bridge"),
         ..StreamArguments::new(config, journal)

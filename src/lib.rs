@@ -60,12 +60,14 @@
 //! | [`journal`], [`record`], [`retained`] | what an engine stores, and what it adds up to |
 //! | [`telemetry`] | metrics and trace context |
 //! | [`proto`] | the wire |
+//! | `testing` | whether a subscriber keeps to the contract (feature `testing`) |
 //! | `simulator` | governance itself, for tests (feature `simulator`) |
 //!
 //! # Features
 //!
 //! `cli` (default) is the operator's binary and its HTTP endpoints; `simulator` (default) plays
-//! governance, with signing keys. A node wants neither: `default-features = false`.
+//! governance, with signing keys. A node wants neither: `default-features = false`. Its tests want
+//! `testing`, which puts its own bridge and chain through the subscriber contract.
 #![forbid(unsafe_code)]
 
 pub mod bridge;
@@ -85,6 +87,8 @@ pub mod simulator;
 mod stream;
 mod supervisor;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod timer;
 
 /// The generated wire types of `proto/governance/v1/governance.proto`, whose comments say what

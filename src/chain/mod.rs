@@ -42,9 +42,11 @@ mod store;
 mod stored;
 mod telling;
 
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(test)]
+#[cfg(feature = "simulator")]
 mod model_tests;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(test)]
+#[cfg(feature = "simulator")]
 mod test_support;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};

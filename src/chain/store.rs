@@ -428,6 +428,7 @@ fn other_first(begun_with: &[u8], configured: &Federation) -> String {
     )
 }
 
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(test)]
+#[cfg(feature = "simulator")]
 #[path = "store_tests.rs"]
 mod tests;
