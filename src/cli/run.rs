@@ -51,6 +51,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         features: settings.features,
         data_dir: Some(settings.data_dir.clone()),
         federation: settings.federation,
+        policy: settings.federation_policy,
         broadcaster: Arc::new(broadcaster),
         metrics,
     })
