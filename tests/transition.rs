@@ -24,11 +24,16 @@ use governance_stream::{
         HeightError, HeightReport,
     },
     config::Config,
+    message::Outcome,
     proto,
     simulator::{RotationPlan, Simulator},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, rpc::CallResult};
-use support::{PATIENCE, full::schedule, governance};
+use support::{
+    PATIENCE,
+    full::{FullNode, schedule},
+    governance,
+};
 use tokio::sync::watch;
 
 const PLAN: RotationPlan = RotationPlan {
@@ -331,5 +336,42 @@ async fn a_rushed_update_is_refused_and_one_that_was_missed_is_followed() {
         "kept for the operator"
     );
     process.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pegout_finishes_with_the_version_that_it_was_asked_for_though_that_is_retired() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let mut node = FullNode::start(&simulator).await;
+    simulator.hold_responses();
+    let request = support::pegout(&first, 1);
+    node.initiate(request.clone()).await.expect("begun");
+    support::ledger(&simulator, |view| view.requests.len() == 1).await;
+    simulator.rotate_federation(&PLAN).expect("possible");
+    support::ledger(&simulator, |view| view.federation_acks.len() == 1).await;
+    for height in [110, 500] {
+        let reached = ChainMessage::HeightReached(height);
+        node.chain.cast(reached).expect("alive");
+    }
+    node.until_active(2).await;
+    // Neither a new bridge nor a new chain forgets it.
+    node.restart_chain().await;
+    node.restart_bridge().await;
+    let standing = |version| {
+        let federations = node.chain_store.federations().into_iter();
+        let mut of = federations.filter(|(federation, _)| federation.version() == version);
+        of.next().map(|(_, standing)| standing)
+    };
+    assert_eq!(standing(1), Some(FederationStanding::Retired));
+    simulator.release_responses();
+    let outcome = node.stream.request(request.request_id().clone());
+    assert_eq!(outcome.outcome(PATIENCE).await, Ok(Outcome::Complete));
+    assert_eq!(
+        node.stream.status().dead_letters,
+        0,
+        "the bridge could use it"
+    );
+    node.stop().await;
     simulator.assert_clean();
 }

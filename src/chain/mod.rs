@@ -49,6 +49,8 @@ mod model_tests;
 #[cfg(feature = "simulator")]
 mod test_support;
 
+use std::time::SystemTime;
+
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::task::JoinSet;
 use tracing::{info, info_span, warn};
@@ -227,10 +229,9 @@ impl ChainState {
         Ok(())
     }
 
-    /// Which session there is, if there is one.
-    fn session(&self) -> Option<u64> {
-        let status = self.args.stream.status();
-        status.is_connected().then_some(status.connection.sessions)
+    /// When the live session began, if there is one.
+    fn session(&self) -> Option<SystemTime> {
+        self.args.stream.status().connection.connected_since
     }
 
     /// Brings everyone up to what holds at the present height.

@@ -4,18 +4,20 @@
 //! same: whoever refuses a version can follow none after it. One that was there is owed the notice
 //! that the update promises.
 
+use std::time::SystemTime;
+
 /// Since which sidechain height the node has been in one session with governance.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Presence {
-    /// Sessions so far, the live one included; `None` without one.
-    session: Option<u64>,
+    /// When the live session began; `None` without one.
+    session: Option<SystemTime>,
     since: Option<u64>,
 }
 
 impl Presence {
-    /// Looks at the session, before each update; what came and went in between shows in the
-    /// number of sessions.
-    pub(super) fn look(&mut self, session: Option<u64>) {
+    /// Looks at the session, before each update; what came and went in between shows in when the
+    /// live one began.
+    pub(super) fn look(&mut self, session: Option<SystemTime>) {
         if session.is_none() || session != self.session {
             self.since = None;
         }
@@ -23,7 +25,7 @@ impl Presence {
     }
 
     /// The node says how far the sidechain is: only then it is known where a session began.
-    pub(super) fn reached(&mut self, height: u64, session: Option<u64>) {
+    pub(super) fn reached(&mut self, height: u64, session: Option<SystemTime>) {
         self.look(session);
         if session.is_some() {
             self.since.get_or_insert(height);
@@ -38,6 +40,8 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]
@@ -57,6 +61,7 @@ mod tests {
             (Some(503), None, unknown),
             (Some(504), Some(2), 504),
         ] {
+            let session = session.map(|second| UNIX_EPOCH + Duration::from_secs(second));
             match reached {
                 Some(height) => presence.reached(height, session),
                 None => presence.look(session),

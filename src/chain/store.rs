@@ -264,18 +264,20 @@ impl ChainStore {
     pub(super) fn on(file: DurableMap, schedule: Schedule) -> Result<Self, StoreError> {
         let first = schedule.first();
         let (configured, rows) = (first.digest().to_vec(), file.load()?);
-        match rows.iter().find(|(name, _)| name == FIRST) {
-            Some((_, begun_with)) if *begun_with != configured => {
-                return Err(file.refused(other_first(begun_with, first)));
-            }
-            Some(_) => {}
-            None => file.commit(&RowChanges::from([(FIRST.to_owned(), Some(configured))]))?,
+        let begun_with = rows.into_iter().find(|(name, _)| name == FIRST);
+        if let Some((_, begun_with)) = begun_with.as_ref()
+            && *begun_with != configured
+        {
+            return Err(file.refused(other_first(begun_with, first)));
         }
         let store = Self {
             file: Some(file.clone()),
             ..Self::new(schedule)
         };
         store.lock().load(&file)?;
+        if begun_with.is_none() {
+            file.commit(&RowChanges::from([(FIRST.to_owned(), Some(configured))]))?;
+        }
         Ok(store)
     }
 
