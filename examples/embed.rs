@@ -6,6 +6,7 @@
 use std::{
     collections::HashSet,
     error::Error,
+    fmt::Debug,
     fs::File,
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -26,11 +27,23 @@ use governance_stream::{
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-/// What a subscriber remembers: the identity of each message that it has handled, a line for each,
-/// durable before it says so. A node would do this in the commit of what the message changes.
+/// The node's actors have messages of their own, and one for the stream's deliveries.
+pub(crate) enum NodeMessage<E> {
+    Governance(Delivery<E>),
+    NewBlock(u64),
+}
+
+impl<E> From<Delivery<E>> for NodeMessage<E> {
+    fn from(delivery: Delivery<E>) -> Self {
+        Self::Governance(delivery)
+    }
+}
+
+/// The identity of each message that was handled, a line for each, durable before anyone says so. A
+/// node would write it in the commit of what the message changes.
 pub(crate) struct Handled {
     file: File,
-    identities: HashSet<String>,
+    lines: HashSet<String>,
 }
 
 impl Handled {
@@ -40,63 +53,47 @@ impl Handled {
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         // A crash may have left half a line.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        text.truncate(whole);
-        file.set_len(whole as u64)?;
-        let identities = text.lines().map(str::to_owned).collect();
-        Ok(Self { file, identities })
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        file.set_len(text.len() as u64)?;
+        let lines = text.split_inclusive('\n').map(str::to_owned).collect();
+        Ok(Self { file, lines })
     }
 
     /// Does what is to be done about a message, once, however often it comes.
-    fn once<E>(&mut self, message: &Delivered<E>, act: impl FnOnce(&E)) -> Result<(), String> {
-        let (lane, sequence, id) = (message.lane, message.sequence, message.message_id);
-        let identity = format!("{lane} {sequence} {id}");
-        if self.identities.contains(&identity) {
+    fn once<E: Debug>(&mut self, message: &Delivered<E>) -> io::Result<()> {
+        let (lane, sequence) = (message.lane, message.sequence);
+        let line = format!("{lane} {sequence} {}\n", message.message_id);
+        if self.lines.contains(&line) {
             return Ok(());
         }
-        act(&message.event);
-        let end = self
-            .file
-            .metadata()
-            .map_err(|error| error.to_string())?
-            .len();
-        let line = format!("{identity}\n");
+        let end = self.file.metadata()?.len();
         let written = self.file.write_all(line.as_bytes());
         if let Err(error) = written.and_then(|()| self.file.sync_data()) {
-            // It will come again, and must not find half a line before it.
-            let _ = self.file.set_len(end);
-            return Err(error.to_string());
+            // It comes again, and must not find half a line before it.
+            self.file.set_len(end)?;
+            return Err(error);
         }
-        self.identities.insert(identity);
+        self.lines.insert(line);
+        println!("{lane} {sequence}: {:?}", message.event);
         Ok(())
     }
 }
 
-/// The node's bridge has messages of its own, and one for the stream's deliveries.
-pub(crate) enum BridgeMessage {
-    Governance(Delivery<BridgeEvent>),
-    NewBlock(u64),
+type Done<T> = Result<T, ActorProcessingErr>;
+
+/// The node's bridge, or its chain.
+pub(crate) struct NodeActor<E> {
+    pub(crate) handled: PathBuf,
+    pub(crate) answer: fn(&E) -> Option<Answer>,
 }
 
-impl From<Delivery<BridgeEvent>> for BridgeMessage {
-    fn from(delivery: Delivery<BridgeEvent>) -> Self {
-        Self::Governance(delivery)
-    }
-}
-
-pub(crate) struct Bridge;
-
-impl Actor for Bridge {
-    type Msg = BridgeMessage;
+impl<E: Debug + Send + Sync + 'static> Actor for NodeActor<E> {
+    type Msg = NodeMessage<E>;
     type State = Handled;
-    type Arguments = PathBuf;
+    type Arguments = ();
 
-    async fn pre_start(
-        &self,
-        _: ActorRef<Self::Msg>,
-        path: PathBuf,
-    ) -> Result<Handled, ActorProcessingErr> {
-        Ok(Handled::open(&path)?)
+    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Done<Handled> {
+        Ok(Handled::open(&self.handled)?)
     }
 
     async fn handle(
@@ -104,58 +101,29 @@ impl Actor for Bridge {
         _: ActorRef<Self::Msg>,
         message: Self::Msg,
         handled: &mut Handled,
-    ) -> Result<(), ActorProcessingErr> {
+    ) -> Done<()> {
         match message {
-            // Verify each signature; `governance_stream::bridge` shows how.
-            BridgeMessage::Governance(delivery) => delivery.handle_each(|message| {
-                handled.once(message, |event| println!("bridge: {event:?}"))?;
-                Ok(None)
+            NodeMessage::Governance(delivery) => delivery.handle_each(|message| {
+                handled.once(message).map_err(|error| error.to_string())?;
+                Ok((self.answer)(&message.event))
             }),
-            BridgeMessage::NewBlock(height) => println!("bridge: block {height}"),
+            NodeMessage::NewBlock(height) => println!("block {height}"),
         }
         Ok(())
     }
 }
 
-/// The node's chain has no messages of its own.
-pub(crate) struct Chain;
-
-impl Actor for Chain {
-    type Msg = Delivery<ChainEvent>;
-    type State = Handled;
-    type Arguments = PathBuf;
-
-    async fn pre_start(
-        &self,
-        _: ActorRef<Self::Msg>,
-        path: PathBuf,
-    ) -> Result<Handled, ActorProcessingErr> {
-        Ok(Handled::open(&path)?)
-    }
-
-    async fn handle(
-        &self,
-        _: ActorRef<Self::Msg>,
-        delivery: Self::Msg,
-        handled: &mut Handled,
-    ) -> Result<(), ActorProcessingErr> {
-        delivery.handle_each(|message| {
-            handled.once(message, |event| println!("chain: {event:?}"))?;
-            Ok(Some(match &message.event {
-                // This node follows nobody: `governance_stream::chain` shows what to check.
-                ChainEvent::FederationUpdate(update) => {
-                    Answer::FederationUpdate(FederationUpdateAck {
-                        version: update.version,
-                        verdict: Err("this node follows no update".to_owned()),
-                    })
-                }
-                ChainEvent::Proposal(proposal) => Answer::Proposal(ProposalAck {
-                    proposal_id: proposal.proposal_id.clone(),
-                }),
-            }))
-        });
-        Ok(())
-    }
+/// This node follows no update: `governance_stream::chain` shows what to check.
+pub(crate) fn chain(event: &ChainEvent) -> Option<Answer> {
+    Some(match event {
+        ChainEvent::FederationUpdate(update) => Answer::FederationUpdate(FederationUpdateAck {
+            version: update.version,
+            verdict: Err("this node follows no update".to_owned()),
+        }),
+        ChainEvent::Proposal(proposal) => Answer::Proposal(ProposalAck {
+            proposal_id: proposal.proposal_id.clone(),
+        }),
+    })
 }
 
 /// The node's supervisor: it sees the stream fail, once that has given up healing itself.
@@ -201,10 +169,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let journal = Arc::new(DiskJournal::open(&directory)?);
     let (supervisor, node) = Actor::spawn(Some("node".to_owned()), NodeSupervisor, ()).await?;
     let me = supervisor.get_cell();
-    let (name, handled) = (Some("bridge".to_owned()), directory.join("bridge.handled"));
-    let (bridge, _) = Actor::spawn_linked(name, Bridge, handled, me.clone()).await?;
-    let (name, handled) = (Some("chain".to_owned()), directory.join("chain.handled"));
-    Actor::spawn_linked(name, Chain, handled, me).await?;
+    let handled = directory.join("bridge.handled");
+    // A bridge verifies each signature first; `governance_stream::bridge` shows how.
+    let answer = |_: &BridgeEvent| None;
+    let actor = NodeActor { handled, answer };
+    let (bridge, _) = Actor::spawn_linked(Some("bridge".to_owned()), actor, (), me.clone()).await?;
+    let handled = directory.join("chain.handled");
+    let answer = chain;
+    let actor = NodeActor { handled, answer };
+    Actor::spawn_linked(Some("chain".to_owned()), actor, (), me).await?;
 
     let endpoints = governance
         .endpoints()
@@ -222,11 +195,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
         endpoints,
     );
     let arguments = StreamArguments {
-        bridge: Subscriber::named::<BridgeMessage>("bridge"),
+        bridge: Subscriber::named::<NodeMessage<BridgeEvent>>("bridge"),
+        chain: Subscriber::named::<NodeMessage<ChainEvent>>("chain"),
         ..StreamArguments::new(config, journal)
     };
     let stream = GovernanceStream::start_linked(arguments, supervisor.get_cell()).await?;
-    bridge.cast(BridgeMessage::NewBlock(1))?;
+    bridge.cast(NodeMessage::NewBlock(1))?;
 
     let federation = governance.federation(1).ok_or("no federation")?;
     let amount = Amount::from_sat(100_000);

@@ -136,7 +136,9 @@ impl Example {
 
 impl Subject<BridgeEvent> for Example {
     async fn start(&mut self) {
-        let spawned = Actor::spawn(Some(self.name.clone()), embed::Bridge, self.path()).await;
+        let (handled, answer) = (self.path(), |_: &BridgeEvent| None);
+        let actor = embed::NodeActor { handled, answer };
+        let spawned = Actor::spawn(Some(self.name.clone()), actor, ()).await;
         spawned.expect("the name is free");
     }
     fn kept(&self) -> Vec<String> {
@@ -149,7 +151,9 @@ impl Subject<BridgeEvent> for Example {
 
 impl Subject<ChainEvent> for Example {
     async fn start(&mut self) {
-        let spawned = Actor::spawn(Some(self.name.clone()), embed::Chain, self.path()).await;
+        let (handled, answer) = (self.path(), embed::chain as fn(&_) -> _);
+        let actor = embed::NodeActor { handled, answer };
+        let spawned = Actor::spawn(Some(self.name.clone()), actor, ()).await;
         spawned.expect("the name is free");
     }
     fn kept(&self) -> Vec<String> {
@@ -222,10 +226,10 @@ async fn our_bridge_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_subscribers_conform() {
     let mut bridge = Example::new();
-    let subscriber = Subscriber::named::<embed::BridgeMessage>(&bridge.name);
+    let subscriber = Subscriber::named::<embed::NodeMessage<BridgeEvent>>(&bridge.name);
     assert_conforms(&testing::check::<BridgeEvent, _>(&subscriber, &mut bridge).await);
     let mut chain = Example::new();
-    let subscriber = Subscriber::named::<Delivery<ChainEvent>>(&chain.name);
+    let subscriber = Subscriber::named::<embed::NodeMessage<ChainEvent>>(&chain.name);
     assert_conforms(&testing::check::<ChainEvent, _>(&subscriber, &mut chain).await);
 }
 
