@@ -54,8 +54,18 @@ impl fmt::Debug for DurableMap {
 impl DurableMap {
     /// Opens the file, or makes it. One process at a time has it.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let builder = || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(4 << 20);
+            builder
+        };
+        if !path.exists() {
+            let made = builder().create(path);
+            drop(made.map_err(|error| fault(path, "create it", error))?);
+        }
+        // One that has vanished is not made anew: it would hold less than was promised.
         let file = path.to_owned();
-        let opener = move || Database::builder().set_cache_size(4 << 20).create(&file);
+        let opener = move || builder().open(&file);
         Self::open_with(path, opener)
     }
 
