@@ -10,7 +10,7 @@ clippy:
     cargo clippy --no-default-features --features cli -- --deny warnings
 
 docs:
-    RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps
+    RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --features testing
 
 test:
     cargo test

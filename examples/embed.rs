@@ -1,13 +1,23 @@
 //! A node with its own supervisor and its own bridge and chain actors. Governance is played by
-//! the simulator: `cargo run --example embed`.
+//! the simulator: `cargo run --example embed`. Its subscribers keep to the whole contract of
+//! `governance_stream::testing`, and `tests/conformance.rs` shows it.
 #![allow(clippy::print_stdout, reason = "an example shows something")]
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    error::Error,
+    fmt::Debug,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bitcoin::{Amount, Network};
 use governance_stream::{
-    Answer, BridgeEvent, ChainEvent, Delivery, DiskJournal, GovernanceStream, StreamArguments,
-    Subscriber,
+    Answer, BridgeEvent, ChainEvent, Delivered, Delivery, DiskJournal, GovernanceStream,
+    StreamArguments, Subscriber,
     config::{Config, NodeConfig},
     message::{
         FederationUpdateAck, PegoutBinding, ProposalAck, SignatureRequest, SignatureRequestParts,
@@ -17,82 +27,103 @@ use governance_stream::{
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-/// The node's bridge has messages of its own, and one for the stream's deliveries.
-enum BridgeMessage {
-    Governance(Delivery<BridgeEvent>),
+/// The node's actors have messages of their own, and one for the stream's deliveries.
+pub(crate) enum NodeMessage<E> {
+    Governance(Delivery<E>),
     NewBlock(u64),
 }
 
-impl From<Delivery<BridgeEvent>> for BridgeMessage {
-    fn from(delivery: Delivery<BridgeEvent>) -> Self {
+impl<E> From<Delivery<E>> for NodeMessage<E> {
+    fn from(delivery: Delivery<E>) -> Self {
         Self::Governance(delivery)
     }
 }
 
-struct Bridge;
+/// The identity of each message that was handled, a line for each, durable before anyone says so. A
+/// node would write it in the commit of what the message changes.
+pub(crate) struct Handled {
+    file: File,
+    lines: HashSet<String>,
+}
 
-impl Actor for Bridge {
-    type Msg = BridgeMessage;
-    type State = ();
+impl Handled {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let mut options = File::options();
+        let mut file = options.read(true).append(true).create(true).open(path)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        // A crash may have left half a line.
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        file.set_len(text.len() as u64)?;
+        let lines = text.split_inclusive('\n').map(str::to_owned).collect();
+        Ok(Self { file, lines })
+    }
+
+    /// Does what is to be done about a message, once, however often it comes.
+    fn once<E: Debug>(&mut self, message: &Delivered<E>) -> io::Result<()> {
+        let (lane, sequence) = (message.lane, message.sequence);
+        let line = format!("{lane} {sequence} {}\n", message.message_id);
+        if self.lines.contains(&line) {
+            return Ok(());
+        }
+        let end = self.file.metadata()?.len();
+        let written = self.file.write_all(line.as_bytes());
+        if let Err(error) = written.and_then(|()| self.file.sync_data()) {
+            // It comes again, and must not find half a line before it.
+            self.file.set_len(end)?;
+            return Err(error);
+        }
+        self.lines.insert(line);
+        println!("{lane} {sequence}: {:?}", message.event);
+        Ok(())
+    }
+}
+
+type Done<T> = Result<T, ActorProcessingErr>;
+
+/// The node's bridge, or its chain.
+pub(crate) struct NodeActor<E> {
+    pub(crate) handled: PathBuf,
+    pub(crate) answer: fn(&E) -> Option<Answer>,
+}
+
+impl<E: Debug + Send + Sync + 'static> Actor for NodeActor<E> {
+    type Msg = NodeMessage<E>;
+    type State = Handled;
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
+    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Done<Handled> {
+        Ok(Handled::open(&self.handled)?)
     }
 
     async fn handle(
         &self,
         _: ActorRef<Self::Msg>,
         message: Self::Msg,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
+        handled: &mut Handled,
+    ) -> Done<()> {
         match message {
-            // `Ok` means: it is durable here, governance may forget it. Before that, verify each
-            // signature; `governance_stream::bridge` shows how.
-            BridgeMessage::Governance(delivery) => delivery.handle_each(|message| {
-                println!("bridge: {:?} {}", message.lane, message.sequence);
-                Ok(None)
+            NodeMessage::Governance(delivery) => delivery.handle_each(|message| {
+                handled.once(message).map_err(|error| error.to_string())?;
+                Ok((self.answer)(&message.event))
             }),
-            BridgeMessage::NewBlock(height) => println!("bridge: block {height}"),
+            NodeMessage::NewBlock(height) => println!("block {height}"),
         }
         Ok(())
     }
 }
 
-/// The node's chain has no messages of its own.
-struct Chain;
-
-impl Actor for Chain {
-    type Msg = Delivery<ChainEvent>;
-    type State = ();
-    type Arguments = ();
-
-    async fn pre_start(&self, _: ActorRef<Self::Msg>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle(
-        &self,
-        _: ActorRef<Self::Msg>,
-        delivery: Self::Msg,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        delivery.handle_each(|message| {
-            Ok(Some(match &message.event {
-                // This node follows nobody: `governance_stream::chain` shows what to check.
-                ChainEvent::FederationUpdate(update) => {
-                    Answer::FederationUpdate(FederationUpdateAck {
-                        version: update.version,
-                        verdict: Err("this node follows no update".to_owned()),
-                    })
-                }
-                ChainEvent::Proposal(proposal) => Answer::Proposal(ProposalAck {
-                    proposal_id: proposal.proposal_id.clone(),
-                }),
-            }))
-        });
-        Ok(())
-    }
+/// This node follows no update: `governance_stream::chain` shows what to check.
+pub(crate) fn chain(event: &ChainEvent) -> Option<Answer> {
+    Some(match event {
+        ChainEvent::FederationUpdate(update) => Answer::FederationUpdate(FederationUpdateAck {
+            version: update.version,
+            verdict: Err("this node follows no update".to_owned()),
+        }),
+        ChainEvent::Proposal(proposal) => Answer::Proposal(ProposalAck {
+            proposal_id: proposal.proposal_id.clone(),
+        }),
+    })
 }
 
 /// The node's supervisor: it sees the stream fail, once that has given up healing itself.
@@ -133,10 +164,20 @@ impl Actor for NodeSupervisor {
 async fn main() -> Result<(), Box<dyn Error>> {
     let governance = Simulator::start(SimulatorConfig::default()).await?;
 
+    // What was accepted is in here: the next process goes on with it.
+    let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
+    let journal = Arc::new(DiskJournal::open(&directory)?);
     let (supervisor, node) = Actor::spawn(Some("node".to_owned()), NodeSupervisor, ()).await?;
-    let (bridge, _) =
-        Actor::spawn_linked(Some("bridge".to_owned()), Bridge, (), supervisor.get_cell()).await?;
-    Actor::spawn_linked(Some("chain".to_owned()), Chain, (), supervisor.get_cell()).await?;
+    let me = supervisor.get_cell();
+    let handled = directory.join("bridge.handled");
+    // A bridge verifies each signature first; `governance_stream::bridge` shows how.
+    let answer = |_: &BridgeEvent| None;
+    let actor = NodeActor { handled, answer };
+    let (bridge, _) = Actor::spawn_linked(Some("bridge".to_owned()), actor, (), me.clone()).await?;
+    let handled = directory.join("chain.handled");
+    let answer = chain;
+    let actor = NodeActor { handled, answer };
+    Actor::spawn_linked(Some("chain".to_owned()), actor, (), me).await?;
 
     let endpoints = governance
         .endpoints()
@@ -153,15 +194,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
         endpoints,
     );
-    // What was accepted is in here: the next process goes on with it.
-    let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
-    let journal = Arc::new(DiskJournal::open(&directory)?);
     let arguments = StreamArguments {
-        bridge: Subscriber::named::<BridgeMessage>("bridge"),
+        bridge: Subscriber::named::<NodeMessage<BridgeEvent>>("bridge"),
+        chain: Subscriber::named::<NodeMessage<ChainEvent>>("chain"),
         ..StreamArguments::new(config, journal)
     };
     let stream = GovernanceStream::start_linked(arguments, supervisor.get_cell()).await?;
-    bridge.cast(BridgeMessage::NewBlock(1))?;
+    bridge.cast(NodeMessage::NewBlock(1))?;
 
     let federation = governance.federation(1).ok_or("no federation")?;
     let amount = Amount::from_sat(100_000);

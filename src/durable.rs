@@ -4,14 +4,16 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use redb::{
-    Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError,
+    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _,
+    TableDefinition, TableError,
 };
 
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
@@ -31,11 +33,25 @@ pub struct StoreError {
 /// What changed: a row's new value, or its removal.
 pub(crate) type RowChanges = BTreeMap<String, Option<Vec<u8>>>;
 
+type Opener = dyn Fn() -> Result<Database, DatabaseError> + Send + Sync;
+
 /// Rows in a file. Clones are the same file.
-#[derive(Debug, Clone)]
+///
+/// After an error the file is closed, and opened again by the next call: what is in it then is
+/// either what was in it before, or what was to be committed.
+#[derive(Clone)]
 pub(crate) struct DurableMap {
     path: PathBuf,
-    database: Arc<Database>,
+    opener: Arc<Opener>,
+    database: Arc<Mutex<Option<Database>>>,
+}
+
+impl fmt::Debug for DurableMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableMap")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Has a file made beside its place and put there once it is whole and synced: a process that dies
@@ -65,30 +81,45 @@ pub(crate) fn create_whole<E>(
 impl DurableMap {
     /// Opens the file, or makes it. One process at a time has it.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |error: redb::Error| fault(path, "open it", error);
-        let mut builder = Database::builder();
-        builder.set_cache_size(4 << 20);
+        let builder = || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(4 << 20);
+            builder
+        };
         if !path.exists() {
             create_whole(
                 path,
                 |error| fault(path, "create it", error),
                 |new| {
-                    let created = builder.create(new).map(drop);
-                    created.map_err(|error| failed(error.into()))
+                    let created = builder().create(new).map(drop);
+                    created.map_err(|error| fault(path, "create it", error))
                 },
             )?;
         }
-        let database = builder.open(path).map_err(|error| failed(error.into()))?;
-        Ok(Self {
+        // One that has vanished is not made anew: it would hold less than was promised.
+        let file = path.to_owned();
+        let opener = move || builder().open(&file);
+        Self::open_with(path, opener)
+    }
+
+    /// As [`open`](Self::open), by whatever means.
+    pub(crate) fn open_with(
+        path: &Path,
+        opener: impl Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        let map = Self {
             path: path.to_owned(),
-            database: Arc::new(database),
-        })
+            opener: Arc::new(opener),
+            database: Arc::default(),
+        };
+        map.with("open it", |_| Ok(()))?;
+        Ok(map)
     }
 
     /// Every row, in the order of the keys.
     pub(crate) fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-        let read = || {
-            let transaction = self.database.begin_read()?;
+        self.with("read it", |database| {
+            let transaction = database.begin_read()?;
             let table = match transaction.open_table(TABLE) {
                 Ok(table) => table,
                 Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -101,14 +132,14 @@ impl DurableMap {
                     Ok((key.value().to_owned(), value.value().to_owned()))
                 })
                 .collect()
-        };
-        read().map_err(|error: redb::Error| fault(&self.path, "read it", error))
+        })
     }
 
-    /// Makes the changes durable, all or none of them, before it returns.
+    /// Makes the changes durable, all or none of them, before it returns. After an error it is
+    /// unknown which.
     pub(crate) fn commit(&self, changes: &RowChanges) -> Result<(), StoreError> {
-        let write = || {
-            let mut transaction = self.database.begin_write()?;
+        self.with("write to it", |database| {
+            let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             {
                 let mut table = transaction.open_table(TABLE)?;
@@ -121,8 +152,28 @@ impl DurableMap {
             }
             transaction.commit()?;
             Ok(())
+        })
+    }
+
+    /// Does something with the open file, which is closed if that fails.
+    fn with<T>(
+        &self,
+        operation: &'static str,
+        act: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let mut open = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match open.take() {
+            Some(database) => database,
+            None => (self.opener)().map_err(|error| fault(&self.path, "open it", error))?,
         };
-        write().map_err(|error: redb::Error| fault(&self.path, "write to it", error))
+        let done = act(&database).map_err(|error| fault(&self.path, operation, error))?;
+        *open = Some(database);
+        Ok(done)
+    }
+
+    /// An error about a file that is whole, and not to be used all the same.
+    pub(crate) fn refused(&self, reason: impl ToString) -> StoreError {
+        fault(&self.path, "use it", reason)
     }
 
     /// An error about a row that cannot be read.

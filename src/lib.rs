@@ -60,6 +60,7 @@
 //! | [`journal`], [`record`], [`retained`] | what an engine stores, and what it adds up to |
 //! | [`telemetry`] | metrics and trace context |
 //! | [`proto`] | the wire |
+//! | `testing` | whether a subscriber keeps to the contract (feature `testing`) |
 //! | `simulator` | governance itself, for tests (feature `simulator`) |
 //! | `stress` | faults of actors and tasks at will, for tests (feature `stress`) |
 //!
@@ -67,7 +68,8 @@
 //!
 //! `cli` (default) is the operator's binary and its HTTP endpoints; `simulator` (default) plays
 //! governance, with signing keys; `stress` lets tests fault the tree. A node wants none of them:
-//! `default-features = false`.
+//! `default-features = false`. Its tests want `testing`, which puts its own bridge and chain through
+//! the subscriber contract.
 #![forbid(unsafe_code)]
 
 #[macro_use]
@@ -95,6 +97,8 @@ mod stream;
 pub mod stress;
 mod supervisor;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod timer;
 
 /// The generated wire types of `proto/governance/v1/governance.proto`, whose comments say what

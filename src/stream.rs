@@ -87,6 +87,7 @@ pub struct GovernanceStream {
     config: Arc<Config>,
     board: StatusBoard,
     federation_version: SharedVersion,
+    metrics: Metrics,
 }
 
 impl GovernanceStream {
@@ -135,7 +136,7 @@ impl GovernanceStream {
             subscribers: Subscribers { bridge, chain },
             federation_version: federation_version.clone(),
             board: board.clone(),
-            metrics,
+            metrics: metrics.clone(),
         };
         let startup = |reason: String| StreamError::Startup {
             instance: config.instance.to_string(),
@@ -159,7 +160,13 @@ impl GovernanceStream {
             config: Arc::new(config),
             board,
             federation_version,
+            metrics,
         })
+    }
+
+    /// Where the tree counts, for the subscribers of this crate.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The root of the tree, for a node that wants to link or watch it.

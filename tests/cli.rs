@@ -168,7 +168,7 @@ fn a_wrong_first_federation_does_not_run() {
         .expect("runs");
     assert!(!done.status.success());
     assert!(
-        text(&done.stderr).contains("share an id or a key"),
+        text(&done.stderr).contains("the key of member b is another member's as well"),
         "{}",
         text(&done.stderr)
     );

@@ -8,6 +8,7 @@ use bitcoin::{
 };
 use miniscript::{Descriptor, Threshold, descriptor::WshInner};
 
+use super::fault::FederationFault;
 use crate::{
     config::FirstFederation,
     message::{
@@ -18,15 +19,24 @@ use crate::{
 
 const DIGEST_TAG: &[u8] = b"governance.v1.FederationUpdate";
 /// Active members that a `wsh(sortedmulti)` of this protocol may hold.
-const MAX_ACTIVE: usize = 15;
+pub(super) const MAX_ACTIVE: usize = 15;
 
-/// What an update may not do, whoever approved it.
+/// What an update may not do, whoever approved it. The same at every node of a federation, or its
+/// nodes will not agree on who signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FederationPolicy {
     /// The threshold must be at least this share of the active members, in percent.
     pub min_threshold_percent: u32,
-    /// Sidechain blocks between arrival and activation of a scheduled update, at least.
+    /// Sidechain blocks of notice that a scheduled update must promise, at least.
     pub min_notice_blocks: u32,
+}
+
+impl FederationPolicy {
+    /// For what was accepted before, perhaps under another policy: a policy does not reach back.
+    pub(super) const SETTLED: Self = Self {
+        min_threshold_percent: 0,
+        min_notice_blocks: 0,
+    };
 }
 
 impl Default for FederationPolicy {
@@ -46,104 +56,15 @@ pub struct Federation {
     threshold: u32,
     members: Vec<FederationMember>,
     network: Network,
+    descriptor: Descriptor<PublicKey>,
     script: ScriptBuf,
     address: Address,
     activation_height: u64,
     grace_blocks: u32,
+    kind: FederationUpdateKind,
     paused: bool,
+    previous_digest: [u8; 32],
     digest: [u8; 32],
-}
-
-/// Why an update is not a federation that a node may follow.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FederationFault {
-    /// For another Bitcoin network.
-    #[error("it is for {announced}, this node is on {ours}")]
-    Network {
-        /// The update's.
-        announced: Network,
-        /// Ours.
-        ours: Network,
-    },
-    /// Does not follow the version we have.
-    #[error("version {version} does not follow version {latest}")]
-    NotNext {
-        /// The update's.
-        version: u32,
-        /// The last one we know.
-        latest: u32,
-    },
-    /// Follows another version of the same number.
-    #[error("it follows another version {0} than ours")]
-    OtherHistory(u32),
-    /// Another update of this version was accepted before.
-    #[error("version {0} is known already, and it is another one")]
-    Replaced(u32),
-    /// A count of active members, or a threshold, that cannot be.
-    #[error(
-        "{threshold} of {active} active members: at most {MAX_ACTIVE} members, and a threshold between 1 and all of them"
-    )]
-    Impossible {
-        /// Signatures needed.
-        threshold: u32,
-        /// Active members.
-        active: usize,
-    },
-    /// Below what this node's policy allows.
-    #[error("a threshold of {threshold} of {active} is below this node's {percent} %")]
-    WeakThreshold {
-        /// Signatures needed.
-        threshold: u32,
-        /// Active members.
-        active: usize,
-        /// What the policy wants.
-        percent: u32,
-    },
-    /// Two members share an id or a key.
-    #[error("members share an id or a key")]
-    RepeatedMember,
-    /// Pausing and resuming change nothing else.
-    #[error("a pause or its end may change neither members nor threshold")]
-    PauseChangesMembers,
-    /// The descriptor is not that of the members.
-    #[error("the descriptor {0} is not that of the members and the threshold, with a checksum")]
-    Descriptor(String),
-    /// The address is not that of the members.
-    #[error("the address {announced} is not the members', which is {ours}")]
-    Address {
-        /// The update's.
-        announced: String,
-        /// Recomputed.
-        ours: Address,
-    },
-    /// Too few members of the previous version approve.
-    #[error("{valid} of the {needed} approvals by the previous version that it needs are valid")]
-    Quorum {
-        /// Valid ones of distinct active members.
-        valid: usize,
-        /// The previous version's threshold.
-        needed: u32,
-    },
-    /// Would be active too soon.
-    #[error("it would be active at {activation}, with {notice} blocks' notice at height {height}")]
-    Notice {
-        /// Its activation height.
-        activation: u64,
-        /// The notice that it promises, or that the policy demands.
-        notice: u32,
-        /// Our height.
-        height: u64,
-    },
-    /// Would be active before the version that it follows.
-    #[error(
-        "it would be active at {activation}, before the version that it follows, at {previous}"
-    )]
-    Overtakes {
-        /// Its activation height.
-        activation: u64,
-        /// That of the version that it follows.
-        previous: u64,
-    },
 }
 
 impl Federation {
@@ -175,11 +96,25 @@ impl Federation {
             kind: FederationUpdateKind::Scheduled,
             approvals: Vec::new(),
         };
-        Ok(Self::verified(as_update, script, address, false, chain))
+        Ok(Self {
+            digest: digest(&as_update, chain),
+            version: 1,
+            threshold,
+            members: as_update.members,
+            network,
+            descriptor,
+            script,
+            address,
+            activation_height: 0,
+            grace_blocks: 0,
+            kind: as_update.kind,
+            paused: false,
+            previous_digest: as_update.previous_config_hash,
+        })
     }
 
     /// The version that follows this one, if the update is right in itself and a quorum of this
-    /// version approves it.
+    /// version approves it. Says nothing of when it came.
     ///
     /// # Errors
     ///
@@ -190,31 +125,9 @@ impl Federation {
         chain: &ChainId,
         policy: &FederationPolicy,
     ) -> Result<Self, FederationFault> {
-        if update.network != self.network {
-            let announced = update.network;
-            return Err(FederationFault::Network {
-                announced,
-                ours: self.network,
-            });
-        }
-        if update.previous_version != self.version || update.version != self.version + 1 {
-            let (version, latest) = (update.version, self.version);
-            return Err(FederationFault::NotNext { version, latest });
-        }
-        if update.previous_config_hash != self.digest {
-            return Err(FederationFault::OtherHistory(self.version));
-        }
-        let (_, script) = describe(update.threshold, &update.members)?;
-        let active = active(&update.members).count();
-        let percent = policy.min_threshold_percent;
-        if u64::from(update.threshold) * 100 < u64::from(percent) * active as u64 {
-            let threshold = update.threshold;
-            return Err(FederationFault::WeakThreshold {
-                threshold,
-                active,
-                percent,
-            });
-        }
+        self.check_place(update)?;
+        let (descriptor, script) = describe(update.threshold, &update.members)?;
+        check_policy(update, policy)?;
         let paused = match update.kind {
             FederationUpdateKind::Scheduled | FederationUpdateKind::Emergency => self.paused,
             FederationUpdateKind::Pause | FederationUpdateKind::Resume => {
@@ -227,12 +140,53 @@ impl Federation {
         if !describes(&update.descriptor, &script) {
             return Err(FederationFault::Descriptor(update.descriptor.clone()));
         }
-        let ours = Address::p2wsh(&script, self.network);
-        if update.address != ours.to_string() {
+        let address = Address::p2wsh(&script, self.network);
+        if update.address != address.to_string() {
             return Err(FederationFault::Address {
                 announced: update.address.clone(),
-                ours,
+                ours: address,
             });
+        }
+        let digest = digest(update, chain);
+        self.check_quorum(update, &digest)?;
+        Ok(Self {
+            digest,
+            version: update.version,
+            threshold: update.threshold,
+            members: update.members.clone(),
+            network: self.network,
+            descriptor,
+            script,
+            address,
+            activation_height: update.activation_height,
+            grace_blocks: update.grace_blocks,
+            kind: update.kind,
+            paused,
+            previous_digest: self.digest,
+        })
+    }
+
+    /// Whether the update follows this version, by number, digest and height.
+    fn check_place(&self, update: &FederationUpdate) -> Result<(), FederationFault> {
+        if update.network != self.network {
+            return Err(FederationFault::Network {
+                announced: update.network,
+                ours: self.network,
+            });
+        }
+        if update.version < 2 {
+            return Err(FederationFault::First(update.version));
+        }
+        if update.previous_version != self.version
+            || update.version.checked_sub(1) != Some(self.version)
+        {
+            return Err(FederationFault::NotNext {
+                version: update.version,
+                latest: self.version,
+            });
+        }
+        if update.previous_config_hash != self.digest {
+            return Err(FederationFault::OtherHistory(self.version));
         }
         if update.activation_height < self.activation_height {
             return Err(FederationFault::Overtakes {
@@ -240,30 +194,7 @@ impl Federation {
                 previous: self.activation_height,
             });
         }
-        let next = Self::verified(update.clone(), script, ours, paused, chain);
-        self.check_quorum(update, &next.digest)?;
-        Ok(next)
-    }
-
-    fn verified(
-        update: FederationUpdate,
-        script: ScriptBuf,
-        address: Address,
-        paused: bool,
-        chain: &ChainId,
-    ) -> Self {
-        Self {
-            digest: digest(&update, chain),
-            version: update.version,
-            threshold: update.threshold,
-            members: update.members,
-            network: update.network,
-            script,
-            address,
-            activation_height: update.activation_height,
-            grace_blocks: update.grace_blocks,
-            paused,
-        }
+        Ok(())
     }
 
     /// Counts distinct active members of this version whose approval verifies.
@@ -334,15 +265,30 @@ impl Federation {
     pub fn grace_blocks(&self) -> u32 {
         self.grace_blocks
     }
+    /// With its checksum (BIP-380), the active members' keys in their order.
+    #[must_use]
+    pub fn descriptor(&self) -> &Descriptor<PublicKey> {
+        &self.descriptor
+    }
+    /// What it was announced as.
+    #[must_use]
+    pub fn kind(&self) -> FederationUpdateKind {
+        self.kind
+    }
     /// Whether peg-outs are stopped.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused
     }
-    /// Names this version in its successor's update.
+    /// Names this version in its successor's update, and so vouches for every version before.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         self.digest
+    }
+    /// The digest of the version that it follows; zeros for the first.
+    #[must_use]
+    pub fn previous_digest(&self) -> [u8; 32] {
+        self.previous_digest
     }
 }
 
@@ -350,27 +296,49 @@ fn active(members: &[FederationMember]) -> impl Iterator<Item = &FederationMembe
     members.iter().filter(|member| member.active)
 }
 
+fn check_policy(
+    update: &FederationUpdate,
+    policy: &FederationPolicy,
+) -> Result<(), FederationFault> {
+    let active = active(&update.members).count();
+    let (threshold, percent) = (update.threshold, policy.min_threshold_percent);
+    if u64::from(threshold) * 100 < u64::from(percent) * active as u64 {
+        return Err(FederationFault::WeakThreshold {
+            threshold,
+            active,
+            percent,
+        });
+    }
+    let (promised, demanded) = (update.notice_blocks, policy.min_notice_blocks);
+    if update.kind == FederationUpdateKind::Scheduled && promised < demanded {
+        return Err(FederationFault::ShortNotice { promised, demanded });
+    }
+    Ok(())
+}
+
 /// The descriptor of the active members, and its script.
 fn describe(
     threshold: u32,
     members: &[FederationMember],
 ) -> Result<(Descriptor<PublicKey>, ScriptBuf), FederationFault> {
+    let (mut ids, mut distinct) = (BTreeSet::new(), BTreeSet::new());
+    for member in members {
+        if !ids.insert(&member.id) {
+            return Err(FederationFault::RepeatedId(member.id.clone()));
+        }
+        if !distinct.insert(member.public_key) {
+            return Err(FederationFault::RepeatedKey(member.id.clone()));
+        }
+    }
     let keys: Vec<PublicKey> = active(members)
         .map(|member| PublicKey::new(member.public_key))
         .collect();
-    let impossible = FederationFault::Impossible {
-        threshold,
-        active: keys.len(),
-    };
-    let ids: BTreeSet<&MemberId> = members.iter().map(|member| &member.id).collect();
-    let distinct: BTreeSet<_> = members.iter().map(|member| member.public_key).collect();
-    if ids.len() != members.len() || distinct.len() != members.len() {
-        return Err(FederationFault::RepeatedMember);
+    let active = keys.len();
+    if !(1..=MAX_ACTIVE).contains(&active) {
+        return Err(FederationFault::Members(active));
     }
-    if !(1..=MAX_ACTIVE).contains(&keys.len()) || !(1..=keys.len()).contains(&(threshold as usize))
-    {
-        return Err(impossible);
-    }
+    let impossible = FederationFault::Threshold { threshold, active };
+    // It refuses 0 and more than there are.
     let sortedmulti = Threshold::new(threshold as usize, keys).ok();
     let descriptor = sortedmulti.and_then(|keys| Descriptor::new_wsh_sortedmulti(keys).ok());
     let Some(descriptor) = descriptor else {

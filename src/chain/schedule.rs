@@ -1,7 +1,10 @@
 //! Which federation is when: every version, and the sidechain height that decides. Pure, and a
 //! function of both, so that a reorganisation undoes what it must.
 
-use super::federation::{Federation, FederationFault, FederationPolicy};
+use super::{
+    fault::FederationFault,
+    federation::{Federation, FederationPolicy},
+};
 use crate::message::{ChainId, FederationUpdate};
 
 /// How a version stands at a height.
@@ -18,6 +21,17 @@ pub enum FederationStanding {
     Retired,
 }
 
+/// What became of an update that is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduling {
+    /// It is scheduled, with the notice that it promised.
+    InTime,
+    /// It is scheduled, though it came late: this node may have been away when it was announced.
+    Late,
+    /// It was known already.
+    Known,
+}
+
 /// Every known version of the federation.
 #[derive(Debug, Clone)]
 pub struct Schedule {
@@ -26,6 +40,7 @@ pub struct Schedule {
     first: Federation,
     followers: Vec<Federation>,
     height: u64,
+    present_since: u64,
 }
 
 impl Schedule {
@@ -38,6 +53,7 @@ impl Schedule {
             first,
             followers: Vec::new(),
             height: 0,
+            present_since: 0,
         }
     }
 
@@ -46,43 +62,61 @@ impl Schedule {
     /// # Errors
     ///
     /// Why it is not followed; nothing changed.
-    pub fn add(&mut self, update: &FederationUpdate) -> Result<(), FederationFault> {
-        if let Some(index) = update.version.checked_sub(2).map(|index| index as usize)
-            && let Some(known) = self.followers.get(index)
-        {
-            let before = index
-                .checked_sub(1)
-                .and_then(|index| self.followers.get(index));
-            let previous = before.unwrap_or(&self.first);
-            // Verified again, it gives the same version or a reason.
-            return match previous.follow(update, &self.chain, &self.policy) {
-                Ok(again) if again == *known => Ok(()),
-                Ok(_) => Err(FederationFault::Replaced(update.version)),
-                Err(fault) => Err(fault),
-            };
+    pub fn add(&mut self, update: &FederationUpdate) -> Result<Scheduling, FederationFault> {
+        if self.is_known(update)? {
+            return Ok(Scheduling::Known);
         }
         let next = self.latest().follow(update, &self.chain, &self.policy)?;
-        self.check_notice(update)?;
+        let scheduling = self.check_notice(update)?;
+        self.followers.push(next);
+        Ok(scheduling)
+    }
+
+    /// Takes an update in that was accepted before: whether it came in time was judged then.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not follow what is known; nothing changed.
+    pub(super) fn restore(&mut self, update: &FederationUpdate) -> Result<(), FederationFault> {
+        let settled = FederationPolicy::SETTLED;
+        let next = self.latest().follow(update, &self.chain, &settled)?;
         self.followers.push(next);
         Ok(())
     }
 
-    fn check_notice(&self, update: &FederationUpdate) -> Result<(), FederationFault> {
-        use crate::message::FederationUpdateKind::{Emergency, Pause, Resume, Scheduled};
-        let demanded = match update.kind {
-            Scheduled => self.policy.min_notice_blocks,
-            Emergency | Pause | Resume => 0,
+    /// Whether this very update was accepted before.
+    fn is_known(&self, update: &FederationUpdate) -> Result<bool, FederationFault> {
+        let mut versions = self.all();
+        let previous =
+            versions.find(|known| Some(known.version()) == update.version.checked_sub(1));
+        let (Some(previous), Some(known)) = (previous, versions.next()) else {
+            return Ok(false);
         };
-        let notice = update.notice_blocks.max(demanded);
-        let (activation, height) = (update.activation_height, self.height);
-        if activation < height.saturating_add(notice.into()) {
-            return Err(FederationFault::Notice {
-                activation,
-                notice,
-                height,
-            });
+        // Verified again, it gives the same version or a reason.
+        let again = previous.follow(update, &self.chain, &FederationPolicy::SETTLED)?;
+        if again == *known {
+            Ok(true)
+        } else {
+            Err(FederationFault::Replaced(update.version))
         }
-        Ok(())
+    }
+
+    /// Governance owes its notice to whoever was there to take it.
+    fn check_notice(&self, update: &FederationUpdate) -> Result<Scheduling, FederationFault> {
+        let (activation, notice) = (update.activation_height, update.notice_blocks);
+        if activation >= self.height.saturating_add(notice.into()) {
+            return Ok(Scheduling::InTime);
+        }
+        // The greatest height at which it would have come in time.
+        let due = activation.saturating_sub(notice.into());
+        if self.present_since > due {
+            return Ok(Scheduling::Late);
+        }
+        Err(FederationFault::Notice {
+            activation,
+            notice,
+            height: self.height,
+        })
     }
 
     /// The sidechain's best height now; lower than before after a reorganisation.
@@ -96,8 +130,26 @@ impl Schedule {
         self.height
     }
 
+    /// The height since which no update can have been missed: one that was due before is followed
+    /// though it comes late. 0 at first: nothing was missed.
+    pub fn set_present_since(&mut self, height: u64) {
+        self.present_since = height;
+    }
+
+    /// Forgets everything but what was configured.
+    pub(super) fn clear(&mut self) {
+        self.followers.clear();
+        (self.height, self.present_since) = (0, 0);
+    }
+
     fn latest(&self) -> &Federation {
         self.followers.last().unwrap_or(&self.first)
+    }
+
+    /// The configured one.
+    #[must_use]
+    pub fn first(&self) -> &Federation {
+        &self.first
     }
 
     /// The version that signs at the present height.
@@ -114,10 +166,9 @@ impl Schedule {
     /// Every version with its standing, the first one first.
     pub fn versions(&self) -> impl Iterator<Item = (&Federation, FederationStanding)> {
         let active = self.active().version();
-        let all = || std::iter::once(&self.first).chain(&self.followers);
-        all().map(move |federation| {
+        self.all().enumerate().map(move |(index, federation)| {
             let version = federation.version();
-            let successor = all().find(|next| next.version() == version + 1);
+            let successor = self.followers.get(index);
             let standing = if version > active {
                 FederationStanding::Scheduled
             } else if version == active {
@@ -129,6 +180,10 @@ impl Schedule {
             };
             (federation, standing)
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Federation> {
+        std::iter::once(&self.first).chain(&self.followers)
     }
 }
 

@@ -14,7 +14,7 @@ use bitcoin::{Amount, Network, TxOut};
 use clap::Args;
 use governance_stream::{
     bridge::{BridgeMessage, MemoryBroadcaster, Pegout, PegoutStage, check_consensus},
-    chain::ChainMessage,
+    chain::{ChainMessage, FederationPolicy},
     config::{Config, Features, FirstFederation, NodeConfig},
     http,
     message::{
@@ -254,6 +254,7 @@ impl Demo {
                 threshold: u32::try_from(first.threshold)?,
                 members: members.collect::<anyhow::Result<_>>()?,
             },
+            policy: FederationPolicy::default(),
             broadcaster: broadcaster.clone(),
             metrics,
         })

@@ -2,17 +2,25 @@
 
 #[cfg(unix)]
 mod ask;
+#[cfg(unix)]
+mod chain_height;
+#[cfg(unix)]
+mod chain_routes;
 mod check_config;
 #[cfg(unix)]
 mod connect;
 #[cfg(feature = "simulator")]
 mod demo;
 #[cfg(unix)]
+mod federation;
+#[cfg(unix)]
 mod journal;
 mod node;
 mod out;
 #[cfg(unix)]
 mod pegin;
+#[cfg(unix)]
+mod proposals;
 #[cfg(unix)]
 mod request;
 mod run;
@@ -52,6 +60,15 @@ enum Command {
     /// Have a running node withdraw a request, or governance cancel it.
     #[cfg(unix)]
     Cancel(request::CancelArgs),
+    /// Tell a running node how far the sidechain is, as its block import would.
+    #[cfg(unix)]
+    ChainHeight(chain_height::ChainHeightArgs),
+    /// Who signs, who did, and who will, as a running node knows it.
+    #[cfg(unix)]
+    Federation(federation::FederationArgs),
+    /// What governance proposes to a running node's operator.
+    #[cfg(unix)]
+    Proposals(proposals::ProposalsArgs),
     /// How a running node is.
     #[cfg(unix)]
     Status(status::StatusArgs),
@@ -126,6 +143,12 @@ pub(crate) fn main() -> ExitCode {
             Command::Pegin(args) => pegin::run(args).await,
             #[cfg(unix)]
             Command::Cancel(args) => request::cancel(args).await,
+            #[cfg(unix)]
+            Command::ChainHeight(args) => chain_height::run(args).await,
+            #[cfg(unix)]
+            Command::Federation(args) => federation::run(args).await,
+            #[cfg(unix)]
+            Command::Proposals(args) => proposals::run(args).await,
             #[cfg(unix)]
             Command::Status(args) => status::run(args).await,
             #[cfg(unix)]

@@ -34,6 +34,7 @@ pub(super) struct NodePlan {
     /// Where everything lies that must survive the process; in memory when unset.
     pub data_dir: Option<PathBuf>,
     pub federation: FirstFederation,
+    pub policy: FederationPolicy,
     pub broadcaster: Arc<dyn Broadcaster>,
     pub metrics: Metrics,
 }
@@ -46,6 +47,8 @@ pub(super) struct Node {
         allow(dead_code, reason = "the demo looks into it")
     )]
     pub bridge_store: BridgeStore,
+    #[cfg_attr(not(unix), allow(dead_code, reason = "the operator's socket shows it"))]
+    pub chain_store: ChainStore,
     supervisor: ActorRef<NodeMessage>,
     failed: watch::Receiver<Option<String>>,
 }
@@ -57,13 +60,14 @@ impl Node {
             features,
             data_dir,
             federation,
+            policy,
             broadcaster,
             metrics,
         } = plan;
         let (network, chain_id) = (config.node.network, &config.node.chain_id);
         let first = Federation::first(&federation, network, chain_id)
             .context("the configured first federation is none")?;
-        let schedule = Schedule::new(first, chain_id.clone(), FederationPolicy::default());
+        let schedule = Schedule::new(first, chain_id.clone(), policy);
         let (journal, bridge_store, chain_store) = match &data_dir {
             Some(directory) => {
                 // It takes the directory: nobody else has the other files either.
@@ -101,7 +105,7 @@ impl Node {
         }
         if features.chain {
             let chain = ChainArguments {
-                store: chain_store,
+                store: chain_store.clone(),
                 stream: stream.clone(),
                 bridge: config.subscribers.bridge.clone(),
             };
@@ -111,6 +115,7 @@ impl Node {
         Ok(Self {
             stream,
             bridge_store,
+            chain_store,
             supervisor,
             failed,
         })

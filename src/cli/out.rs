@@ -1,6 +1,9 @@
 //! What a command prints. A reader that has seen enough (`| head`) is no error.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use serde_json::Value;
 
@@ -21,4 +24,25 @@ pub(super) fn show(as_json: bool, value: &Value, words: impl FnOnce() -> String)
     } else {
         line(&words());
     }
+}
+
+/// A value as a word. What came from elsewhere cannot act on the terminal.
+pub(super) fn plain(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(visible).collect()
+}
+
+/// Milliseconds since the Unix epoch as a date.
+pub(super) fn time(unix_ms: &Value) -> String {
+    let since = unix_ms.as_u64().map(Duration::from_millis);
+    let time = since.and_then(|since| UNIX_EPOCH.checked_add(since));
+    time.map_or_else(
+        || "-".to_owned(),
+        |time| humantime::format_rfc3339_seconds(time).to_string(),
+    )
 }

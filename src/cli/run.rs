@@ -42,15 +42,16 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
-    let (node_config, bridge) = (
+    let (node_config, subscribers) = (
         settings.stream.node.clone(),
-        settings.stream.subscribers.bridge.clone(),
+        settings.stream.subscribers.clone(),
     );
     let node = Node::start(NodePlan {
         config: settings.stream,
         features: settings.features,
         data_dir: Some(settings.data_dir.clone()),
         federation: settings.federation,
+        policy: settings.federation_policy,
         broadcaster: Arc::new(broadcaster),
         metrics,
     })
@@ -71,8 +72,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let operated = super::socket::Operated {
             stream: node.stream.clone(),
             node: node_config,
-            bridge: settings.features.bridge.then_some(bridge),
+            bridge: settings.features.bridge.then_some(subscribers.bridge),
             bridge_store: node.bridge_store.clone(),
+            chain: settings.features.chain.then_some(subscribers.chain),
+            chain_store: node.chain_store.clone(),
         };
         let directory = &settings.data_dir;
         let (path, listener) = super::socket::bind(directory)

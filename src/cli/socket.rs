@@ -19,6 +19,7 @@ use bitcoin::{Amount, OutPoint, Psbt};
 use governance_stream::{
     ConnectionPhase, GovernanceStream, RequestStanding, Retry, StreamError,
     bridge::{BridgeMessage, BridgeStore},
+    chain::ChainStore,
     config::{ConfigFault, Endpoint, NodeConfig},
     message::{
         EvmAddress, InvalidMessage, PeginNotification, PegoutBinding, RequestId, SignatureRequest,
@@ -38,6 +39,8 @@ pub(super) const SOCKET: &str = "operator.sock";
 const POLL: Duration = Duration::from_secs(20);
 /// How long the bridge may take to record a peg-out.
 const BRIDGE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the chain may take to make a height durable.
+pub(super) const CHAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the socket acts on.
 #[derive(Debug, Clone)]
@@ -47,6 +50,9 @@ pub(super) struct Operated {
     /// Registry name of this crate's bridge, where it runs: peg-outs are its own to begin.
     pub bridge: Option<String>,
     pub bridge_store: BridgeStore,
+    /// Registry name of this crate's chain, where it runs.
+    pub chain: Option<String>,
+    pub chain_store: ChainStore,
 }
 
 /// A peg-out to be signed.
@@ -127,6 +133,7 @@ pub(super) async fn serve(
         .route("/dead-letters", get(dead_letters))
         .route("/dead-letters/{number}/requeue", post(requeue))
         .route("/dead-letters/{number}/discard", post(discard))
+        .merge(super::chain_routes::routes())
         .with_state(operated);
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -134,10 +141,10 @@ pub(super) async fn serve(
 }
 
 /// Why something was not done, as the socket says it.
-struct Refusal(StatusCode, Value);
+pub(super) struct Refusal(StatusCode, Value);
 
 impl Refusal {
-    fn new(code: StatusCode, error: impl ToString) -> Self {
+    pub(super) fn new(code: StatusCode, error: impl ToString) -> Self {
         Self(
             code,
             json!({ "error": error.to_string(), "retry": "never" }),
@@ -181,7 +188,7 @@ impl From<InvalidMessage> for Refusal {
     }
 }
 
-type Reply = Result<Json<Value>, Refusal>;
+pub(super) type Reply = Result<Json<Value>, Refusal>;
 
 async fn status(State(operated): State<Operated>) -> impl IntoResponse {
     Json(operated.stream.status())

@@ -9,7 +9,11 @@ use clap::Args;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{ask::NodeArgs, asked_to_stop, out};
+use super::{
+    ask::NodeArgs,
+    asked_to_stop,
+    out::{self, plain},
+};
 
 /// How often `--watch` looks.
 const LOOKS: Duration = Duration::from_secs(1);
@@ -99,8 +103,8 @@ fn words(status: &Value) -> String {
     ] {
         lines.push(row(name, &expiry(at(path))));
     }
-    if let Value::String(fault) = at("/connection/credentials_fault") {
-        lines.push(row("", fault));
+    if let fault @ Value::String(_) = at("/connection/credentials_fault") {
+        lines.push(row("", &plain(fault)));
     }
     lines.extend(list("/connection/endpoints").iter().map(endpoint));
     lines.push(row("open", &plain(at("/open_requests"))));
@@ -122,14 +126,6 @@ fn row(name: &str, value: &str) -> String {
 
 fn of(value: &Value, key: &str) -> String {
     plain(value.get(key).unwrap_or(&Value::Null))
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 fn phase(value: &Value, key: &str) -> String {
@@ -177,8 +173,8 @@ fn endpoint(endpoint: &Value) -> String {
     if let Some(failures @ 1..) = failures {
         text.push_str(&format!(", failures in a row: {failures}"));
     }
-    if let Some(Value::String(fault)) = endpoint.get("last_fault") {
-        text.push_str(&format!(", last fault: {fault}"));
+    if let Some(fault @ Value::String(_)) = endpoint.get("last_fault") {
+        text.push_str(&format!(", last fault: {}", plain(fault)));
     }
     row("endpoint", &text)
 }

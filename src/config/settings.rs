@@ -12,7 +12,7 @@ use super::{
     SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity, TlsVersion, TokenSource,
     WindowConfig, check::Checked,
 };
-use crate::message::FederationMember;
+use crate::{chain::FederationPolicy, message::FederationMember};
 
 /// What a program that runs the stream is configured with.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub features: Features,
     /// The first federation.
     pub federation: FirstFederation,
+    /// What no later one may go below.
+    pub federation_policy: FederationPolicy,
     /// Health and metrics.
     pub http: HttpSettings,
     /// Logs and traces.
@@ -134,6 +136,7 @@ impl Settings {
         let call_deadline = reader.duration("call_deadline", Duration::from_secs(10));
         let drain_deadline = reader.duration("drain_deadline", Duration::from_secs(10));
         let federation = reader.federation();
+        let federation_policy = reader.federation_policy();
         let features = Features {
             bridge: reader.parsed("features.bridge", true, "true or false"),
             chain: reader.parsed("features.chain", true, "true or false"),
@@ -182,6 +185,7 @@ impl Settings {
             stream,
             features,
             federation,
+            federation_policy,
             http,
             telemetry,
             data_dir,
@@ -632,6 +636,25 @@ impl Reader {
             );
         }
         Some(FirstFederation { threshold, members })
+    }
+
+    fn federation_policy(&mut self) -> FederationPolicy {
+        const PERCENT: &str = "federation.min_threshold_percent";
+        let default = FederationPolicy::default();
+        let expected = "1 to 100, in percent of the active members";
+        let min_threshold_percent = self.parsed(PERCENT, default.min_threshold_percent, expected);
+        if !(1..=100).contains(&min_threshold_percent) {
+            let shown = min_threshold_percent.to_string();
+            self.faults.push(ConfigFault::new(PERCENT, shown, expected));
+        }
+        FederationPolicy {
+            min_threshold_percent,
+            min_notice_blocks: self.parsed(
+                "federation.min_notice_blocks",
+                default.min_notice_blocks,
+                "a number of sidechain blocks",
+            ),
+        }
     }
 
     fn http(&mut self) -> HttpSettings {

@@ -1,4 +1,5 @@
-//! The contract between the stream and the node's actors that take its messages.
+//! What the stream gives to the node's actors that take its messages, and what they give back.
+//! `crate::testing` (feature `testing`) lists the rules that they keep to, and checks them.
 
 use std::{fmt, sync::Arc};
 

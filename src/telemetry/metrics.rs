@@ -159,6 +159,10 @@ metrics! {
     signature_application_time: Histogram = send_histogram(), "signature_application_time_seconds";
     /// Signatures that did not verify, by member
     bad_signatures: Family<label::Member, Counter> = Family::default(), "bad_signatures";
+    /// The federation version that signs, as far as this node knows
+    federation_version: Gauge = Gauge::default(), "federation_version";
+    /// Federation updates that were judged, by what came of them
+    federation_updates: Family<label::Outcome, Counter> = Family::default(), "federation_updates";
 }
 
 /// The stream's metrics. Clones share the same values, so that a restarted actor counts on.
@@ -460,6 +464,21 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
+    /// The federation version that signs.
+    pub fn set_federation_version(&self, version: u32) {
+        self.0.federation_version.set(version.into());
+    }
+
+    /// An update was judged: scheduled, late, known, or why it is refused.
+    pub fn record_federation_update(&self, outcome: &str) {
+        self.0
+            .federation_updates
+            .get_or_create(&label::Outcome {
+                outcome: outcome.to_owned(),
+            })
+            .inc();
+    }
+
     /// A member's signature did not verify. Members come from verified federations only.
     pub fn record_bad_signature(&self, member: &str) {
         self.0
@@ -527,6 +546,8 @@ mod tests {
         metrics.record_pegout_broadcast();
         metrics.record_signatures_applied(moment);
         metrics.record_bad_signature("member-0");
+        metrics.set_federation_version(1);
+        metrics.record_federation_update("scheduled");
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
         for name in METRIC_NAMES {

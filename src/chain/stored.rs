@@ -1,0 +1,189 @@
+//! How a chain's rows are written.
+
+use std::{
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bitcoin::{Address, address::NetworkUnchecked};
+use prost::Message as _;
+
+use super::{
+    event::{FederationEvent, NumberedEvent},
+    store::Refusal,
+};
+use crate::{
+    message::{FederationUpdate, ProposalNotification},
+    proto,
+};
+
+/// An update with the height at which it was accepted.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredUpdate {
+    #[prost(uint64, tag = "1")]
+    height: u64,
+    #[prost(message, optional, tag = "2")]
+    update: Option<proto::FederationUpdate>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredEvent {
+    #[prost(uint64, tag = "1")]
+    number: u64,
+    #[prost(uint64, tag = "2")]
+    height: u64,
+    /// [`FederationEvent::name`].
+    #[prost(string, tag = "3")]
+    name: String,
+    #[prost(uint32, tag = "4")]
+    version: u32,
+    /// The version before, for what changes the active one.
+    #[prost(uint32, tag = "5")]
+    before: u32,
+    #[prost(string, tag = "6")]
+    address: String,
+    #[prost(uint64, tag = "7")]
+    activation_height: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredRefusal {
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    #[prost(string, tag = "2")]
+    reason: String,
+    #[prost(uint64, tag = "3")]
+    at_unix_ms: u64,
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+pub(super) fn write_update(height: u64, update: &FederationUpdate) -> Vec<u8> {
+    StoredUpdate {
+        height,
+        update: Some(update.into()),
+    }
+    .encode_to_vec()
+}
+
+pub(super) fn read_update(bytes: &[u8]) -> Result<FederationUpdate, String> {
+    let stored = StoredUpdate::decode(bytes).map_err(text)?;
+    let update = stored.update.ok_or("an update of nothing")?;
+    FederationUpdate::try_from(update).map_err(text)
+}
+
+pub(super) fn write_proposal(proposal: &ProposalNotification) -> Vec<u8> {
+    proto::ProposalNotification::from(proposal).encode_to_vec()
+}
+
+pub(super) fn read_proposal(bytes: &[u8]) -> Result<ProposalNotification, String> {
+    let stored = proto::ProposalNotification::decode(bytes).map_err(text)?;
+    ProposalNotification::try_from(stored).map_err(text)
+}
+
+pub(super) fn write_height(height: u64) -> Vec<u8> {
+    height.to_be_bytes().to_vec()
+}
+
+pub(super) fn read_height(bytes: &[u8]) -> Result<u64, String> {
+    <[u8; 8]>::try_from(bytes)
+        .map(u64::from_be_bytes)
+        .map_err(|_| format!("{} bytes, expected 8", bytes.len()))
+}
+
+pub(super) fn write_event(numbered: &NumberedEvent) -> Vec<u8> {
+    let stored = StoredEvent {
+        number: numbered.number,
+        height: numbered.height,
+        name: numbered.event.name().to_owned(),
+        ..StoredEvent::default()
+    };
+    let stored = match &numbered.event {
+        FederationEvent::Scheduled {
+            version,
+            activation_height,
+        } => StoredEvent {
+            version: *version,
+            activation_height: *activation_height,
+            ..stored
+        },
+        FederationEvent::Updated {
+            old_version: before,
+            new_version: version,
+            new_address: address,
+        }
+        | FederationEvent::Undone {
+            undone_version: before,
+            active_version: version,
+            active_address: address,
+        } => StoredEvent {
+            version: *version,
+            before: *before,
+            address: address.to_string(),
+            ..stored
+        },
+        FederationEvent::Retired { version } | FederationEvent::Reinstated { version } => {
+            StoredEvent {
+                version: *version,
+                ..stored
+            }
+        }
+    };
+    stored.encode_to_vec()
+}
+
+pub(super) fn read_event(bytes: &[u8]) -> Result<NumberedEvent, String> {
+    let stored = StoredEvent::decode(bytes).map_err(text)?;
+    let (version, before) = (stored.version, stored.before);
+    // Its network was checked when the version was.
+    let address = || -> Result<Address, String> {
+        let address = Address::<NetworkUnchecked>::from_str(&stored.address).map_err(text)?;
+        Ok(address.assume_checked())
+    };
+    let event = match stored.name.as_str() {
+        "scheduled" => FederationEvent::Scheduled {
+            version,
+            activation_height: stored.activation_height,
+        },
+        "updated" => FederationEvent::Updated {
+            old_version: before,
+            new_version: version,
+            new_address: address()?,
+        },
+        "undone" => FederationEvent::Undone {
+            undone_version: before,
+            active_version: version,
+            active_address: address()?,
+        },
+        "retired" => FederationEvent::Retired { version },
+        "reinstated" => FederationEvent::Reinstated { version },
+        other => return Err(format!("an event called {other:?}")),
+    };
+    Ok(NumberedEvent {
+        number: stored.number,
+        height: stored.height,
+        event,
+    })
+}
+
+pub(super) fn write_refusal(refusal: &Refusal) -> Vec<u8> {
+    let since = refusal.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    StoredRefusal {
+        version: refusal.version,
+        reason: refusal.reason.clone(),
+        at_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+    }
+    .encode_to_vec()
+}
+
+pub(super) fn read_refusal(bytes: &[u8]) -> Result<Refusal, String> {
+    let stored = StoredRefusal::decode(bytes).map_err(text)?;
+    let at: Option<SystemTime> = UNIX_EPOCH.checked_add(Duration::from_millis(stored.at_unix_ms));
+    Ok(Refusal {
+        version: stored.version,
+        reason: stored.reason,
+        at: at.ok_or("a time that cannot be")?,
+    })
+}
