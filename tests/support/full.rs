@@ -6,14 +6,14 @@ use bitcoin::Network;
 use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
-        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, MemoryBroadcaster, PegoutRefusal,
+        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, EmbeddedBitcoin, PegoutRefusal,
         PegoutStage,
     },
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
         Schedule,
     },
-    config::{Config, FirstFederation},
+    config::{BridgeConfig, Config, FirstFederation},
     message::{FederationMember, RequestId, SignatureRequest},
     simulator::{FederationView, Simulator},
     telemetry::Metrics,
@@ -56,7 +56,7 @@ pub struct FullNode {
     pub bridge_store: BridgeStore,
     pub chain: ActorRef<ChainMessage>,
     pub chain_store: ChainStore,
-    pub broadcaster: Arc<MemoryBroadcaster>,
+    pub bitcoin: Arc<EmbeddedBitcoin>,
     pub metrics: Metrics,
 }
 
@@ -72,17 +72,17 @@ impl FullNode {
         let stream = GovernanceStream::start(arguments)
             .await
             .expect("the stream starts");
-        let (bridge_store, broadcaster) = (BridgeStore::new(), Arc::default());
+        let (bridge_store, bitcoin) = (BridgeStore::new(), Arc::default());
         let first = simulator.federation(1).expect("the first");
         let chain_store = ChainStore::new(schedule(&first));
         let mut node = Self {
-            bridge: start_bridge(&config, &bridge_store, &stream, &broadcaster, &metrics).await,
+            bridge: start_bridge(&config, &bridge_store, &stream, &bitcoin, &metrics).await,
             chain: start_chain(&config, &chain_store, &stream).await,
             stream,
             config,
             bridge_store,
             chain_store,
-            broadcaster,
+            bitcoin,
             metrics,
         };
         node.until_active(1).await;
@@ -97,11 +97,11 @@ impl FullNode {
             config,
             bridge_store,
             stream,
-            broadcaster,
+            bitcoin,
             metrics,
             ..
         } = self;
-        self.bridge = start_bridge(config, bridge_store, stream, broadcaster, metrics).await;
+        self.bridge = start_bridge(config, bridge_store, stream, bitcoin, metrics).await;
     }
 
     /// Kills the chain and starts another one on the same store.
@@ -147,6 +147,15 @@ impl FullNode {
             .unwrap_or_else(|_| panic!("{request_id}: {:?}", self.bridge_store.pegout(request_id)))
     }
 
+    /// Waits until the Bitcoin network has peg-out `number`.
+    pub async fn until_on_network(&self, number: u64) -> PegoutStage {
+        let failed = |stage: &PegoutStage| matches!(stage, PegoutStage::Failed(_));
+        let ended = |stage: &PegoutStage| stage.is_on_network() || failed(stage);
+        let stage = self.until(&super::request_id(number), ended).await;
+        assert!(stage.is_on_network(), "{number}: {stage:?}");
+        stage
+    }
+
     /// Waits until the bridge begins peg-outs with `version`.
     pub async fn until_active(&mut self, version: u32) {
         let mut changed = self.bridge_store.watch();
@@ -178,13 +187,18 @@ async fn start_bridge(
     config: &Config,
     store: &BridgeStore,
     stream: &GovernanceStream,
-    broadcaster: &Arc<MemoryBroadcaster>,
+    bitcoin: &Arc<EmbeddedBitcoin>,
     metrics: &Metrics,
 ) -> ActorRef<BridgeMessage> {
     let arguments = BridgeArguments {
         store: store.clone(),
         stream: stream.clone(),
-        broadcaster: broadcaster.clone(),
+        backend: bitcoin.clone(),
+        completions: None,
+        config: BridgeConfig {
+            poll_interval: std::time::Duration::from_millis(20),
+            ..BridgeConfig::default()
+        },
         metrics: metrics.clone(),
     };
     let name = config.subscribers.bridge.clone();
