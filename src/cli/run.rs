@@ -51,6 +51,8 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::default();
     let metrics = telemetry::Metrics::register(&mut registry);
     let backend = backend(&settings.bridge, settings.stream.node.network)?;
+    #[cfg(unix)]
+    let follows = backend.follows();
     let listener = if settings.features.http {
         let listen = settings.http.listen;
         let bound = TcpListener::bind(listen).await;
@@ -90,6 +92,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             node: node_config,
             bridge: settings.features.bridge.then_some(bridge),
             bridge_store: node.bridge_store.clone(),
+            follows,
         };
         let directory = &settings.data_dir;
         let (path, listener) = super::socket::bind(directory)
