@@ -110,7 +110,8 @@ impl Actor for BridgeActor {
             next_look: Timer::default(),
             settle_again: Timer::default(),
         };
-        state.act(&myself);
+        // What its predecessor did not live to make durable comes first; a failure is tried again.
+        let _ = state.settle(&myself).await;
         Ok(state)
     }
 
@@ -256,7 +257,7 @@ impl BridgeState {
     }
 
     fn run(&mut self, myself: &ActorRef<BridgeMessage>, request_id: RequestId, action: Action) {
-        let Some(pegout) = self.args.store.pegout(&request_id) else {
+        let Some(pegout) = self.args.store.latest(&request_id) else {
             return;
         };
         let (bridge, metrics) = (myself.clone(), self.args.metrics.clone());
@@ -350,7 +351,7 @@ impl BridgeState {
                 self.due.push((request_id, Action::Follow));
             }
             Done::Offered { request_id, result } => {
-                let pegout = self.args.store.pegout(&request_id);
+                let pegout = self.args.store.latest(&request_id);
                 let event = match (result, pegout) {
                     (Ok(()), Some(pegout)) => {
                         if *pegout.stage() == PegoutStage::Signed {
@@ -392,7 +393,7 @@ impl BridgeState {
                 self.looking = false;
                 for (request_id, event) in events {
                     // Meanwhile its signatures may have come.
-                    let pegout = self.args.store.pegout(&request_id);
+                    let pegout = self.args.store.latest(&request_id);
                     let open = pegout.is_some_and(|pegout| pegout.stage().takes_signatures());
                     if open || !matches!(event, LifeEvent::Ended(_)) {
                         self.step(&request_id, event)?;

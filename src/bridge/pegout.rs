@@ -310,3 +310,7 @@ impl Pegout {
         }
     }
 }
+
+#[cfg(all(test, feature = "simulator"))]
+#[path = "pegout_tests.rs"]
+mod tests;

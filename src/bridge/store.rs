@@ -53,8 +53,10 @@ pub(super) struct Known {
     deliveries: BTreeMap<(Lane, u64), HandledDelivery>,
     paused: bool,
     pub federations: Federations,
-    /// Rows that are not in the file yet.
+    /// Rows that are not durable yet.
     dirty: BTreeSet<Key>,
+    /// Peg-outs among them as they were last durable: what others see.
+    before: BTreeMap<RequestId, Option<Pegout>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,9 +111,29 @@ impl Known {
 
     /// A peg-out, to change.
     pub(super) fn pegout_mut(&mut self, request_id: &RequestId) -> Option<&mut Pegout> {
-        let pegout = self.pegouts.get_mut(request_id)?;
+        self.touch(request_id);
+        self.pegouts.get_mut(request_id)
+    }
+
+    /// Notes that a peg-out is about to change.
+    fn touch(&mut self, request_id: &RequestId) {
+        let pegout = self.pegouts.get(request_id);
+        let before = self.before.entry(request_id.clone());
+        before.or_insert_with(|| pegout.cloned());
         self.dirty.insert(Key::Pegout(request_id.clone()));
-        Some(pegout)
+    }
+
+    /// A peg-out as it was last durable.
+    fn durable(&self, request_id: &RequestId) -> Option<&Pegout> {
+        match self.before.get(request_id) {
+            Some(before) => before.as_ref(),
+            None => self.pegouts.get(request_id),
+        }
+    }
+
+    /// Every peg-out as it was last durable.
+    fn all_durable(&self) -> impl Iterator<Item = &Pegout> {
+        self.pegouts.keys().filter_map(|id| self.durable(id))
     }
 
     /// Takes an event of a peg-out; nothing when it is not known.
@@ -120,7 +142,7 @@ impl Known {
         request_id: &RequestId,
         event: LifeEvent,
     ) -> Result<Option<Step>, Impossible> {
-        let Some(pegout) = self.pegouts.get_mut(request_id) else {
+        let Some(mut pegout) = self.pegouts.get(request_id).cloned() else {
             return Ok(None);
         };
         let before = pegout.stage().clone();
@@ -128,7 +150,8 @@ impl Known {
         let stage = Some(pegout.stage().clone()).filter(|stage| *stage != before);
         let mut overtaken = Vec::new();
         if stage.is_some() {
-            self.dirty.insert(Key::Pegout(request_id.clone()));
+            self.touch(request_id);
+            self.pegouts.insert(request_id.clone(), pegout.clone());
         }
         if let Some(PegoutStage::Completed { .. }) = stage {
             let spent: BTreeSet<OutPoint> = pegout.request().spends().collect();
@@ -167,6 +190,7 @@ impl Known {
 
     /// Notes what keeps a peg-out from going on; whether that is news.
     pub(super) fn set_trouble(&mut self, request_id: &RequestId, trouble: String) -> bool {
+        // It is not written down: a restarted bridge meets it again.
         let pegout = self.pegouts.get_mut(request_id);
         pegout.is_some_and(|pegout| pegout.set_trouble(trouble))
     }
@@ -204,7 +228,7 @@ impl Known {
 
     pub(super) fn add_pegout(&mut self, pegout: Pegout) {
         let request_id = pegout.request_id().clone();
-        self.dirty.insert(Key::Pegout(request_id.clone()));
+        self.touch(&request_id);
         self.pegouts.insert(request_id, pegout);
     }
 
@@ -314,22 +338,27 @@ impl BridgeStore {
         })
     }
 
-    /// Every peg-out, in the order of their ids.
+    /// Every peg-out as it is durable, in the order of their ids.
     #[must_use]
     pub fn pegouts(&self) -> Vec<Pegout> {
-        self.lock().pegouts.values().cloned().collect()
+        self.lock().all_durable().cloned().collect()
     }
 
     /// How far each peg-out has come, in the order of their ids.
     #[must_use]
     pub fn stages(&self) -> Vec<(RequestId, PegoutStage)> {
         let stage = |pegout: &Pegout| (pegout.request_id().clone(), pegout.stage().clone());
-        self.lock().pegouts.values().map(stage).collect()
+        self.lock().all_durable().map(stage).collect()
     }
 
-    /// One peg-out.
+    /// One peg-out, as it is durable.
     #[must_use]
     pub fn pegout(&self, request_id: &RequestId) -> Option<Pegout> {
+        self.lock().durable(request_id).cloned()
+    }
+
+    /// One peg-out, with what is not durable yet.
+    pub(super) fn latest(&self, request_id: &RequestId) -> Option<Pegout> {
         self.lock().pegouts.get(request_id).cloned()
     }
 
@@ -337,7 +366,7 @@ impl BridgeStore {
     #[must_use]
     pub fn signature_standing(&self, request_id: &RequestId) -> Option<SignatureStanding> {
         let known = self.lock();
-        let pegout = known.pegouts.get(request_id)?;
+        let pegout = known.durable(request_id)?;
         let (federation, _) = known.federation(pegout.request().federation_version())?;
         Some(pegout.signature_standing(federation.threshold()))
     }
@@ -406,7 +435,8 @@ impl BridgeStore {
         result
     }
 
-    /// Makes every change so far durable. After an error the changes wait for the next call.
+    /// Makes every change so far durable, and visible. After an error the changes wait for the next
+    /// call.
     pub(super) async fn commit(&self) -> Result<(), StoreError> {
         let (keys, changes) = {
             let mut known = self.lock();
@@ -415,15 +445,20 @@ impl BridgeStore {
             let changes: RowChanges = rows.collect();
             (keys, changes)
         };
-        let Some(file) = self.file.clone().filter(|_| !changes.is_empty()) else {
+        if changes.is_empty() {
             return Ok(());
-        };
-        let path = file.clone();
-        let written = tokio::task::spawn_blocking(move || file.commit(&changes)).await;
-        let written = written.unwrap_or_else(|error| Err(path.damaged("", error)));
-        if written.is_err() {
-            self.lock().dirty.extend(keys);
         }
-        written
+        if let Some(file) = self.file.clone() {
+            let path = file.clone();
+            let written = tokio::task::spawn_blocking(move || file.commit(&changes)).await;
+            let written = written.unwrap_or_else(|error| Err(path.damaged("", error)));
+            if written.is_err() {
+                self.lock().dirty.extend(keys);
+                return written;
+            }
+        }
+        // The one actor that changes anything has waited here.
+        self.change(|known| known.before.clear());
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use bitcoin::{
     WPubkeyHash, Witness, absolute::LockTime, hashes::Hash, transaction::Version,
 };
 
+pub use super::signer::Signers;
 use super::{FederationView, federation::tagged_sha256};
 
 /// What each made-up coin holds.

@@ -6,8 +6,8 @@ use bitcoin::Network;
 use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
-        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, EmbeddedBitcoin, PegoutRefusal,
-        PegoutStage,
+        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, CompletionNotice,
+        CompletionSubscriber, EmbeddedBitcoin, PegoutRefusal, PegoutStage,
     },
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
@@ -38,6 +38,11 @@ pub fn first_federation(view: &FederationView) -> FirstFederation {
     }
 }
 
+/// Under which name the bridge of `config` looks for whoever takes note of completed peg-outs.
+pub fn completions(config: &Config) -> String {
+    format!("{}.completions", config.subscribers.bridge)
+}
+
 /// The schedule of a node that starts with it.
 pub fn schedule(view: &FederationView) -> Schedule {
     let chain = "alys-regtest".parse().expect("valid");
@@ -62,7 +67,11 @@ pub struct FullNode {
 
 impl FullNode {
     pub async fn start(simulator: &Simulator) -> Self {
-        let config = super::config(&simulator.endpoints());
+        Self::with(super::config(&simulator.endpoints()), simulator).await
+    }
+
+    /// With a configuration of the test's own; the federation is still `simulator`'s.
+    pub async fn with(config: Config, simulator: &Simulator) -> Self {
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
@@ -121,6 +130,24 @@ impl FullNode {
             Ok(CallResult::Success(verdict)) => verdict,
             other => panic!("no verdict: {other:?}"),
         }
+    }
+
+    /// Stops peg-outs, or goes on, as the operator does.
+    pub async fn set_paused(&self, paused: bool) {
+        let set = |reply| BridgeMessage::SetPaused { paused, reply };
+        let answer = self.bridge.call(set, Some(PATIENCE)).await;
+        assert!(
+            matches!(answer, Ok(CallResult::Success(Ok(())))),
+            "{answer:?}"
+        );
+    }
+
+    /// Waits until a peg-out is completed, with blocks mined for it.
+    pub async fn until_completed(&self, number: u64) {
+        self.until_on_network(number).await;
+        self.bitcoin.mine(BridgeConfig::default().confirmations);
+        let completed = |stage: &PegoutStage| matches!(stage, PegoutStage::Completed { .. });
+        self.until(&super::request_id(number), completed).await;
     }
 
     /// Waits until a peg-out's stage is as wanted, and gives it.
@@ -194,7 +221,9 @@ async fn start_bridge(
         store: store.clone(),
         stream: stream.clone(),
         backend: bitcoin.clone(),
-        completions: None,
+        completions: Some(CompletionSubscriber::named::<CompletionNotice>(
+            completions(config),
+        )),
         config: BridgeConfig {
             poll_interval: std::time::Duration::from_millis(20),
             ..BridgeConfig::default()
