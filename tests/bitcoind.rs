@@ -3,6 +3,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
     reason = "a test that cannot go on fails"
 )]
 #![cfg(all(unix, feature = "cli"))]
@@ -12,11 +13,15 @@ mod support;
 use std::path::Path;
 
 use bitcoin::{Address, Amount, Network, OutPoint, PubkeyHash, WPubkeyHash, hashes::Hash};
-use governance_stream::simulator::{FederationView, Simulator, SimulatorConfig, wallet};
+use governance_stream::{
+    bridge::{BitcoinBackend as _, BitcoinCore, Sighting, SignedTransaction},
+    config::{BitcoindAuth, BitcoindConfig, Secret},
+    simulator::{FederationView, Simulator, SimulatorConfig, wallet},
+};
 use serde_json::{Value, json};
 use support::{
     bitcoind::Bitcoind,
-    process::{Process, ask, free_port, governance, node, wait_for},
+    process::{PATIENCE, Process, ask, free_port, governance, node, wait_for},
 };
 
 /// Blocks that complete a peg-out here.
@@ -70,6 +75,8 @@ fn form(federation: &FederationView, number: u8, coins: &[(OutPoint, Amount)], f
             "output_index": 0,
         }],
         "max_fee_sat": fee.to_sat(),
+        // A node that is starting does not know yet which one is active.
+        "federation_version": 1,
     })
 }
 
@@ -100,6 +107,82 @@ fn until(directory: &Path, id: &str, state: &str) -> Value {
         assert_ne!(pegout["state"], "failed", "{pegout}");
         (pegout["state"] == state).then_some(pegout)
     })
+}
+
+#[tokio::test]
+async fn whoever_asks_is_known_by_cookie_or_password_and_asks_a_node_of_its_own_network() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(bitcoind) = Bitcoind::start(directory.path()) else {
+        return;
+    };
+    let user = |password: &str| BitcoindAuth::User {
+        user: "node".to_owned(),
+        password: Secret::new(password),
+    };
+    let cookie = |path: &Path| BitcoindAuth::CookieFile(path.to_owned());
+    let nobody = free_port();
+    for (url, auth, network, words) in [
+        (
+            bitcoind.url(),
+            cookie(&bitcoind.cookie_file()),
+            Network::Regtest,
+            "",
+        ),
+        (bitcoind.url(), user("secret"), Network::Regtest, ""),
+        (
+            bitcoind.url(),
+            user("guess"),
+            Network::Regtest,
+            "does not know the user or the password",
+        ),
+        (
+            bitcoind.url(),
+            cookie(Path::new("/none")),
+            Network::Regtest,
+            "cookie /none cannot be read",
+        ),
+        (
+            bitcoind.url(),
+            user("secret"),
+            Network::Signet,
+            "follows `regtest`, and this node's network is `signet`",
+        ),
+        (
+            format!("http://127.0.0.1:{nobody}"),
+            user("secret"),
+            Network::Regtest,
+            "getblockchaininfo at",
+        ),
+    ] {
+        let config = BitcoindConfig {
+            url: url.parse().expect("loopback"),
+            auth,
+            call_deadline: PATIENCE,
+        };
+        let signed = SignedTransaction {
+            transaction: bitcoin::Transaction {
+                version: bitcoin::transaction::Version::TWO,
+                lock_time: bitcoin::absolute::LockTime::ZERO,
+                input: vec![],
+                output: vec![],
+            },
+            spent: vec![],
+        };
+        let asked = BitcoinCore::new(config, network)
+            .sighting(&signed, None)
+            .await;
+        match (asked, words) {
+            (asked, "") => assert_eq!(asked, Ok(Sighting::Missing)),
+            (asked, words) => {
+                let reason = asked.expect_err(words).reason;
+                assert!(reason.contains(words), "{reason}");
+                assert!(
+                    !reason.contains("secret") && !reason.contains("guess"),
+                    "{reason}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

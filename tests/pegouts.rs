@@ -164,8 +164,9 @@ async fn a_backend_that_is_away_loses_nothing_and_each_step_is_told_in_order() {
     node.until_completed(1).await;
     let mut stages = Vec::new();
     let mut bad = 0;
-    while let Ok(event) = events.try_recv() {
-        match event {
+    while stages.last() != Some(&"completed") {
+        let event = tokio::time::timeout(PATIENCE, events.recv()).await;
+        match event.expect("in time").expect("none is missed") {
             PegoutEvent::Stage { stage, .. } => stages.push(stage.name()),
             PegoutEvent::BadSignature { fault, .. } => {
                 assert_eq!(fault.member().map(|m| m.as_str()), Some("member-0"));

@@ -311,6 +311,7 @@ impl Pegout {
     }
 }
 
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(test)]
+#[cfg(feature = "simulator")]
 #[path = "pegout_tests.rs"]
 mod tests;

@@ -17,6 +17,10 @@ use serde_json::{Value, json};
 
 use super::process::{Process, free_port, wait_for};
 
+/// A user beside the cookie, with the password `secret`: HMAC-SHA256 of it under the salt `00`.
+const RPC_AUTH: &str =
+    "-rpcauth=node:00$9d99c71b29e66632d629706e7b26d047dbb417a67e7997ecbe75f3dc08763692";
+
 /// Where the daemon is: as the environment says, or where `scripts/install-bitcoind` puts it.
 fn executable() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("BITCOIND_EXE") {
@@ -70,6 +74,7 @@ impl Bitcoind {
                 "-disablewallet=1",
                 "-persistmempool=0",
                 "-dbcache=16",
+                RPC_AUTH,
                 "-par=1",
             ])
             .stdout(Stdio::null())
