@@ -10,7 +10,7 @@ use super::{
     completion::CompletionSubscriber,
     life::LifeEvent,
     pegout::{Pegout, SignatureStanding},
-    psbt_check::PsbtFault,
+    psbt_fault::PsbtFault,
     store::BridgeStore,
 };
 use crate::{

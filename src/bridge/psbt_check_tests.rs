@@ -1,7 +1,8 @@
 //! Every refusal, by the smallest change to a good PSBT.
 
 use bitcoin::{
-    PubkeyHash, Sequence, Transaction, TxIn, Txid, WPubkeyHash, Witness,
+    PubkeyHash, ScriptBuf, Sequence, Transaction, TxIn, Txid, WPubkeyHash, Witness,
+    absolute::LockTime,
     bip32::{DerivationPath, Fingerprint, Xpub},
     ecdsa,
     hashes::Hash,
