@@ -11,8 +11,8 @@ mod support;
 use bitcoin::{Psbt, Witness};
 use governance_stream::{
     bridge::{
-        BridgeMessage, BroadcastError, Broadcaster, FileBroadcaster, PegoutFailure, PegoutRefusal,
-        PegoutStage, check_consensus,
+        Acceptance, BitcoinBackend as _, BridgeMessage, FileOutbox, PegoutFailure, PegoutRefusal,
+        PegoutStage, PsbtFault, SignedTransaction, check_consensus,
     },
     message::{FailureCode, Outcome, SignatureRequest, TransactionType},
     proto::{self, FederationUpdateKind},
@@ -22,7 +22,7 @@ use ractor::rpc::CallResult;
 use support::{PATIENCE, full::FullNode, governance, pegout, pegout_parts, request_id};
 
 fn settled(stage: &PegoutStage) -> bool {
-    matches!(stage, PegoutStage::Broadcast | PegoutStage::Failed(_))
+    stage.is_on_network() || matches!(stage, PegoutStage::Failed(_))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,11 +38,8 @@ async fn a_pegout_is_signed_by_two_of_three_checked_by_consensus_and_broadcast()
     node.initiate(request.clone())
         .await
         .expect("the same again is fine");
-    assert_eq!(
-        node.until(&request_id(1), settled).await,
-        PegoutStage::Broadcast
-    );
-    let transactions = node.broadcaster.transactions();
+    node.until_on_network(1).await;
+    let transactions = node.bitcoin.transactions();
     assert_eq!(transactions.len(), 1);
     let spent: Vec<_> = request.spent_outputs().cloned().collect();
     check_consensus(&transactions[0], &spent).expect("consensus accepts it");
@@ -64,10 +61,7 @@ async fn a_members_bad_signature_is_named_and_the_others_suffice() {
     let node = FullNode::start(&simulator).await;
     simulator.answer_next(Behaviour::OneBadSignature);
     node.initiate(pegout(&federation, 1)).await.expect("begun");
-    assert_eq!(
-        node.until(&request_id(1), settled).await,
-        PegoutStage::Broadcast
-    );
+    node.until_on_network(1).await;
     let pegout = node.bridge_store.pegout(&request_id(1)).expect("known");
     let named: Vec<_> = pegout
         .bad_signatures()
@@ -106,10 +100,7 @@ async fn what_governance_will_not_sign_fails_with_its_reason() {
     node.initiate(SignatureRequest::new(parts).expect("valid"))
         .await
         .expect("begun");
-    assert_eq!(
-        node.until(&request_id(2), settled).await,
-        PegoutStage::Broadcast
-    );
+    node.until_on_network(2).await;
     node.stop().await;
     simulator.assert_clean();
 }
@@ -133,7 +124,7 @@ async fn signatures_for_another_transaction_are_rejected_and_the_request_is_park
             .pegout(&request_id(1))
             .is_some_and(|p| settled(p.stage()))
     );
-    assert!(node.broadcaster.transactions().is_empty());
+    assert!(node.bitcoin.transactions().is_empty());
     node.stop().await;
     simulator.assert_clean();
 }
@@ -155,12 +146,11 @@ async fn a_bridge_that_dies_goes_on_from_its_store() {
         node.restart_bridge().await;
     }
     for number in 0..30 {
-        let stage = node.until(&request_id(number), settled).await;
-        assert_eq!(stage, PegoutStage::Broadcast, "{number}");
+        node.until_on_network(number).await;
     }
-    assert_eq!(node.broadcaster.transactions().len(), 30);
+    assert_eq!(node.bitcoin.transactions().len(), 30);
     assert_eq!(simulator.ledger().duplicates, 0);
-    let get = |reply| BridgeMessage::GetPegout {
+    let get = |reply| BridgeMessage::GetPegoutStatus {
         request_id: request_id(3),
         reply,
     };
@@ -183,7 +173,7 @@ async fn a_bridge_that_dies_goes_on_from_its_store() {
 async fn only_the_active_federations_coins_are_spent() {
     let simulator = governance().await;
     let federation = simulator.federation(1).expect("the first");
-    let mut node = FullNode::start(&simulator).await;
+    let node = FullNode::start(&simulator).await;
     let begin = |parts| SignatureRequest::new(parts).expect("valid");
 
     let mut parts = pegout_parts(&federation, 1);
@@ -199,17 +189,17 @@ async fn only_the_active_federations_coins_are_spent() {
         .as_mut()
         .expect("set")
         .script_pubkey = bitcoin::ScriptBuf::new();
-    assert_eq!(
+    assert!(matches!(
         node.initiate(begin(parts)).await,
-        Err(PegoutRefusal::NotOurs(0))
-    );
+        Err(PegoutRefusal::Psbt(PsbtFault::NotOurs { input: 0, .. }))
+    ));
 
     let mut parts = pegout_parts(&federation, 1);
     parts.psbt = wallet::pegout_psbt(&federation, 1, 2, parts.burns[0].amount).expect("covered");
-    let incomplete = PegoutRefusal::Incomplete {
+    let incomplete = PegoutRefusal::Psbt(PsbtFault::Incomplete {
         asked: 1,
         inputs: 2,
-    };
+    });
     assert_eq!(node.initiate(begin(parts)).await, Err(incomplete));
 
     node.initiate(pegout(&federation, 1)).await.expect("begun");
@@ -220,21 +210,6 @@ async fn only_the_active_federations_coins_are_spent() {
         Err(PegoutRefusal::Conflict(request_id(1)))
     );
 
-    // A pause, at once.
-    let pause = RotationPlan {
-        kind: FederationUpdateKind::Pause,
-        activation_height: 0,
-        notice_blocks: 0,
-        ..PLAN
-    };
-    simulator.rotate_federation(&pause).expect("possible");
-    node.until_active(2).await;
-    let mut parts = pegout_parts(&federation, 3);
-    parts.federation_version = 2;
-    assert_eq!(
-        node.initiate(begin(parts)).await,
-        Err(PegoutRefusal::Paused(2))
-    );
     node.until(&request_id(1), settled).await;
     node.stop().await;
     simulator.assert_clean();
@@ -271,28 +246,30 @@ async fn a_pegout_begun_with_a_federation_that_retires_is_still_completed() {
     node.initiate(pegout(&second, 3)).await.expect("begun");
     simulator.release_responses();
     for number in [1, 3] {
-        assert_eq!(
-            node.until(&request_id(number), settled).await,
-            PegoutStage::Broadcast
-        );
+        node.until_on_network(number).await;
     }
     node.stop().await;
     simulator.assert_clean();
 }
 
-#[test]
-fn the_file_broadcaster_leaves_whole_files_and_takes_a_transaction_twice() {
+#[tokio::test]
+async fn the_file_outbox_leaves_whole_files_and_takes_a_transaction_twice() {
     let directory = tempfile::tempdir().expect("a directory");
     let outbox = directory.path().join("outbox");
-    let broadcaster = FileBroadcaster::new(&outbox).expect("made");
+    let backend = FileOutbox::new(&outbox).expect("made");
     let transaction = bitcoin::Transaction {
         version: bitcoin::transaction::Version::TWO,
         lock_time: bitcoin::absolute::LockTime::ZERO,
         input: vec![bitcoin::TxIn::default()],
         output: vec![],
     };
+    let signed = SignedTransaction {
+        transaction: transaction.clone(),
+        spent: vec![],
+    };
     for _ in 0..2 {
-        broadcaster.broadcast(&transaction, &[]).expect("taken");
+        let taken = backend.broadcast(&signed).await;
+        assert_eq!(taken, Ok(Acceptance::Accepted));
     }
     let files: Vec<_> = std::fs::read_dir(&outbox)
         .expect("there")
@@ -310,13 +287,9 @@ fn the_file_broadcaster_leaves_whole_files_and_takes_a_transaction_twice() {
         bitcoin::consensus::encode::deserialize_hex(hex.trim()).expect("a transaction");
     assert_eq!(read, transaction);
     std::fs::remove_dir_all(&outbox).expect("removed");
-    let gone = broadcaster
-        .broadcast(&transaction, &[])
-        .expect_err("nowhere to write");
-    assert!(
-        matches!(&gone, BroadcastError::Unavailable(reason) if reason.contains("outbox")),
-        "{gone}"
-    );
+    let gone = backend.broadcast(&signed).await;
+    let gone = gone.expect_err("nowhere to write");
+    assert!(gone.reason.contains("outbox"), "{gone}");
 }
 
 #[test]

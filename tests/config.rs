@@ -185,3 +185,59 @@ fn a_file_that_is_not_there_is_named() {
     let error = Settings::load(Layers::new().file(PathBuf::from("/nowhere/x.toml"))).expect_err("");
     assert!(error.to_string().contains("/nowhere/x.toml"), "{error}");
 }
+
+#[test]
+fn a_bitcoin_node_is_on_loopback_and_its_password_is_shown_to_nobody() {
+    let with = |lines: &str| {
+        let text = format!("{EXAMPLE}\n").replace(
+            "[bridge.bitcoind]\n",
+            &format!("[bridge.bitcoind]\n{lines}\n"),
+        );
+        let layers = Layers::new().text(&text, PathBuf::from("example.toml"));
+        Settings::load(layers.expect("TOML"))
+    };
+    let url = "url = \"http://127.0.0.1:8332\"";
+    let user = "user = \"node\"\npassword = \"hunter2\"";
+    let settings = with(&format!("{url}\n{user}")).expect("right");
+    assert!(settings.bridge.bitcoind.is_some());
+    assert_eq!(value(&settings, "bridge.bitcoind.password").value, "***");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    for (lines, key) in [
+        (
+            format!("url = \"http://10.0.0.1:8332\"\n{user}"),
+            "bridge.bitcoind.url",
+        ),
+        (
+            format!("url = \"http://node:hunter2@127.0.0.1:8332\"\n{user}"),
+            "bridge.bitcoind.url",
+        ),
+        (user.to_owned(), "bridge.bitcoind.url"),
+        (url.to_owned(), "bridge.bitcoind.cookie_file"),
+        (
+            format!("{url}\nuser = \"node\""),
+            "bridge.bitcoind.password",
+        ),
+        (
+            format!("{url}\npassword = \"hunter2\""),
+            "bridge.bitcoind.user",
+        ),
+        (
+            format!("{url}\n{user}\ncookie_file = \"c\""),
+            "bridge.bitcoind.cookie_file",
+        ),
+        (
+            format!("{url}\nuser = \"node\"\npassword = 5"),
+            "bridge.bitcoind.password",
+        ),
+    ] {
+        let error = with(&lines).expect_err("wrong");
+        assert!(keys(&error).contains(key), "{lines}: {error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+    let shallow = example().flags(["bridge.confirmations=0", "bridge.poll_interval=1ms"]);
+    let error = Settings::load(shallow).expect_err("wrong");
+    assert!(keys(&error).is_superset(&BTreeSet::from([
+        "bridge.confirmations",
+        "bridge.poll_interval"
+    ])));
+}

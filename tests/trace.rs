@@ -36,10 +36,8 @@ async fn one_trace_runs_from_the_caller_through_governance_to_the_bridge() {
         .instrument(caller)
         .await
         .expect("begun");
-    node.until(&request_id(1), |stage| {
-        matches!(stage, governance_stream::bridge::PegoutStage::Broadcast)
-    })
-    .await;
+    node.until(&request_id(1), |stage| stage.is_on_network())
+        .await;
     // A second trace must not get mixed up with it.
     node.initiate(pegout(&federation, 2))
         .instrument(info_span!("other"))

@@ -143,19 +143,25 @@ impl<'a> Verifier<'a> {
     }
 }
 
-/// Whether every input that was asked for has the federation's threshold of signatures.
-pub(super) fn suffice(
-    request: &SignatureRequest,
-    federation: &Federation,
+/// The good signatures of one input, by key.
+pub(super) fn of_input(
     signatures: &Signatures,
-) -> bool {
-    request.input_indices().iter().all(|input| {
-        let signed = signatures
-            .keys()
-            .filter(|(signed, _)| signed == input)
-            .count();
-        signed >= federation.threshold() as usize
-    })
+    input: u32,
+) -> impl Iterator<Item = (&secp256k1::PublicKey, &ecdsa::Signature)> {
+    let from_input = signatures.iter().skip_while(move |((i, _), _)| *i < input);
+    let of_input = from_input.take_while(move |((i, _), _)| *i == input);
+    of_input.map(|((_, key), signature)| (key, signature))
+}
+
+/// How many distinct members have signed the input that has the fewest signatures.
+pub(super) fn fewest(request: &SignatureRequest, signatures: &Signatures) -> u32 {
+    let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+    for (input, _) in signatures.keys() {
+        *counts.entry(*input).or_default() += 1;
+    }
+    let of_input = |input: &u32| counts.get(input).copied().unwrap_or_default();
+    let asked = request.input_indices().iter();
+    asked.map(of_input).min().unwrap_or_default()
 }
 
 /// Why signatures that verify one by one make no valid transaction.

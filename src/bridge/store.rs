@@ -8,10 +8,12 @@ use std::{
 };
 
 use bitcoin::OutPoint;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::{
-    pegout::{Pegout, PegoutStage},
+    event::{FEED, PausedBy, PegoutEvent},
+    life::{Action, Impossible, LifeEvent, PegoutStage},
+    pegout::{Pegout, SignatureStanding},
     stored::{self, HandledDelivery},
 };
 use crate::{
@@ -25,11 +27,23 @@ use crate::{
 const REMEMBERED: usize = 8192;
 
 /// A bridge's peg-outs, peg-ins and federations. Clones are the same store.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct BridgeStore {
     known: Arc<Mutex<Known>>,
     changed: watch::Sender<u64>,
+    events: broadcast::Sender<PegoutEvent>,
     file: Option<DurableMap>,
+}
+
+impl Default for BridgeStore {
+    fn default() -> Self {
+        Self {
+            known: Arc::default(),
+            changed: watch::Sender::default(),
+            events: broadcast::Sender::new(FEED),
+            file: None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -37,9 +51,12 @@ pub(super) struct Known {
     pegouts: BTreeMap<RequestId, Pegout>,
     pegins: BTreeMap<OutPoint, PeginStatus>,
     deliveries: BTreeMap<(Lane, u64), HandledDelivery>,
+    paused: bool,
     pub federations: Federations,
-    /// Rows that are not in the file yet.
+    /// Rows that are not durable yet.
     dirty: BTreeSet<Key>,
+    /// Peg-outs among them as they were last durable: what others see.
+    before: BTreeMap<RequestId, Option<Pegout>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +64,18 @@ enum Key {
     Pegout(RequestId),
     Pegin(OutPoint),
     Delivery(Lane, u64),
+    Paused,
+}
+
+/// What an event has made of a peg-out.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// Its new stage, if it is another one.
+    pub stage: Option<PegoutStage>,
+    /// What is to be done about it.
+    pub action: Option<Action>,
+    /// Others that this one's completion has overtaken.
+    pub overtaken: Vec<RequestId>,
 }
 
 impl Key {
@@ -55,6 +84,7 @@ impl Key {
             Self::Pegout(request_id) => format!("pegout/{request_id}"),
             Self::Pegin(outpoint) => format!("pegin/{outpoint}"),
             Self::Delivery(lane, sequence) => format!("delivery/{lane}/{sequence:020}"),
+            Self::Paused => "paused/operator".to_owned(),
         }
     }
 }
@@ -81,14 +111,124 @@ impl Known {
 
     /// A peg-out, to change.
     pub(super) fn pegout_mut(&mut self, request_id: &RequestId) -> Option<&mut Pegout> {
-        let pegout = self.pegouts.get_mut(request_id)?;
+        self.touch(request_id);
+        self.pegouts.get_mut(request_id)
+    }
+
+    /// Notes that a peg-out is about to change.
+    fn touch(&mut self, request_id: &RequestId) {
+        let pegout = self.pegouts.get(request_id);
+        let before = self.before.entry(request_id.clone());
+        before.or_insert_with(|| pegout.cloned());
         self.dirty.insert(Key::Pegout(request_id.clone()));
-        Some(pegout)
+    }
+
+    /// A peg-out as it was last durable.
+    fn durable(&self, request_id: &RequestId) -> Option<&Pegout> {
+        match self.before.get(request_id) {
+            Some(before) => before.as_ref(),
+            None => self.pegouts.get(request_id),
+        }
+    }
+
+    /// Every peg-out as it was last durable.
+    fn all_durable(&self) -> impl Iterator<Item = &Pegout> {
+        self.pegouts.keys().filter_map(|id| self.durable(id))
+    }
+
+    /// Takes an event of a peg-out; nothing when it is not known.
+    pub(super) fn step(
+        &mut self,
+        request_id: &RequestId,
+        event: LifeEvent,
+    ) -> Result<Option<Step>, Impossible> {
+        let Some(mut pegout) = self.pegouts.get(request_id).cloned() else {
+            return Ok(None);
+        };
+        let before = pegout.stage().clone();
+        let action = pegout.apply(event)?;
+        let stage = Some(pegout.stage().clone()).filter(|stage| *stage != before);
+        let mut overtaken = Vec::new();
+        if stage.is_some() {
+            self.touch(request_id);
+            self.pegouts.insert(request_id.clone(), pegout.clone());
+        }
+        if let Some(PegoutStage::Completed { .. }) = stage {
+            let spent: BTreeSet<OutPoint> = pegout.request().spends().collect();
+            let open = |other: &&Pegout| {
+                !matches!(
+                    other.stage(),
+                    PegoutStage::Completed { .. } | PegoutStage::Superseded { .. }
+                )
+            };
+            let rivals = self.pegouts.values().filter(open);
+            overtaken = rivals
+                .filter(|other| other.spends_any(&spent))
+                .map(|other| other.request_id().clone())
+                .collect();
+        }
+        Ok(Some(Step {
+            stage,
+            action,
+            overtaken,
+        }))
+    }
+
+    /// What is to be done about every peg-out as it is found.
+    pub(super) fn derived(&self) -> Vec<(RequestId, Action)> {
+        let pegouts = self.pegouts.iter();
+        pegouts
+            .filter_map(|(id, pegout)| Some((id.clone(), pegout.derived()?)))
+            .collect()
+    }
+
+    /// Peg-outs that something outside of the bridge will move on.
+    pub(super) fn followed(&self) -> Vec<Pegout> {
+        let followed = |pegout: &&Pegout| pegout.derived() == Some(Action::Follow);
+        self.pegouts.values().filter(followed).cloned().collect()
+    }
+
+    /// Notes what keeps a peg-out from going on; whether that is news.
+    pub(super) fn set_trouble(&mut self, request_id: &RequestId, trouble: String) -> bool {
+        // It is not written down: a restarted bridge meets it again.
+        let pegout = self.pegouts.get_mut(request_id);
+        pegout.is_some_and(|pegout| pegout.set_trouble(trouble))
+    }
+
+    /// The chain has noted that a peg-out is completed.
+    pub(super) fn set_reported(&mut self, request_id: &RequestId) {
+        if let Some(pegout) = self.pegout_mut(request_id) {
+            pegout.set_reported();
+        }
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+        self.dirty.insert(Key::Paused);
+    }
+
+    /// The version that peg-outs begin with, once the chain has told.
+    pub(super) fn active_federation(&self) -> Option<&Federation> {
+        let mut federations = self.federations.iter();
+        let active = federations.find(|(_, s)| *s == FederationStanding::Active);
+        active.map(|(federation, _)| federation)
+    }
+
+    /// Who has stopped peg-outs, if someone has.
+    pub(super) fn paused_by(&self) -> Option<PausedBy> {
+        if self.paused {
+            return Some(PausedBy::Operator);
+        }
+        let active = self.active_federation()?;
+        let version = active.version();
+        active
+            .is_paused()
+            .then_some(PausedBy::Governance { version })
     }
 
     pub(super) fn add_pegout(&mut self, pegout: Pegout) {
         let request_id = pegout.request_id().clone();
-        self.dirty.insert(Key::Pegout(request_id.clone()));
+        self.touch(&request_id);
         self.pegouts.insert(request_id, pegout);
     }
 
@@ -142,6 +282,7 @@ impl Known {
                 let delivery = self.deliveries.get(&(*lane, *sequence))?;
                 Some(stored::write_delivery(delivery))
             }
+            Key::Paused => self.paused.then(Vec::new),
         }
     }
 
@@ -163,6 +304,7 @@ impl Known {
                 let key = (lane.ok_or("an unknown lane")?, sequence);
                 self.deliveries.insert(key, stored::read_delivery(value)?);
             }
+            "paused" => self.paused = true,
             _ => return Err("an unknown sort".to_owned()),
         }
         Ok(())
@@ -191,28 +333,42 @@ impl BridgeStore {
         }
         Ok(Self {
             known: Arc::new(Mutex::new(known)),
-            changed: watch::Sender::default(),
             file: Some(file),
+            ..Self::default()
         })
     }
 
-    /// Every peg-out, in the order of their ids.
+    /// Every peg-out as it is durable, in the order of their ids.
     #[must_use]
     pub fn pegouts(&self) -> Vec<Pegout> {
-        self.lock().pegouts.values().cloned().collect()
+        self.lock().all_durable().cloned().collect()
     }
 
     /// How far each peg-out has come, in the order of their ids.
     #[must_use]
     pub fn stages(&self) -> Vec<(RequestId, PegoutStage)> {
         let stage = |pegout: &Pegout| (pegout.request_id().clone(), pegout.stage().clone());
-        self.lock().pegouts.values().map(stage).collect()
+        self.lock().all_durable().map(stage).collect()
     }
 
-    /// One peg-out.
+    /// One peg-out, as it is durable.
     #[must_use]
     pub fn pegout(&self, request_id: &RequestId) -> Option<Pegout> {
+        self.lock().durable(request_id).cloned()
+    }
+
+    /// One peg-out, with what is not durable yet.
+    pub(super) fn latest(&self, request_id: &RequestId) -> Option<Pegout> {
         self.lock().pegouts.get(request_id).cloned()
+    }
+
+    /// Whose signatures for a peg-out are here; nothing when it, or its federation, is not known.
+    #[must_use]
+    pub fn signature_standing(&self, request_id: &RequestId) -> Option<SignatureStanding> {
+        let known = self.lock();
+        let pegout = known.durable(request_id)?;
+        let (federation, _) = known.federation(pegout.request().federation_version())?;
+        Some(pegout.signature_standing(federation.threshold()))
     }
 
     /// What governance said of a deposit, once it has.
@@ -240,12 +396,25 @@ impl BridgeStore {
     /// The version that peg-outs begin with, once the chain has told.
     #[must_use]
     pub fn active_federation(&self) -> Option<u32> {
-        let known = self.lock();
-        let active = known
-            .federations
-            .iter()
-            .find(|(_, s)| *s == FederationStanding::Active);
-        active.map(|(federation, _)| federation.version())
+        self.lock().active_federation().map(Federation::version)
+    }
+
+    /// Who has stopped peg-outs, if someone has.
+    #[must_use]
+    pub fn paused_by(&self) -> Option<PausedBy> {
+        self.lock().paused_by()
+    }
+
+    /// Every step of every peg-out from now on. A listener that is slow misses the oldest ones,
+    /// and is told how many.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<PegoutEvent> {
+        self.events.subscribe()
+    }
+
+    pub(super) fn tell(&self, event: PegoutEvent) {
+        // Nobody has to listen.
+        let _ = self.events.send(event);
     }
 
     /// Changes whenever anything here does.
@@ -266,7 +435,8 @@ impl BridgeStore {
         result
     }
 
-    /// Makes every change so far durable. After an error the changes wait for the next call.
+    /// Makes every change so far durable, and visible. After an error the changes wait for the next
+    /// call.
     pub(super) async fn commit(&self) -> Result<(), StoreError> {
         let (keys, changes) = {
             let mut known = self.lock();
@@ -275,15 +445,20 @@ impl BridgeStore {
             let changes: RowChanges = rows.collect();
             (keys, changes)
         };
-        let Some(file) = self.file.clone().filter(|_| !changes.is_empty()) else {
+        if changes.is_empty() {
             return Ok(());
-        };
-        let path = file.clone();
-        let written = tokio::task::spawn_blocking(move || file.commit(&changes)).await;
-        let written = written.unwrap_or_else(|error| Err(path.damaged("", error)));
-        if written.is_err() {
-            self.lock().dirty.extend(keys);
         }
-        written
+        if let Some(file) = self.file.clone() {
+            let path = file.clone();
+            let written = tokio::task::spawn_blocking(move || file.commit(&changes)).await;
+            let written = written.unwrap_or_else(|error| Err(path.damaged("", error)));
+            if written.is_err() {
+                self.lock().dirty.extend(keys);
+                return written;
+            }
+        }
+        // The one actor that changes anything has waited here.
+        self.change(|known| known.before.clear());
+        Ok(())
     }
 }

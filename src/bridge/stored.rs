@@ -1,12 +1,13 @@
 //! How a bridge's rows are written.
 
 use bitcoin::{
-    OutPoint, Transaction, Txid, consensus::encode, ecdsa, hashes::Hash as _, secp256k1,
+    BlockHash, OutPoint, Transaction, Txid, consensus::encode, ecdsa, hashes::Hash as _, secp256k1,
 };
 use prost::Message as _;
 
 use super::{
-    pegout::{Pegout, PegoutFailure, PegoutStage},
+    life::{PegoutFailure, PegoutStage, Place},
+    pegout::{Pegout, Recorded},
     signatures::Signatures,
 };
 use crate::{
@@ -27,7 +28,7 @@ pub(super) struct HandledDelivery {
 struct StoredPegout {
     #[prost(message, optional, tag = "1")]
     request: Option<proto::SignatureRequest>,
-    /// 1 + the stage's place in the enumeration.
+    /// See `set_stage`.
     #[prost(uint32, tag = "2")]
     stage: u32,
     #[prost(string, tag = "3")]
@@ -38,6 +39,97 @@ struct StoredPegout {
     transaction: Option<Vec<u8>>,
     #[prost(uint64, tag = "6")]
     responses: u64,
+    #[prost(bool, tag = "7")]
+    revivable: bool,
+    #[prost(uint32, tag = "8")]
+    collected: u32,
+    #[prost(uint32, tag = "9")]
+    required: u32,
+    #[prost(bytes = "vec", tag = "10")]
+    block: Vec<u8>,
+    #[prost(uint32, tag = "11")]
+    height: u32,
+    #[prost(uint32, tag = "12")]
+    confirmations: u32,
+    #[prost(string, tag = "13")]
+    superseded_by: String,
+    #[prost(bool, tag = "14")]
+    reported: bool,
+}
+
+impl StoredPegout {
+    fn set_stage(&mut self, stage: &PegoutStage) {
+        self.stage = match stage {
+            PegoutStage::Requested => 1,
+            PegoutStage::SignaturesRequested => 2,
+            PegoutStage::Signed => 3,
+            PegoutStage::Broadcast { .. } => 4,
+            PegoutStage::Failed(failure) => {
+                self.failure = failure.to_string();
+                self.revivable = failure.is_revivable();
+                5
+            }
+            PegoutStage::Partial {
+                collected,
+                required,
+            } => {
+                (self.collected, self.required) = (*collected, *required);
+                6
+            }
+            PegoutStage::Confirmed {
+                confirmations,
+                place,
+            } => {
+                self.confirmations = *confirmations;
+                self.set_place(place);
+                7
+            }
+            PegoutStage::Completed { place } => {
+                self.set_place(place);
+                8
+            }
+            PegoutStage::Superseded { by } => {
+                self.superseded_by = by.to_string();
+                9
+            }
+        };
+    }
+
+    fn set_place(&mut self, place: &Place) {
+        self.block = place.block.to_byte_array().to_vec();
+        self.height = place.height;
+    }
+
+    fn stage(&self, txid: Txid) -> Result<PegoutStage, String> {
+        let place = || {
+            let block = BlockHash::from_slice(&self.block).map_err(text)?;
+            let height = self.height;
+            Ok::<_, String>(Place { block, height })
+        };
+        Ok(match self.stage {
+            1 => PegoutStage::Requested,
+            2 => PegoutStage::SignaturesRequested,
+            3 => PegoutStage::Signed,
+            4 => PegoutStage::Broadcast { txid },
+            5 => PegoutStage::Failed(PegoutFailure::Earlier {
+                reason: self.failure.clone(),
+                revivable: self.revivable,
+            }),
+            6 => PegoutStage::Partial {
+                collected: self.collected,
+                required: self.required,
+            },
+            7 => PegoutStage::Confirmed {
+                confirmations: self.confirmations,
+                place: place()?,
+            },
+            8 => PegoutStage::Completed { place: place()? },
+            9 => PegoutStage::Superseded {
+                by: self.superseded_by.parse().map_err(text)?,
+            },
+            other => return Err(format!("stage {other}")),
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -65,18 +157,9 @@ fn text(error: impl ToString) -> String {
 }
 
 pub(super) fn write_pegout(pegout: &Pegout) -> Vec<u8> {
-    let (stage, failure) = match pegout.stage() {
-        PegoutStage::Registered => (1, String::new()),
-        PegoutStage::Requested => (2, String::new()),
-        PegoutStage::Signed => (3, String::new()),
-        PegoutStage::Broadcast => (4, String::new()),
-        PegoutStage::Failed(failure) => (5, failure.to_string()),
-    };
     let signatures = pegout.signatures().iter();
-    StoredPegout {
+    let mut stored = StoredPegout {
         request: Some(pegout.request().into()),
-        stage,
-        failure,
         signatures: signatures
             .map(|((input_index, key), signature)| proto::PartialSignature {
                 input_index: *input_index,
@@ -86,22 +169,21 @@ pub(super) fn write_pegout(pegout: &Pegout) -> Vec<u8> {
             .collect(),
         transaction: pegout.transaction().map(encode::serialize),
         responses: pegout.responses() as u64,
-    }
-    .encode_to_vec()
+        reported: pegout.is_reported(),
+        ..StoredPegout::default()
+    };
+    stored.set_stage(pegout.stage());
+    stored.encode_to_vec()
 }
 
 pub(super) fn read_pegout(bytes: &[u8]) -> Result<Pegout, String> {
-    let stored = StoredPegout::decode(bytes).map_err(text)?;
-    let request = stored.request.ok_or("a peg-out without its request")?;
+    let mut stored = StoredPegout::decode(bytes).map_err(text)?;
+    let request = stored
+        .request
+        .take()
+        .ok_or("a peg-out without its request")?;
     let request = SignatureRequest::try_from(request).map_err(text)?;
-    let stage = match stored.stage {
-        1 => PegoutStage::Registered,
-        2 => PegoutStage::Requested,
-        3 => PegoutStage::Signed,
-        4 => PegoutStage::Broadcast,
-        5 => PegoutStage::Failed(PegoutFailure::Earlier(stored.failure)),
-        other => return Err(format!("stage {other}")),
-    };
+    let stage = stored.stage(request.txid())?;
     let mut signatures = Signatures::new();
     for partial in stored.signatures {
         let key = secp256k1::PublicKey::from_slice(&partial.public_key).map_err(text)?;
@@ -110,14 +192,14 @@ pub(super) fn read_pegout(bytes: &[u8]) -> Result<Pegout, String> {
     }
     let transaction = stored.transaction.as_deref().map(encode::deserialize);
     let transaction: Option<Transaction> = transaction.transpose().map_err(text)?;
-    let responses = usize::try_from(stored.responses).map_err(text)?;
-    Ok(Pegout::recorded(
+    Ok(Pegout::recorded(Recorded {
         request,
         stage,
         signatures,
         transaction,
-        responses,
-    ))
+        responses: usize::try_from(stored.responses).map_err(text)?,
+        reported: stored.reported,
+    }))
 }
 
 pub(super) fn write_pegin(outpoint: &OutPoint, status: &PeginStatus) -> Vec<u8> {

@@ -13,9 +13,9 @@ use anyhow::{Context as _, ensure};
 use bitcoin::{Amount, Network, TxOut};
 use clap::Args;
 use governance_stream::{
-    bridge::{BridgeMessage, MemoryBroadcaster, Pegout, PegoutStage, check_consensus},
+    bridge::{BridgeMessage, EmbeddedBitcoin, Pegout, PegoutStage, check_consensus},
     chain::{ChainMessage, FederationPolicy},
-    config::{Config, Features, FirstFederation, NodeConfig},
+    config::{BridgeConfig, Config, Features, FirstFederation, NodeConfig},
     http,
     message::{
         FederationMember, PegoutBinding, RequestId, SignatureRequest, SignatureRequestParts,
@@ -45,6 +45,8 @@ const ROTATION_HEIGHT: u64 = 110;
 const EACH_SHOWN: usize = 100;
 /// Network of the demo.
 const NETWORK: Network = Network::Regtest;
+/// How often the bridge looks where its peg-outs are.
+const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -207,7 +209,7 @@ struct Demo {
     simulator: Simulator,
     node: Node,
     config: Config,
-    broadcaster: Arc<MemoryBroadcaster>,
+    bitcoin: Arc<EmbeddedBitcoin>,
     show: Show,
     _directory: DemoDirectory,
 }
@@ -239,7 +241,7 @@ impl Demo {
                 active: true,
             })
         });
-        let broadcaster = Arc::new(MemoryBroadcaster::default());
+        let bitcoin = Arc::new(EmbeddedBitcoin::default());
         let directory = DemoDirectory::new();
         show.line(&format!("the journal lies in {}", directory.path.display()));
         let node = Node::start(NodePlan {
@@ -255,7 +257,11 @@ impl Demo {
                 members: members.collect::<anyhow::Result<_>>()?,
             },
             policy: FederationPolicy::default(),
-            broadcaster: broadcaster.clone(),
+            bridge: BridgeConfig {
+                poll_interval: POLL,
+                ..BridgeConfig::default()
+            },
+            backend: bitcoin.clone(),
             metrics,
         })
         .await?;
@@ -263,7 +269,7 @@ impl Demo {
             simulator,
             node,
             config,
-            broadcaster,
+            bitcoin,
             show,
             _directory: directory,
         })
@@ -311,6 +317,7 @@ impl Demo {
         self.request(&second, parts.next().unwrap_or_default())
             .await?;
         self.broadcast(numbers.len()).await?;
+        self.complete(numbers.len()).await?;
 
         let latencies = watching.await?;
         let ledger = self.settled().await?;
@@ -415,6 +422,25 @@ impl Demo {
     }
 
     async fn broadcast(&self, pegouts: usize) -> anyhow::Result<()> {
+        self.staged(pegouts, "broadcast", PegoutStage::is_on_network)
+            .await
+    }
+
+    /// Mines what a peg-out needs to be final.
+    async fn complete(&self, pegouts: usize) -> anyhow::Result<()> {
+        let depth = BridgeConfig::default().confirmations;
+        self.show.line(&format!("mining {depth} blocks on them"));
+        self.bitcoin.mine(depth);
+        let completed = |stage: &PegoutStage| matches!(stage, PegoutStage::Completed { .. });
+        self.staged(pegouts, "completed", completed).await
+    }
+
+    async fn staged(
+        &self,
+        pegouts: usize,
+        what: &str,
+        wanted: impl Fn(&PegoutStage) -> bool,
+    ) -> anyhow::Result<()> {
         let mut changed = self.node.bridge_store.watch();
         let arrived = async {
             loop {
@@ -424,8 +450,7 @@ impl Demo {
                         anyhow::bail!("{request_id} failed: {failure}");
                     }
                 }
-                let on_network = |(_, stage): &&(_, PegoutStage)| *stage == PegoutStage::Broadcast;
-                if stages.iter().filter(on_network).count() >= pegouts {
+                if stages.iter().filter(|(_, stage)| wanted(stage)).count() >= pegouts {
                     return Ok(());
                 }
                 changed.changed().await?;
@@ -433,7 +458,7 @@ impl Demo {
         };
         tokio::time::timeout(PATIENCE, arrived)
             .await
-            .with_context(|| format!("{pegouts} peg-outs were never broadcast"))?
+            .with_context(|| format!("{pegouts} peg-outs were never {what}"))?
     }
 
     /// Waits until both sides have acknowledged everything.
@@ -465,7 +490,7 @@ impl Demo {
         let pegouts = self.node.bridge_store.pegouts();
         let completed = pegouts
             .iter()
-            .filter(|p| *p.stage() == PegoutStage::Broadcast)
+            .filter(|p| matches!(p.stage(), PegoutStage::Completed { .. }))
             .count();
         // Not what the bridge says of itself, but what the network was handed.
         let spent: BTreeMap<_, Vec<TxOut>> = pegouts
@@ -482,7 +507,7 @@ impl Demo {
                 .get(&transaction.compute_txid())
                 .is_some_and(|spent| check_consensus(transaction, spent).is_ok())
         };
-        let transactions = self.broadcaster.transactions();
+        let transactions = self.bitcoin.transactions();
         let status = self.node.stream.status();
         let at = |percent: usize| {
             let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
@@ -535,7 +560,7 @@ async fn watch_latency(store: governance_stream::bridge::BridgeStore, show: Show
                 .entry(id.clone())
                 .or_insert_with(Instant::now)
                 .elapsed();
-            if stage == PegoutStage::Broadcast && !took.contains_key(&id) {
+            if stage.is_on_network() && !took.contains_key(&id) {
                 if let Some(pegout) = store.pegout(&id) {
                     show.broadcast(&pegout);
                 }

@@ -20,9 +20,13 @@ mod out;
 #[cfg(unix)]
 mod pegin;
 #[cfg(unix)]
-mod proposals;
+mod pegout;
 #[cfg(unix)]
-mod request;
+mod pegout_routes;
+#[cfg(unix)]
+mod pegouts;
+#[cfg(unix)]
+mod proposals;
 mod run;
 #[cfg(feature = "simulator")]
 mod sample_pegout;
@@ -51,15 +55,18 @@ struct Cli {
 enum Command {
     /// Keep the stream, with this crate's own bridge and chain.
     Run(run::RunArgs),
-    /// Have a running node ask for a peg-out's signatures.
+    /// Have a running node pay burns: a transaction signed, broadcast and followed to its end.
     #[cfg(unix)]
-    Request(request::RequestArgs),
+    Pegout(pegout::PegoutArgs),
+    /// The peg-outs of a running node, how far each has come; stop them, or go on.
+    #[cfg(unix)]
+    Pegouts(pegouts::PegoutsArgs),
     /// Have a running node tell governance of a deposit.
     #[cfg(unix)]
     Pegin(pegin::PeginArgs),
     /// Have a running node withdraw a request, or governance cancel it.
     #[cfg(unix)]
-    Cancel(request::CancelArgs),
+    Cancel(pegout::CancelArgs),
     /// Tell a running node how far the sidechain is, as its block import would.
     #[cfg(unix)]
     ChainHeight(chain_height::ChainHeightArgs),
@@ -86,7 +93,7 @@ enum Command {
     /// Play governance: a federation of real keys behind a real server. For tests only.
     #[cfg(feature = "simulator")]
     Simulator(simulator::SimulatorArgs),
-    /// Write a peg-out for the simulator's federation, and the `request` that has it signed.
+    /// Write a peg-out for the simulator's federation, and the `pegout` that has it signed.
     #[cfg(feature = "simulator")]
     SamplePegout(sample_pegout::SamplePegoutArgs),
     /// Governance and a node in this process: peg-outs signed, through a cut stream, a panic and
@@ -138,11 +145,13 @@ pub(crate) fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             #[cfg(unix)]
-            Command::Request(args) => request::run(args).await,
+            Command::Pegout(args) => pegout::run(args).await,
+            #[cfg(unix)]
+            Command::Pegouts(args) => pegouts::run(args).await,
             #[cfg(unix)]
             Command::Pegin(args) => pegin::run(args).await,
             #[cfg(unix)]
-            Command::Cancel(args) => request::cancel(args).await,
+            Command::Cancel(args) => pegout::cancel(args).await,
             #[cfg(unix)]
             Command::ChainHeight(args) => chain_height::run(args).await,
             #[cfg(unix)]

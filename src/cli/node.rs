@@ -9,12 +9,12 @@ use std::{
 use anyhow::Context as _;
 use governance_stream::{
     DiskJournal, GovernanceStream, Journal, MemoryJournal, StreamArguments, Subscriber,
-    bridge::{BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, Broadcaster},
+    bridge::{BitcoinBackend, BridgeActor, BridgeArguments, BridgeMessage, BridgeStore},
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
         Schedule,
     },
-    config::{Config, Features, FirstFederation},
+    config::{BridgeConfig, Config, Features, FirstFederation},
     retained::Retained,
     telemetry::Metrics,
 };
@@ -35,7 +35,8 @@ pub(super) struct NodePlan {
     pub data_dir: Option<PathBuf>,
     pub federation: FirstFederation,
     pub policy: FederationPolicy,
-    pub broadcaster: Arc<dyn Broadcaster>,
+    pub bridge: BridgeConfig,
+    pub backend: Arc<dyn BitcoinBackend>,
     pub metrics: Metrics,
 }
 
@@ -61,7 +62,8 @@ impl Node {
             data_dir,
             federation,
             policy,
-            broadcaster,
+            bridge,
+            backend,
             metrics,
         } = plan;
         let (network, chain_id) = (config.node.network, &config.node.chain_id);
@@ -97,7 +99,9 @@ impl Node {
             let bridge = BridgeArguments {
                 store: bridge_store.clone(),
                 stream: stream.clone(),
-                broadcaster,
+                backend,
+                completions: None,
+                config: bridge,
                 metrics,
             };
             let name = config.subscribers.bridge.clone();

@@ -3,12 +3,17 @@
 use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
+use bitcoin::Network;
 use clap::Args;
-use governance_stream::{bridge::FileBroadcaster, http, telemetry};
+use governance_stream::{
+    bridge::{BitcoinBackend, BitcoinCore, FileOutbox},
+    config::BridgeSettings,
+    http, telemetry,
+};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{
     ConfigArgs, asked_to_stop,
@@ -24,6 +29,19 @@ pub(super) struct RunArgs {
     json: bool,
 }
 
+/// Bitcoin Core where there is one, otherwise files for whatever broadcasts them.
+fn backend(bridge: &BridgeSettings, network: Network) -> anyhow::Result<Arc<dyn BitcoinBackend>> {
+    if let Some(bitcoind) = &bridge.bitcoind {
+        info!(url = %bitcoind.url, "peg-outs are broadcast and followed by this Bitcoin node");
+        return Ok(Arc::new(BitcoinCore::new(bitcoind.clone(), network)));
+    }
+    let outbox = bridge.outbox_dir.display();
+    warn!(%outbox, "no bridge.bitcoind.url: signed peg-outs are left as files and not followed");
+    let opened = FileOutbox::new(&bridge.outbox_dir);
+    let opened = opened.with_context(|| format!("bridge.outbox_dir: cannot make {outbox}"))?;
+    Ok(Arc::new(opened))
+}
+
 pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut settings = args.config.load()?;
     if args.json {
@@ -32,9 +50,9 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let _telemetry = telemetry::install(&settings.telemetry)?;
     let mut registry = Registry::default();
     let metrics = telemetry::Metrics::register(&mut registry);
-    let outbox = settings.outbox_dir.display().to_string();
-    let broadcaster = FileBroadcaster::new(&settings.outbox_dir)
-        .with_context(|| format!("bridge.outbox_dir: cannot make {outbox}"))?;
+    let backend = backend(&settings.bridge, settings.stream.node.network)?;
+    #[cfg(unix)]
+    let follows = backend.follows();
     let listener = if settings.features.http {
         let listen = settings.http.listen;
         let bound = TcpListener::bind(listen).await;
@@ -52,7 +70,8 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         data_dir: Some(settings.data_dir.clone()),
         federation: settings.federation,
         policy: settings.federation_policy,
-        broadcaster: Arc::new(broadcaster),
+        bridge: settings.bridge.config,
+        backend,
         metrics,
     })
     .await?;
@@ -76,6 +95,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             bridge_store: node.bridge_store.clone(),
             chain: settings.features.chain.then_some(subscribers.chain),
             chain_store: node.chain_store.clone(),
+            follows,
         };
         let directory = &settings.data_dir;
         let (path, listener) = super::socket::bind(directory)

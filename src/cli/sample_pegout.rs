@@ -31,7 +31,7 @@ pub(super) async fn run(args: SamplePegoutArgs) -> anyhow::Result<ExitCode> {
     let burn = wallet::burn_hash(args.number).to_lower_hex_string();
     let block = [1; 32].to_lower_hex_string();
     out::line(&format!(
-        "governance-stream request --psbt {} --request-id sample-{} --burn {burn}:0:{block}:1:0 \
+        "governance-stream pegout --psbt {} --request-id sample-{} --burn {burn}:0:{block}:1:0 \
          --max-fee-sat {} --wait",
         args.file.display(),
         args.number,

@@ -15,30 +15,23 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bitcoin::{Amount, OutPoint, Psbt};
+use bitcoin::{Amount, OutPoint};
 use governance_stream::{
     ConnectionPhase, GovernanceStream, RequestStanding, Retry, StreamError,
-    bridge::{BridgeMessage, BridgeStore},
+    bridge::BridgeStore,
     chain::ChainStore,
     config::{ConfigFault, Endpoint, NodeConfig},
-    message::{
-        EvmAddress, InvalidMessage, PeginNotification, PegoutBinding, RequestId, SignatureRequest,
-        SignatureRequestParts, TransactionType,
-    },
+    message::{EvmAddress, InvalidMessage, PeginNotification, RequestId},
 };
-use ractor::{ActorRef, rpc::CallResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 /// Name of the socket in the data directory.
 pub(super) const SOCKET: &str = "operator.sock";
 /// How long one question for an outcome waits for it.
-const POLL: Duration = Duration::from_secs(20);
-/// How long the bridge may take to record a peg-out.
-const BRIDGE_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const POLL: Duration = Duration::from_secs(20);
 /// How long the chain may take to make a height durable.
 pub(super) const CHAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -50,35 +43,11 @@ pub(super) struct Operated {
     /// Registry name of this crate's bridge, where it runs: peg-outs are its own to begin.
     pub bridge: Option<String>,
     pub bridge_store: BridgeStore,
+    /// Whether the bridge sees what becomes of what it broadcast.
+    pub follows: bool,
     /// Registry name of this crate's chain, where it runs.
     pub chain: Option<String>,
     pub chain_store: ChainStore,
-}
-
-/// A peg-out to be signed.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PegoutForm {
-    pub request_id: RequestId,
-    /// Base64.
-    pub psbt: String,
-    pub burns: Vec<BurnForm>,
-    pub max_fee_sat: u64,
-    /// The active one when unset.
-    pub federation_version: Option<u32>,
-    pub replaces: Option<RequestId>,
-}
-
-/// A burn, and the output that pays it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct BurnForm {
-    /// Hexadecimal, as the sidechain shows it.
-    pub burn_tx_hash: String,
-    pub log_index: u32,
-    pub block_hash: String,
-    pub block_height: u64,
-    pub output_index: u32,
 }
 
 /// A deposit.
@@ -120,7 +89,6 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     let router = Router::new()
         .route("/status", get(status))
-        .route("/requests", post(request))
         .route("/requests/{id}", get(standing))
         .route("/requests/{id}/outcome", get(outcome))
         .route("/requests/{id}/cancel", post(cancel))
@@ -133,6 +101,7 @@ pub(super) async fn serve(
         .route("/dead-letters", get(dead_letters))
         .route("/dead-letters/{number}/requeue", post(requeue))
         .route("/dead-letters/{number}/discard", post(discard))
+        .merge(super::pegout_routes::router())
         .merge(super::chain_routes::routes())
         .with_state(operated);
     axum::serve(listener, router)
@@ -194,38 +163,6 @@ async fn status(State(operated): State<Operated>) -> impl IntoResponse {
     Json(operated.stream.status())
 }
 
-async fn request(State(operated): State<Operated>, Json(form): Json<PegoutForm>) -> Reply {
-    let request = operated.pegout(form)?;
-    let request_id = request.request_id().clone();
-    if let Some(name) = &operated.bridge {
-        // Its record comes first: an answer may come before this call is over.
-        initiate(name, &request).await?;
-    }
-    operated.stream.request_signatures(request).await?;
-    Ok(Json(json!({ "request_id": request_id, "accepted": true })))
-}
-
-async fn initiate(bridge: &str, request: &SignatureRequest) -> Result<(), Refusal> {
-    let absent = || {
-        Refusal::from(StreamError::NotRunning {
-            actor: bridge.to_owned(),
-        })
-    };
-    let actor = ActorRef::<BridgeMessage>::where_is(bridge).ok_or_else(absent)?;
-    let message = |reply| BridgeMessage::InitiatePegout {
-        request: Box::new(request.clone()),
-        span: Span::current(),
-        reply,
-    };
-    match actor.call(message, Some(BRIDGE_DEADLINE)).await {
-        Ok(CallResult::Success(Ok(()))) => Ok(()),
-        Ok(CallResult::Success(Err(refusal))) => {
-            Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, refusal))
-        }
-        Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => Err(absent()),
-    }
-}
-
 fn shown(standing: &RequestStanding) -> Value {
     match standing {
         RequestStanding::Open(progress) => json!({
@@ -241,7 +178,7 @@ fn shown(standing: &RequestStanding) -> Value {
     }
 }
 
-fn id(text: &str) -> Result<RequestId, Refusal> {
+pub(super) fn id(text: &str) -> Result<RequestId, Refusal> {
     Ok(text.parse::<RequestId>()?)
 }
 
@@ -272,9 +209,11 @@ async fn pegin(State(operated): State<Operated>, Json(form): Json<PeginForm>) ->
     let amount = Amount::from_sat(form.amount_sat);
     let notification = PeginNotification::new(form.outpoint, amount, address)?;
     operated.stream.notify_pegin(notification).await?;
-    Ok(Json(
-        json!({ "outpoint": form.outpoint.to_string(), "accepted": true }),
-    ))
+    Ok(Json(json!({
+        "outpoint": form.outpoint.to_string(),
+        "evm_address": address.to_string(),
+        "accepted": true,
+    })))
 }
 
 async fn pegins(State(operated): State<Operated>) -> Json<Value> {
@@ -351,66 +290,4 @@ async fn discard(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>
         let unknown = format!("there is no dead letter {number}");
         Err(Refusal::new(StatusCode::NOT_FOUND, unknown))
     }
-}
-
-impl Operated {
-    /// The request that a form asks for: every input is to be signed, and each burn is paid what
-    /// its output holds.
-    fn pegout(&self, form: PegoutForm) -> Result<SignatureRequest, Refusal> {
-        let invalid = |error: &dyn ToString| {
-            Refusal::new(
-                StatusCode::BAD_REQUEST,
-                format!("psbt: {}", error.to_string()),
-            )
-        };
-        let psbt: Psbt = form
-            .psbt
-            .parse()
-            .map_err(|error: bitcoin::psbt::PsbtParseError| invalid(&error))?;
-        let outputs = &psbt.unsigned_tx.output;
-        let burn = |burn: BurnForm| {
-            let output = outputs.get(burn.output_index as usize);
-            let output = output.ok_or_else(|| {
-                let reason = format!("burns: there is no output {}", burn.output_index);
-                Refusal::new(StatusCode::BAD_REQUEST, reason)
-            })?;
-            Ok(PegoutBinding {
-                burn_tx_hash: bytes("burn_tx_hash", &burn.burn_tx_hash)?,
-                log_index: burn.log_index,
-                block_hash: bytes("block_hash", &burn.block_hash)?,
-                block_height: burn.block_height,
-                output_index: burn.output_index,
-                amount: output.value,
-            })
-        };
-        let burns = form.burns.into_iter().map(burn);
-        let burns = burns.collect::<Result<_, Refusal>>()?;
-        let active = || self.bridge_store.active_federation();
-        let federation_version = form.federation_version.or_else(active).ok_or_else(|| {
-            let reason = "federation_version: no federation is active here; name one";
-            Refusal::new(StatusCode::BAD_REQUEST, reason)
-        })?;
-        let inputs = u32::try_from(psbt.inputs.len()).unwrap_or(u32::MAX);
-        Ok(SignatureRequest::new(SignatureRequestParts {
-            request_id: form.request_id,
-            psbt,
-            input_indices: (0..inputs).collect(),
-            tx_type: TransactionType::Pegout,
-            chain: self.node.chain_id.clone(),
-            network: self.node.network,
-            federation_version,
-            burns,
-            max_fee: Amount::from_sat(form.max_fee_sat),
-            replaces: form.replaces,
-        })?)
-    }
-}
-
-/// Hexadecimal digits, with or without `0x`.
-fn bytes<const N: usize>(field: &str, text: &str) -> Result<[u8; N], Refusal> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    bitcoin::hex::FromHex::from_hex(digits).map_err(|_| {
-        let reason = format!("{field}: {text:?}, expected {} hexadecimal digits", 2 * N);
-        Refusal::new(StatusCode::BAD_REQUEST, reason)
-    })
 }

@@ -3,6 +3,7 @@
 //! [`Config::new`] gives the defaults to a node developer. [`Settings::load`] merges a file, the
 //! environment and flags for a program, and reports every fault at once.
 
+mod bridge;
 mod check;
 mod layers;
 mod secret;
@@ -15,6 +16,7 @@ use tonic::transport::Uri;
 
 use crate::message::{ChainId, FederationMember, NodeId};
 
+pub use bridge::{BitcoindAuth, BitcoindConfig, BridgeConfig, BridgeSettings, LoopbackUrl};
 pub use layers::{Layers, Origin};
 pub use secret::{Secret, TokenSource};
 pub use settings::{

@@ -7,10 +7,10 @@ use bitcoin::Network;
 use toml::Value;
 
 use super::{
-    BackoffConfig, BufferConfig, Config, ConfigError, ConfigFault, ConnectionConfig, Endpoint,
-    FirstFederation, InstanceName, Layers, NodeConfig, Origin, RequestConfig, Secret,
-    SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity, TlsVersion, TokenSource,
-    WindowConfig, check::Checked,
+    BackoffConfig, BridgeSettings, BufferConfig, Config, ConfigError, ConfigFault,
+    ConnectionConfig, Endpoint, FirstFederation, InstanceName, Layers, NodeConfig, Origin,
+    RequestConfig, Secret, SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity, TlsVersion,
+    TokenSource, WindowConfig, check::Checked,
 };
 use crate::{chain::FederationPolicy, message::FederationMember};
 
@@ -31,8 +31,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// Where everything lies that must survive this process.
     pub data_dir: PathBuf,
-    /// Where the bridge leaves signed transactions.
-    pub outbox_dir: PathBuf,
+    /// The bridge's own.
+    pub bridge: BridgeSettings,
     /// Every key with its value and origin, secrets masked.
     pub effective: Vec<EffectiveValue>,
 }
@@ -98,8 +98,8 @@ pub struct EffectiveValue {
     pub origin: Origin,
 }
 
-const UNSET: &str = "(unset)";
-const MASKED: &str = "***";
+pub(super) const UNSET: &str = "(unset)";
+pub(super) const MASKED: &str = "***";
 
 impl Settings {
     /// Reads and checks everything.
@@ -145,7 +145,7 @@ impl Settings {
         let http = reader.http();
         let telemetry = reader.telemetry();
         let data_dir = reader.parsed("data_dir", PathBuf::from("data"), "a directory");
-        let outbox_dir = reader.parsed("bridge.outbox_dir", PathBuf::from("outbox"), "a directory");
+        let bridge = reader.bridge();
         reader.refuse_unknown();
         let Reader {
             mut faults,
@@ -189,25 +189,30 @@ impl Settings {
             http,
             telemetry,
             data_dir,
-            outbox_dir,
+            bridge,
             effective,
         })
     }
 }
 
 /// Takes values by key, and remembers what was asked for and what was wrong.
-struct Reader {
+pub(super) struct Reader {
     values: BTreeMap<String, (Value, Origin)>,
     faults: Vec<ConfigFault>,
     effective: Vec<EffectiveValue>,
 }
 
 impl Reader {
-    fn take(&mut self, key: &'static str) -> Option<(Value, Origin)> {
+    pub(super) fn take(&mut self, key: &'static str) -> Option<(Value, Origin)> {
         self.values.remove(key)
     }
 
-    fn show(&mut self, key: &'static str, value: &(impl ToString + ?Sized), origin: Origin) {
+    pub(super) fn show(
+        &mut self,
+        key: &'static str,
+        value: &(impl ToString + ?Sized),
+        origin: Origin,
+    ) {
         self.effective.push(EffectiveValue {
             key,
             value: value.to_string(),
@@ -215,7 +220,7 @@ impl Reader {
         });
     }
 
-    fn fault(&mut self, key: &str, shown: &str, origin: &Origin, expected: &str) {
+    pub(super) fn fault(&mut self, key: &str, shown: &str, origin: &Origin, expected: &str) {
         self.faults.push(ConfigFault::new(
             key,
             format!("{shown} (from {origin})"),
@@ -224,7 +229,7 @@ impl Reader {
     }
 
     /// A value that is read with `read`; the default where it is unset or wrong.
-    fn value<T>(
+    pub(super) fn value<T>(
         &mut self,
         key: &'static str,
         default: Option<T>,
@@ -250,7 +255,7 @@ impl Reader {
     }
 
     /// A value that is written as text, as a number or as a truth.
-    fn parsed<T: Clone + FromStr + ShowValue>(
+    pub(super) fn parsed<T: Clone + FromStr + ShowValue>(
         &mut self,
         key: &'static str,
         default: T,
@@ -267,7 +272,7 @@ impl Reader {
         .unwrap_or(fallback)
     }
 
-    fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+    pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         let read = |value: &Value| humantime::parse_duration(value.as_str()?).ok();
         let show =
             |value: &Duration| format!("{:?}", humantime::format_duration(*value).to_string());
@@ -276,12 +281,12 @@ impl Reader {
             .unwrap_or(default)
     }
 
-    fn text(&mut self, key: &'static str, default: Option<String>) -> Option<String> {
+    pub(super) fn text(&mut self, key: &'static str, default: Option<String>) -> Option<String> {
         let read = |value: &Value| value.as_str().map(str::to_owned);
         self.value(key, default, "text", read, |text| format!("{text:?}"))
     }
 
-    fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         let read = |value: &Value| {
             value
                 .as_str()
@@ -733,7 +738,7 @@ impl Reader {
 }
 
 /// How a value stands in the file.
-trait ShowValue {
+pub(super) trait ShowValue {
     fn show(&self) -> String;
 }
 

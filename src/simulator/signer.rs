@@ -10,8 +10,42 @@ use bitcoin::{
     sighash::{EcdsaSighashType, SighashCache},
 };
 
-use super::federation::{Federation, Member, tagged_sha256};
+use super::federation::{Federation, FederationView, Member, tagged_sha256};
 use crate::proto::{self, FailureCode};
+
+/// A first federation's members with their keys, without a service: they sign what a test wants
+/// signed, and check nothing.
+#[derive(Debug)]
+pub struct Signers(Federation);
+
+impl Signers {
+    /// Of a federation on regtest; nothing when it cannot exist.
+    #[must_use]
+    pub fn new(seed: u64, members: usize, threshold: usize) -> Option<Self> {
+        let network = bitcoin::Network::Regtest;
+        Federation::first(seed, members, threshold, network, "alys-regtest").map(Self)
+    }
+
+    /// The federation as anyone may see it.
+    #[must_use]
+    pub fn view(&self) -> FederationView {
+        self.0.view()
+    }
+
+    /// One member's signatures, one for each input of a PSBT that names what it spends.
+    #[must_use]
+    pub fn sign(&self, psbt: &Psbt, member: usize) -> Vec<proto::PartialSignature> {
+        let inputs = psbt.inputs.iter().enumerate().filter_map(|(index, input)| {
+            Some((u32::try_from(index).ok()?, input.witness_utxo.clone()?))
+        });
+        let checked = Checked {
+            transaction: psbt.unsigned_tx.clone(),
+            inputs: inputs.collect(),
+        };
+        let member = self.0.members.get(member);
+        member.map_or_else(Vec::new, |member| sign(&checked, &self.0, member))
+    }
+}
 
 /// Why the members will not sign.
 pub(super) type Refusal = (FailureCode, String);

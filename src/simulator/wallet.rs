@@ -6,6 +6,7 @@ use bitcoin::{
     WPubkeyHash, Witness, absolute::LockTime, hashes::Hash, transaction::Version,
 };
 
+pub use super::signer::Signers;
 use super::{FederationView, federation::tagged_sha256};
 
 /// What each made-up coin holds.
@@ -25,19 +26,42 @@ pub fn pegout_psbt(
     coins: u32,
     amount: Amount,
 ) -> Option<Psbt> {
-    let change = (COIN * u64::from(coins))
-        .checked_sub(amount)?
-        .checked_sub(FEE)?;
-    let inputs = (0..coins).map(|index| TxIn {
-        previous_output: OutPoint {
-            txid: coin(number),
-            vout: index,
-        },
+    let coin = |index| OutPoint {
+        txid: coin(number),
+        vout: index,
+    };
+    let coins: Vec<_> = (0..coins).map(|index| (coin(index), COIN)).collect();
+    let owner = WPubkeyHash::from_raw_hash(PubkeyHash::hash(&number.to_le_bytes()).to_raw_hash());
+    spend(
+        federation,
+        &coins,
+        ScriptBuf::new_p2wpkh(&owner),
+        amount,
+        FEE,
+    )
+}
+
+/// The unsigned transaction that spends these coins of the federation, pays `amount` to `owner` in
+/// output 0, `fee` to miners and the rest back to the federation.
+///
+/// `None` when the coins do not cover amount and fee.
+#[must_use]
+pub fn spend(
+    federation: &FederationView,
+    coins: &[(OutPoint, Amount)],
+    owner: ScriptBuf,
+    amount: Amount,
+    fee: Amount,
+) -> Option<Psbt> {
+    let mut values = coins.iter().map(|(_, value)| *value);
+    let spent = values.try_fold(Amount::ZERO, Amount::checked_add)?;
+    let change = spent.checked_sub(amount)?.checked_sub(fee)?;
+    let inputs = coins.iter().map(|(outpoint, _)| TxIn {
+        previous_output: *outpoint,
         script_sig: ScriptBuf::new(),
         sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
         witness: Witness::new(),
     });
-    let owner = WPubkeyHash::from_raw_hash(PubkeyHash::hash(&number.to_le_bytes()).to_raw_hash());
     let transaction = Transaction {
         version: Version::TWO,
         lock_time: LockTime::ZERO,
@@ -45,7 +69,7 @@ pub fn pegout_psbt(
         output: vec![
             TxOut {
                 value: amount,
-                script_pubkey: ScriptBuf::new_p2wpkh(&owner),
+                script_pubkey: owner,
             },
             TxOut {
                 value: change,
@@ -54,9 +78,9 @@ pub fn pegout_psbt(
         ],
     };
     let mut psbt = Psbt::from_unsigned_tx(transaction).ok()?;
-    for input in &mut psbt.inputs {
+    for (input, (_, value)) in psbt.inputs.iter_mut().zip(coins) {
         input.witness_utxo = Some(TxOut {
-            value: COIN,
+            value: *value,
             script_pubkey: federation.address.script_pubkey(),
         });
         input.witness_script = Some(federation.witness_script.clone());

@@ -40,6 +40,7 @@ mod label {
         EndpointResult { endpoint, result }
         CauseResult { cause, result }
         Member { member }
+        Result { result }
     }
 }
 
@@ -153,8 +154,16 @@ metrics! {
     actor_restarts: Family<label::Actor, Counter> = Family::default(), "actor_restarts";
     /// From a heartbeat to its answer
     heartbeat_round_trip: Histogram = send_histogram(), "heartbeat_round_trip_seconds";
-    /// Peg-outs handed to the Bitcoin network
+    /// Peg-outs as deep in the Bitcoin chain as they have to be
     successful_pegouts: Counter = Counter::default(), "successful_pegouts";
+    /// Peg-outs that the Bitcoin network has taken
+    pegouts_broadcast: Counter = Counter::default(), "pegouts_broadcast";
+    /// Peg-outs that failed
+    pegouts_failed: Counter = Counter::default(), "pegouts_failed";
+    /// Whether peg-outs are stopped, by the operator or by governance
+    pegouts_paused: Gauge = Gauge::default(), "pegouts_paused";
+    /// Transactions offered to the Bitcoin network, and what it said
+    bitcoin_offers: Family<label::Result, Counter> = Family::default(), "bitcoin_offers";
     /// Verifying and applying one response's signatures
     signature_application_time: Histogram = send_histogram(), "signature_application_time_seconds";
     /// Signatures that did not verify, by member
@@ -452,9 +461,31 @@ impl Metrics {
             .observe(round_trip.as_secs_f64());
     }
 
-    /// A peg-out was handed to the Bitcoin network.
+    /// The Bitcoin network has taken a peg-out.
     pub fn record_pegout_broadcast(&self) {
+        self.0.pegouts_broadcast.inc();
+    }
+
+    /// A peg-out is as deep as it has to be.
+    pub fn record_pegout_completed(&self) {
         self.0.successful_pegouts.inc();
+    }
+
+    /// A peg-out failed.
+    pub fn record_pegout_failed(&self) {
+        self.0.pegouts_failed.inc();
+    }
+
+    /// Whether peg-outs are stopped.
+    pub fn set_pegouts_paused(&self, paused: bool) {
+        self.0.pegouts_paused.set(paused.into());
+    }
+
+    /// The Bitcoin network was offered a transaction, or could not be asked.
+    pub fn record_bitcoin_offer(&self, result: &'static str) {
+        let result = result.to_owned();
+        let label = label::Result { result };
+        self.0.bitcoin_offers.get_or_create(&label).inc();
     }
 
     /// One response's signatures were verified and applied.
@@ -544,6 +575,10 @@ mod tests {
         metrics.record_restart("connection");
         metrics.record_heartbeat(moment);
         metrics.record_pegout_broadcast();
+        metrics.record_pegout_completed();
+        metrics.record_pegout_failed();
+        metrics.set_pegouts_paused(false);
+        metrics.record_bitcoin_offer("accepted");
         metrics.record_signatures_applied(moment);
         metrics.record_bad_signature("member-0");
         metrics.set_federation_version(1);

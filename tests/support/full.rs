@@ -6,14 +6,14 @@ use bitcoin::Network;
 use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
-        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, MemoryBroadcaster, PegoutRefusal,
-        PegoutStage,
+        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, CompletionNotice,
+        CompletionSubscriber, EmbeddedBitcoin, PegoutRefusal, PegoutStage,
     },
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
         Schedule,
     },
-    config::{Config, FirstFederation},
+    config::{BridgeConfig, Config, FirstFederation},
     message::{FederationMember, RequestId, SignatureRequest},
     simulator::{FederationView, Simulator},
     telemetry::Metrics,
@@ -38,6 +38,11 @@ pub fn first_federation(view: &FederationView) -> FirstFederation {
     }
 }
 
+/// Under which name the bridge of `config` looks for whoever takes note of completed peg-outs.
+pub fn completions(config: &Config) -> String {
+    format!("{}.completions", config.subscribers.bridge)
+}
+
 /// The schedule of a node that starts with it.
 pub fn schedule(view: &FederationView) -> Schedule {
     let chain = "alys-regtest".parse().expect("valid");
@@ -56,13 +61,17 @@ pub struct FullNode {
     pub bridge_store: BridgeStore,
     pub chain: ActorRef<ChainMessage>,
     pub chain_store: ChainStore,
-    pub broadcaster: Arc<MemoryBroadcaster>,
+    pub bitcoin: Arc<EmbeddedBitcoin>,
     pub metrics: Metrics,
 }
 
 impl FullNode {
     pub async fn start(simulator: &Simulator) -> Self {
-        let config = super::config(&simulator.endpoints());
+        Self::with(super::config(&simulator.endpoints()), simulator).await
+    }
+
+    /// With a configuration of the test's own; the federation is still `simulator`'s.
+    pub async fn with(config: Config, simulator: &Simulator) -> Self {
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
@@ -72,17 +81,17 @@ impl FullNode {
         let stream = GovernanceStream::start(arguments)
             .await
             .expect("the stream starts");
-        let (bridge_store, broadcaster) = (BridgeStore::new(), Arc::default());
+        let (bridge_store, bitcoin) = (BridgeStore::new(), Arc::default());
         let first = simulator.federation(1).expect("the first");
         let chain_store = ChainStore::new(schedule(&first));
         let mut node = Self {
-            bridge: start_bridge(&config, &bridge_store, &stream, &broadcaster, &metrics).await,
+            bridge: start_bridge(&config, &bridge_store, &stream, &bitcoin, &metrics).await,
             chain: start_chain(&config, &chain_store, &stream).await,
             stream,
             config,
             bridge_store,
             chain_store,
-            broadcaster,
+            bitcoin,
             metrics,
         };
         node.until_active(1).await;
@@ -97,11 +106,11 @@ impl FullNode {
             config,
             bridge_store,
             stream,
-            broadcaster,
+            bitcoin,
             metrics,
             ..
         } = self;
-        self.bridge = start_bridge(config, bridge_store, stream, broadcaster, metrics).await;
+        self.bridge = start_bridge(config, bridge_store, stream, bitcoin, metrics).await;
     }
 
     /// Kills the chain and starts another one on the same store.
@@ -121,6 +130,24 @@ impl FullNode {
             Ok(CallResult::Success(verdict)) => verdict,
             other => panic!("no verdict: {other:?}"),
         }
+    }
+
+    /// Stops peg-outs, or goes on, as the operator does.
+    pub async fn set_paused(&self, paused: bool) {
+        let set = |reply| BridgeMessage::SetPaused { paused, reply };
+        let answer = self.bridge.call(set, Some(PATIENCE)).await;
+        assert!(
+            matches!(answer, Ok(CallResult::Success(Ok(())))),
+            "{answer:?}"
+        );
+    }
+
+    /// Waits until a peg-out is completed, with blocks mined for it.
+    pub async fn until_completed(&self, number: u64) {
+        self.until_on_network(number).await;
+        self.bitcoin.mine(BridgeConfig::default().confirmations);
+        let completed = |stage: &PegoutStage| matches!(stage, PegoutStage::Completed { .. });
+        self.until(&super::request_id(number), completed).await;
     }
 
     /// Waits until a peg-out's stage is as wanted, and gives it.
@@ -145,6 +172,15 @@ impl FullNode {
         let waited = tokio::time::timeout(PATIENCE, waiting).await;
         waited
             .unwrap_or_else(|_| panic!("{request_id}: {:?}", self.bridge_store.pegout(request_id)))
+    }
+
+    /// Waits until the Bitcoin network has peg-out `number`.
+    pub async fn until_on_network(&self, number: u64) -> PegoutStage {
+        let failed = |stage: &PegoutStage| matches!(stage, PegoutStage::Failed(_));
+        let ended = |stage: &PegoutStage| stage.is_on_network() || failed(stage);
+        let stage = self.until(&super::request_id(number), ended).await;
+        assert!(stage.is_on_network(), "{number}: {stage:?}");
+        stage
     }
 
     /// Waits until the bridge begins peg-outs with `version`.
@@ -178,13 +214,20 @@ async fn start_bridge(
     config: &Config,
     store: &BridgeStore,
     stream: &GovernanceStream,
-    broadcaster: &Arc<MemoryBroadcaster>,
+    bitcoin: &Arc<EmbeddedBitcoin>,
     metrics: &Metrics,
 ) -> ActorRef<BridgeMessage> {
     let arguments = BridgeArguments {
         store: store.clone(),
         stream: stream.clone(),
-        broadcaster: broadcaster.clone(),
+        backend: bitcoin.clone(),
+        completions: Some(CompletionSubscriber::named::<CompletionNotice>(
+            completions(config),
+        )),
+        config: BridgeConfig {
+            poll_interval: std::time::Duration::from_millis(20),
+            ..BridgeConfig::default()
+        },
         metrics: metrics.clone(),
     };
     let name = config.subscribers.bridge.clone();

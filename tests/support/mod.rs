@@ -7,6 +7,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+#[cfg(all(unix, feature = "cli"))]
+pub mod bitcoind;
 pub mod certificates;
 pub mod full;
 pub mod guardian;

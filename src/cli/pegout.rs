@@ -1,4 +1,4 @@
-//! `request` and `cancel`.
+//! `pegout`: has a transaction signed, broadcast and followed; and `cancel`.
 
 use std::{fs, path::PathBuf, process::ExitCode, str::FromStr};
 
@@ -11,19 +11,20 @@ use serde_json::{Value, json};
 use super::{
     ask::NodeArgs,
     out,
-    socket::{BurnForm, PegoutForm},
+    pegout_routes::{BurnForm, PegoutForm},
 };
 
 #[derive(Debug, Args)]
-pub(super) struct RequestArgs {
+pub(super) struct PegoutArgs {
     #[command(flatten)]
     node: NodeArgs,
     /// The peg-out's transaction (BIP-174), as bytes or base64.
     #[arg(long, value_name = "FILE")]
     psbt: PathBuf,
-    /// The same id with the same transaction is the same request, however often it is made.
+    /// The same id with the same transaction is the same peg-out, however often it is asked for.
+    /// Made from the burn and the transaction when it is not given.
     #[arg(long, value_name = "ID")]
-    request_id: RequestId,
+    request_id: Option<RequestId>,
     /// A burn that it pays: TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:OUTPUT_INDEX.
     #[arg(long, value_name = "BURN", required = true)]
     burn: Vec<Burn>,
@@ -33,10 +34,11 @@ pub(super) struct RequestArgs {
     /// The federation whose keys are asked for; the active one by default.
     #[arg(long, value_name = "VERSION")]
     federation_version: Option<u32>,
-    /// The request that this one replaces.
+    /// The peg-out that this one replaces: it must spend a coin of it.
     #[arg(long, value_name = "ID")]
     replaces: Option<RequestId>,
-    /// Waits for the outcome; fails unless it is `complete`.
+    /// Shows each step, and waits for the end: deep enough in the chain, or broadcast where the node
+    /// leaves its transactions as files. Fails unless it comes to that.
     #[arg(long)]
     wait: bool,
 }
@@ -69,7 +71,7 @@ impl FromStr for Burn {
     }
 }
 
-pub(super) async fn run(args: RequestArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: PegoutArgs) -> anyhow::Result<ExitCode> {
     let path = args.psbt.display();
     let bytes = fs::read(&args.psbt).with_context(|| format!("cannot read {path}"))?;
     let psbt = match Psbt::deserialize(&bytes) {
@@ -81,40 +83,63 @@ pub(super) async fn run(args: RequestArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let form = PegoutForm {
-        request_id: args.request_id.clone(),
+        request_id: args.request_id,
         psbt: psbt.to_string(),
         burns: args.burn.into_iter().map(|burn| burn.0).collect(),
         max_fee_sat: args.max_fee_sat,
         federation_version: args.federation_version,
         replaces: args.replaces,
     };
-    let accepted = args.node.post("/requests", &form).await?;
-    if !args.wait {
-        out::show(args.node.json, &accepted, || {
-            format!("request {} is accepted", args.request_id)
-        });
+    let mut pegout = args.node.post("/pegouts", &form).await?;
+    let request_id = word(&pegout, "request_id").to_owned();
+    if !args.wait || pegout.get("state").is_none() {
+        out::show(args.node.json, &pegout, || shown(&pegout));
         return Ok(ExitCode::SUCCESS);
     }
-    let path = format!("/requests/{}/outcome", args.request_id);
     loop {
-        let standing = args.node.get(&path).await?;
-        let word = |key: &str| {
-            standing
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
-        if word("standing") == "settled" {
-            out::show(args.node.json, &standing, || {
-                format!("request {}: {}", args.request_id, word("text"))
-            });
-            return Ok(if word("outcome") == "complete" {
+        let ended = flag(&pegout, "ended");
+        if ended || !args.node.json {
+            out::show(args.node.json, &pegout, || shown(&pegout));
+        }
+        if ended {
+            let succeeded = flag(&pegout, "succeeded");
+            return Ok(if succeeded {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
             });
         }
+        let known = word(&pegout, "state").to_owned();
+        let path = format!("/pegouts/{request_id}/after/{known}");
+        while word(&pegout, "state") == known {
+            pegout = args.node.get(&path).await?;
+        }
     }
+}
+
+fn word<'a>(pegout: &'a Value, key: &str) -> &'a str {
+    pegout.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn flag(pegout: &Value, key: &str) -> bool {
+    pegout.get(key).and_then(Value::as_bool).unwrap_or_default()
+}
+
+/// One peg-out in a line.
+pub(super) fn shown(pegout: &Value) -> String {
+    let mut line = format!("{}: ", word(pegout, "request_id"));
+    line.push_str(match word(pegout, "text") {
+        "" => "accepted",
+        text => text,
+    });
+    for (key, before) in [("trouble", "; "), ("paused_by", "; paused by ")] {
+        let value = word(pegout, key);
+        if !value.is_empty() {
+            line.push_str(before);
+            line.push_str(value);
+        }
+    }
+    line
 }
 
 #[derive(Debug, Args)]

@@ -1,0 +1,460 @@
+//! How a peg-out lives: one table of stages and events. Pure.
+//!
+//! ```text
+//! Requested ─▶ SignaturesRequested ─▶ Partial ─▶ Signed ─▶ Broadcast ⇄ Confirmed ─▶ Completed
+//!     └────────────────┴─────────────────┴──▶ Failed ┘(late signatures)    (a reorganisation takes back)
+//! any but Completed ─▶ Superseded, once another transaction has spent its coins for good
+//! ```
+
+use bitcoin::{BlockHash, Txid};
+
+use super::signatures::FinaliseError;
+use crate::message::{Outcome, RequestId};
+
+/// How far a peg-out has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PegoutStage {
+    /// Recorded here; the stream is being asked for signatures, or will be when a pause ends.
+    Requested,
+    /// The stream has accepted the request; signatures are awaited.
+    SignaturesRequested,
+    /// Some good signatures are here.
+    Partial {
+        /// Those of the input that has the fewest.
+        collected: u32,
+        /// How many each input needs.
+        required: u32,
+    },
+    /// Finalised and checked by consensus; the Bitcoin network is being offered it.
+    Signed,
+    /// The Bitcoin network has it, in no block yet.
+    Broadcast {
+        /// Its transaction.
+        txid: Txid,
+    },
+    /// It is in a block, not yet deep enough.
+    Confirmed {
+        /// Blocks from the one that holds it to the best one, both counted.
+        confirmations: u32,
+        /// Where it is.
+        place: Place,
+    },
+    /// It is as deep as it has to be. This is the end.
+    Completed {
+        /// Where it is.
+        place: Place,
+    },
+    /// It will not come to a transaction, or the transaction can never be taken; why.
+    Failed(PegoutFailure),
+    /// Another peg-out's transaction has spent its coins, as deep as it has to be.
+    Superseded {
+        /// Whose.
+        by: RequestId,
+    },
+}
+
+/// A block of the best chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its hash.
+    pub block: BlockHash,
+    /// Its height.
+    pub height: u32,
+}
+
+/// Why a peg-out failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PegoutFailure {
+    /// The stream does not accept the request.
+    #[error("not accepted: {0}")]
+    NotAccepted(String),
+    /// It ended without signatures.
+    #[error("not signed: {0}")]
+    NotSigned(Outcome),
+    /// Governance calls it complete, but too few signatures verify.
+    #[error("governance calls it complete, but its signatures do not suffice; needs an operator")]
+    Short,
+    /// The signatures make no valid transaction.
+    #[error("{0}; needs an operator")]
+    Unusable(FinaliseError),
+    /// The Bitcoin network refuses it for ever.
+    #[error("the Bitcoin network refuses it: {0}; needs an operator")]
+    Refused(String),
+    /// Before a restart, of which only these words are left.
+    #[error("{reason}")]
+    Earlier {
+        /// The words.
+        reason: String,
+        /// Whether late signatures may still save it.
+        revivable: bool,
+    },
+}
+
+impl PegoutFailure {
+    /// Whether late signatures may still save it: it failed for want of them.
+    pub(super) fn is_revivable(&self) -> bool {
+        match self {
+            Self::NotAccepted(_) | Self::NotSigned(_) | Self::Short => true,
+            Self::Unusable(_) | Self::Refused(_) => false,
+            Self::Earlier { revivable, .. } => *revivable,
+        }
+    }
+}
+
+impl PegoutStage {
+    /// Bounded label, the same in every text form.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::SignaturesRequested => "signatures_requested",
+            Self::Partial { .. } => "partial",
+            Self::Signed => "signed",
+            Self::Broadcast { .. } => "broadcast",
+            Self::Confirmed { .. } => "confirmed",
+            Self::Completed { .. } => "completed",
+            Self::Failed(_) => "failed",
+            Self::Superseded { .. } => "superseded",
+        }
+    }
+
+    /// Whether the Bitcoin network has its transaction.
+    #[must_use]
+    pub const fn is_on_network(&self) -> bool {
+        matches!(
+            self,
+            Self::Broadcast { .. } | Self::Confirmed { .. } | Self::Completed { .. }
+        )
+    }
+
+    /// Whether signatures still make a difference.
+    pub(super) fn takes_signatures(&self) -> bool {
+        match self {
+            Self::Requested | Self::SignaturesRequested | Self::Partial { .. } => true,
+            Self::Failed(failure) => failure.is_revivable(),
+            _ => false,
+        }
+    }
+}
+
+/// What befalls a peg-out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LifeEvent {
+    /// The stream has accepted the request.
+    Accepted,
+    /// The stream never will.
+    NotAccepted(String),
+    /// Governance is at it, without a good signature yet.
+    Heard,
+    /// Good signatures are here, too few of them.
+    Collected { collected: u32, required: u32 },
+    /// Finalised, and accepted by consensus.
+    Signed,
+    /// No more signatures will come, or they are of no use.
+    Ended(PegoutFailure),
+    /// The Bitcoin network has the transaction.
+    Taken { txid: Txid },
+    /// It never will.
+    Refused(String),
+    /// The transaction waits for a block.
+    InMempool { txid: Txid },
+    /// A block holds it.
+    InBlock {
+        place: Place,
+        confirmations: u32,
+        /// Confirmations that complete a peg-out.
+        wanted: u32,
+    },
+    /// The network has lost it: after a reorganisation, or thrown out of a full mempool.
+    Missing { txid: Txid },
+    /// Another peg-out with one of its coins is completed.
+    Overtaken { by: RequestId },
+}
+
+/// What is to be done, once the new stage is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Action {
+    /// Ask the stream for signatures.
+    Ask,
+    /// Offer the transaction to the Bitcoin network.
+    Offer,
+    /// See where the transaction is, now and again.
+    Follow,
+    /// Tell the chain that it is completed.
+    Report,
+}
+
+/// An event that cannot befall a peg-out at its stage: a bug of this crate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("impossible event of a peg-out: {event:?} while {}", stage.name())]
+pub(super) struct Impossible {
+    pub stage: Box<PegoutStage>,
+    pub event: Box<LifeEvent>,
+}
+
+/// The table: what an event makes of a stage, and what is to be done about it.
+pub(super) fn next(
+    stage: &PegoutStage,
+    event: LifeEvent,
+) -> Result<(PegoutStage, Option<Action>), Impossible> {
+    use LifeEvent as E;
+    use PegoutStage as S;
+    Ok(match (stage, event) {
+        (S::Requested, E::Accepted | E::Heard) => (S::SignaturesRequested, None),
+        (S::Requested, E::NotAccepted(reason)) => {
+            (S::Failed(PegoutFailure::NotAccepted(reason)), None)
+        }
+        // An answer came before the stream's word, or the bridge died and asked again.
+        (_, E::Accepted | E::NotAccepted(_)) => (stage.clone(), None),
+
+        (
+            S::Requested | S::SignaturesRequested | S::Partial { .. },
+            E::Collected {
+                collected,
+                required,
+            },
+        ) => (
+            S::Partial {
+                collected,
+                required,
+            },
+            None,
+        ),
+        (S::SignaturesRequested | S::Partial { .. }, E::Heard) => (stage.clone(), None),
+        (S::Failed(failure), E::Heard | E::Collected { .. }) if failure.is_revivable() => {
+            (stage.clone(), None)
+        }
+        (_, E::Signed) if stage.takes_signatures() => (S::Signed, Some(Action::Offer)),
+        (_, E::Ended(failure)) if stage.takes_signatures() => (S::Failed(failure), None),
+
+        (S::Signed, E::Taken { txid }) => (S::Broadcast { txid }, Some(Action::Follow)),
+        (S::Signed | S::Broadcast { .. }, E::Refused(reason)) => {
+            (S::Failed(PegoutFailure::Refused(reason)), None)
+        }
+        // Offered again after it was lost.
+        (S::Broadcast { .. }, E::Taken { .. }) => (stage.clone(), Some(Action::Follow)),
+        // It got into a block, or out of the race, while it was offered again.
+        (
+            S::Confirmed { .. } | S::Completed { .. } | S::Failed(_) | S::Superseded { .. },
+            E::Taken { .. } | E::Refused(_),
+        ) => (stage.clone(), None),
+
+        (S::Broadcast { .. }, E::InMempool { .. }) => (stage.clone(), None),
+        (S::Confirmed { .. }, E::InMempool { txid }) => (S::Broadcast { txid }, None),
+        (S::Broadcast { .. } | S::Confirmed { .. }, E::Missing { txid }) => {
+            (S::Broadcast { txid }, Some(Action::Offer))
+        }
+        (
+            S::Broadcast { .. } | S::Confirmed { .. },
+            E::InBlock {
+                place,
+                confirmations,
+                wanted,
+            },
+        ) => {
+            if confirmations >= wanted {
+                (S::Completed { place }, Some(Action::Report))
+            } else {
+                (
+                    S::Confirmed {
+                        confirmations,
+                        place,
+                    },
+                    None,
+                )
+            }
+        }
+        // The look was under way when it ended.
+        (
+            S::Completed { .. } | S::Failed(_) | S::Superseded { .. },
+            E::InMempool { .. } | E::InBlock { .. } | E::Missing { .. },
+        ) => (stage.clone(), None),
+
+        (S::Superseded { .. }, E::Overtaken { .. }) => (stage.clone(), None),
+        (
+            S::Requested
+            | S::SignaturesRequested
+            | S::Partial { .. }
+            | S::Signed
+            | S::Broadcast { .. }
+            | S::Confirmed { .. }
+            | S::Failed(_),
+            E::Overtaken { by },
+        ) => (S::Superseded { by }, None),
+
+        (stage, event) => {
+            return Err(Impossible {
+                stage: Box::new(stage.clone()),
+                event: Box::new(event),
+            });
+        }
+    })
+}
+
+/// What is to be done about a peg-out that is found at this stage: after a restart, or a pause.
+pub(super) fn derived(stage: &PegoutStage) -> Option<Action> {
+    match stage {
+        PegoutStage::Requested => Some(Action::Ask),
+        PegoutStage::Signed => Some(Action::Offer),
+        PegoutStage::SignaturesRequested
+        | PegoutStage::Partial { .. }
+        | PegoutStage::Broadcast { .. }
+        | PegoutStage::Confirmed { .. } => Some(Action::Follow),
+        PegoutStage::Completed { .. } => Some(Action::Report),
+        PegoutStage::Failed(_) | PegoutStage::Superseded { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::hashes::Hash;
+
+    use super::*;
+
+    fn place() -> Place {
+        Place {
+            block: BlockHash::from_byte_array([1; 32]),
+            height: 101,
+        }
+    }
+
+    fn txid() -> Txid {
+        Txid::from_byte_array([2; 32])
+    }
+
+    fn rival() -> RequestId {
+        "rival".parse().expect("valid")
+    }
+
+    fn stages() -> Vec<PegoutStage> {
+        use PegoutStage as S;
+        let (collected, required) = (1, 2);
+        vec![
+            S::Requested,
+            S::SignaturesRequested,
+            S::Partial {
+                collected,
+                required,
+            },
+            S::Signed,
+            S::Broadcast { txid: txid() },
+            S::Confirmed {
+                confirmations: 1,
+                place: place(),
+            },
+            S::Completed { place: place() },
+            S::Failed(PegoutFailure::Short),
+            S::Failed(PegoutFailure::Refused("dust".to_owned())),
+            S::Superseded { by: rival() },
+        ]
+    }
+
+    fn events() -> Vec<LifeEvent> {
+        use LifeEvent as E;
+        let block = |confirmations| E::InBlock {
+            place: place(),
+            confirmations,
+            wanted: 6,
+        };
+        vec![
+            E::Accepted,
+            E::NotAccepted("full".to_owned()),
+            E::Heard,
+            E::Collected {
+                collected: 1,
+                required: 2,
+            },
+            E::Signed,
+            E::Ended(PegoutFailure::Short),
+            E::Taken { txid: txid() },
+            E::Refused("dust".to_owned()),
+            E::InMempool { txid: txid() },
+            block(5),
+            block(6),
+            E::Missing { txid: txid() },
+            E::Overtaken { by: rival() },
+        ]
+    }
+
+    /// Rows are stages, columns events, in the order above. `.` stays, `!` is impossible.
+    const TABLE: [&str; 10] = [
+        //  Acc NotAcc Heard Coll Sign End Taken Refus Pool Blk5 Blk6 Miss Over
+        "SR     Fail   SR    Part Sig+O Fail !    !    !    !    !    !     Sup", // Requested
+        ".      .      .     Part Sig+O Fail !    !    !    !    !    !     Sup", // SignaturesRequested
+        ".      .      .     .    Sig+O Fail !    !    !    !    !    !     Sup", // Partial
+        ".      .      !     !    !     !    Br+F Fail !    !    !    !     Sup", // Signed
+        ".      .      !     !    !     !    .+F  Fail .    Conf Comp+R .+O Sup", // Broadcast
+        ".      .      !     !    !     !    .    .    Br   Conf Comp+R Br+O Sup", // Confirmed
+        ".      .      !     !    !     !    .    .    .    .    .    .     !",   // Completed
+        ".      .      .     .    Sig+O Fail .    .    .    .    .    .     Sup", // Failed, for want of signatures
+        ".      .      !     !    !     !    .    .    .    .    .    .     Sup", // Failed for good
+        ".      .      !     !    !     !    .    .    .    .    .    .     .",   // Superseded
+    ];
+
+    fn word(
+        stage: &PegoutStage,
+        result: &Result<(PegoutStage, Option<Action>), Impossible>,
+    ) -> String {
+        let Ok((next, action)) = result else {
+            return "!".to_owned();
+        };
+        let name = match next {
+            // A longer chain is another `Confirmed`.
+            next if next == stage && !matches!(next, PegoutStage::Confirmed { .. }) => ".",
+            PegoutStage::Requested => "Req",
+            PegoutStage::SignaturesRequested => "SR",
+            PegoutStage::Partial { .. } => "Part",
+            PegoutStage::Signed => "Sig",
+            PegoutStage::Broadcast { .. } => "Br",
+            PegoutStage::Confirmed { .. } => "Conf",
+            PegoutStage::Completed { .. } => "Comp",
+            PegoutStage::Failed(_) => "Fail",
+            PegoutStage::Superseded { .. } => "Sup",
+        };
+        let action = match action {
+            None => "",
+            Some(Action::Ask) => "+A",
+            Some(Action::Offer) => "+O",
+            Some(Action::Follow) => "+F",
+            Some(Action::Report) => "+R",
+        };
+        format!("{name}{action}")
+    }
+
+    #[test]
+    fn every_event_at_every_stage_does_what_the_table_says() {
+        for (stage, row) in stages().iter().zip(TABLE) {
+            let expected: Vec<&str> = row.split_whitespace().collect();
+            assert_eq!(expected.len(), events().len());
+            for (event, expected) in events().into_iter().zip(expected) {
+                let result = next(stage, event.clone());
+                let unchanged = matches!(&result, Ok((next, None)) if next == stage);
+                if expected == "." {
+                    assert!(unchanged, "{stage:?}, {event:?}: {result:?}");
+                } else if !(expected == "Fail" && unchanged) {
+                    assert_eq!(word(stage, &result), expected, "{stage:?}, {event:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_impossible_event_names_both() {
+        let fault = next(&PegoutStage::Signed, LifeEvent::Heard).expect_err("impossible");
+        assert_eq!(
+            fault.to_string(),
+            "impossible event of a peg-out: Heard while signed"
+        );
+    }
+
+    #[test]
+    fn every_stage_that_is_no_end_has_something_to_be_done() {
+        for stage in stages() {
+            let ended = matches!(
+                stage,
+                PegoutStage::Failed(_) | PegoutStage::Superseded { .. }
+            );
+            assert_eq!(derived(&stage).is_none(), ended, "{stage:?}");
+        }
+    }
+}

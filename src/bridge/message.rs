@@ -1,0 +1,152 @@
+//! What a bridge is asked and told, and what it is started with.
+
+use std::sync::Arc;
+
+use ractor::RpcReplyPort;
+use tracing::Span;
+
+use super::{
+    backend::BitcoinBackend,
+    completion::CompletionSubscriber,
+    life::LifeEvent,
+    pegout::{Pegout, SignatureStanding},
+    psbt_fault::PsbtFault,
+    store::BridgeStore,
+};
+use crate::{
+    chain::Federations,
+    config::BridgeConfig,
+    message::{RequestId, SignatureRequest},
+    routing::{BridgeEvent, Delivery},
+    stream::GovernanceStream,
+    telemetry::Metrics,
+};
+
+/// Why a peg-out is not begun.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PegoutRefusal {
+    /// The federation is not one that peg-outs may begin with.
+    #[error("federation version {0} is not active; build the transaction for the one that is")]
+    NotActive(u32),
+    /// Nobody should sign this.
+    #[error("psbt: {0}")]
+    Psbt(#[from] PsbtFault),
+    /// It could not be made durable: ask again, with the same id.
+    #[error("{0}; ask again")]
+    Store(String),
+    /// The id is taken.
+    #[error("request {0} is another peg-out already; use a new id")]
+    Conflict(RequestId),
+}
+
+/// What the bridge is asked and told.
+#[derive(Debug)]
+pub enum BridgeMessage {
+    /// From the stream: signatures to be applied, and answers to peg-in notices.
+    Deliver(Delivery<BridgeEvent>),
+    /// Begin a peg-out. Answered once it is recorded; the same one again is fine. While peg-outs
+    /// are paused it waits.
+    InitiatePegout {
+        /// Its transaction.
+        request: Box<SignatureRequest>,
+        /// Where it is asked for: the trace goes on from there.
+        span: Span,
+        /// Takes the verdict.
+        reply: RpcReplyPort<Result<(), PegoutRefusal>>,
+    },
+    /// One peg-out.
+    GetPegoutStatus {
+        /// Which.
+        request_id: RequestId,
+        /// Takes it.
+        reply: RpcReplyPort<Option<Pegout>>,
+    },
+    /// Whose signatures for a peg-out are here.
+    GetSignatureStatus {
+        /// Which.
+        request_id: RequestId,
+        /// Takes it; nothing when the peg-out or its federation is not known.
+        reply: RpcReplyPort<Option<SignatureStanding>>,
+    },
+    /// Every peg-out.
+    ListPegouts {
+        /// Takes them.
+        reply: RpcReplyPort<Vec<Pegout>>,
+    },
+    /// Stop peg-outs, or go on with them, at the operator's word. It survives a restart.
+    SetPaused {
+        /// Whether they are stopped.
+        paused: bool,
+        /// Answered once it is durable, or why it is not.
+        reply: RpcReplyPort<Result<(), String>>,
+    },
+    /// From the chain: which federations there are, and how they stand.
+    UpdateFederations {
+        /// All of them.
+        federations: Federations,
+        /// Answered once they are noted.
+        reply: RpcReplyPort<()>,
+    },
+    /// What an errand of the bridge's own has come to.
+    Done(Errand),
+}
+
+/// What an errand has come to, or time for one.
+#[derive(Debug)]
+pub struct Errand(pub(super) Done);
+
+#[derive(Debug)]
+pub(super) enum Done {
+    /// The stream has accepted a request, or never will.
+    Asked {
+        request_id: RequestId,
+        result: Result<(), String>,
+    },
+    /// The Bitcoin network has a transaction, or never will.
+    Offered {
+        request_id: RequestId,
+        result: Result<(), String>,
+    },
+    /// An errand goes on, but something is in its way.
+    Troubled {
+        request_id: RequestId,
+        trouble: String,
+    },
+    /// The chain has noted a completed peg-out.
+    Reported { request_id: RequestId },
+    /// What was seen of all open peg-outs.
+    Looked(Vec<(RequestId, LifeEvent)>),
+    /// Time to look.
+    Look,
+    /// Time to try again what could not be made durable.
+    Settle,
+}
+
+impl From<Done> for BridgeMessage {
+    fn from(done: Done) -> Self {
+        Self::Done(Errand(done))
+    }
+}
+
+impl From<Delivery<BridgeEvent>> for BridgeMessage {
+    fn from(delivery: Delivery<BridgeEvent>) -> Self {
+        Self::Deliver(delivery)
+    }
+}
+
+/// What a bridge needs.
+#[derive(Debug, Clone)]
+pub struct BridgeArguments {
+    /// What it knows.
+    pub store: BridgeStore,
+    /// Asked for signatures.
+    pub stream: GovernanceStream,
+    /// Takes signed transactions, and says where they are.
+    pub backend: Arc<dyn BitcoinBackend>,
+    /// Told of completed peg-outs.
+    pub completions: Option<CompletionSubscriber>,
+    /// How deep a peg-out must be, and how often it is looked for.
+    pub config: BridgeConfig,
+    /// Where it counts.
+    pub metrics: Metrics,
+}

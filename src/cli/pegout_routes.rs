@@ -1,0 +1,355 @@
+//! Peg-outs on the operator's socket: begun, shown, stopped and taken up again.
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    extract::{Path as UrlPath, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use bitcoin::{Amount, Psbt, Txid, hex::DisplayHex as _};
+use governance_stream::{
+    StreamError,
+    bridge::{BridgeMessage, Pegout, PegoutFailure, PegoutStage},
+    message::{
+        BurnId, PegoutBinding, RequestId, SignatureRequest, SignatureRequestParts, TransactionType,
+    },
+};
+use ractor::{ActorRef, RpcReplyPort, rpc::CallResult};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tracing::Span;
+
+use super::socket::{Operated, POLL, Refusal, Reply, id};
+
+/// How long the bridge may take to record something.
+const BRIDGE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a new peg-out's answer waits for the stream's word on it.
+const WORD: Duration = Duration::from_secs(2);
+
+/// A peg-out to be signed.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PegoutForm {
+    /// Made from the first burn and the transaction when unset: the same again is the same.
+    pub request_id: Option<RequestId>,
+    /// Base64.
+    pub psbt: String,
+    pub burns: Vec<BurnForm>,
+    pub max_fee_sat: u64,
+    /// The active one when unset.
+    pub federation_version: Option<u32>,
+    pub replaces: Option<RequestId>,
+}
+
+/// A burn, and the output that pays it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BurnForm {
+    /// Hexadecimal, as the sidechain shows it.
+    pub burn_tx_hash: String,
+    pub log_index: u32,
+    pub block_hash: String,
+    pub block_height: u64,
+    pub output_index: u32,
+}
+
+pub(super) fn router() -> Router<Operated> {
+    Router::new()
+        .route("/pegouts", post(pegout).get(pegouts))
+        // As it was called once.
+        .route("/requests", post(pegout))
+        .route("/pegouts/{id}", get(one))
+        .route("/pegouts/{id}/after/{state}", get(after))
+        .route("/pause-pegouts", post(pause))
+        .route("/resume-pegouts", post(resume))
+}
+
+async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) -> Reply {
+    let request = operated.pegout(form)?;
+    let request_id = request.request_id().clone();
+    if operated.bridge.is_none() {
+        operated.stream.request_signatures(request).await?;
+        return Ok(Json(json!({ "request_id": request_id, "accepted": true })));
+    }
+    // The bridge asks the stream, when its record is durable and nobody has paused it.
+    let initiate = |reply| BridgeMessage::InitiatePegout {
+        request: Box::new(request.clone()),
+        span: Span::current(),
+        reply,
+    };
+    if let Err(refusal) = operated.ask_bridge(initiate).await? {
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, refusal));
+    }
+    let pegout = operated.word_on(&request_id).await?;
+    if let PegoutStage::Failed(PegoutFailure::NotAccepted(reason)) = pegout.stage() {
+        return Err(Refusal::new(StatusCode::CONFLICT, reason));
+    }
+    let mut shown = operated.shown(&pegout);
+    if let Some(shown) = shown.as_object_mut() {
+        shown.insert("accepted".to_owned(), true.into());
+    }
+    Ok(Json(shown))
+}
+
+async fn pegouts(State(operated): State<Operated>) -> Json<Value> {
+    let pegouts = operated.bridge_store.pegouts();
+    let pegouts: Vec<Value> = pegouts
+        .iter()
+        .map(|pegout| operated.shown(pegout))
+        .collect();
+    let paused_by = operated.bridge_store.paused_by();
+    Json(json!({
+        "paused_by": paused_by.map(|by| by.to_string()),
+        "pegouts": pegouts,
+    }))
+}
+
+async fn one(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
+    let pegout = operated.find(&id(&text)?)?;
+    Ok(Json(operated.shown(&pegout)))
+}
+
+/// Waits a while for another state than the one that is known.
+async fn after(
+    State(operated): State<Operated>,
+    UrlPath((text, known)): UrlPath<(String, String)>,
+) -> Reply {
+    let request_id = id(&text)?;
+    let mut changed = operated.bridge_store.watch();
+    let news = async {
+        loop {
+            let pegout = operated.find(&request_id)?;
+            if state(pegout.stage()) != known || changed.changed().await.is_err() {
+                return Ok::<_, Refusal>(pegout);
+            }
+        }
+    };
+    let pegout = match timeout(POLL, news).await {
+        Ok(pegout) => pegout?,
+        Err(_) => operated.find(&request_id)?,
+    };
+    Ok(Json(operated.shown(&pegout)))
+}
+
+async fn pause(State(operated): State<Operated>) -> Reply {
+    operated.set_paused(true).await
+}
+
+async fn resume(State(operated): State<Operated>) -> Reply {
+    operated.set_paused(false).await
+}
+
+/// The stage in one word, with what counts in it.
+fn state(stage: &PegoutStage) -> String {
+    let name = stage.name();
+    match stage {
+        PegoutStage::Partial {
+            collected,
+            required,
+        } => format!("{name}:{collected}:{required}"),
+        PegoutStage::Confirmed { confirmations, .. } => format!("{name}:{confirmations}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// The stage for people.
+fn words(stage: &PegoutStage) -> String {
+    match stage {
+        PegoutStage::Requested => "requested".to_owned(),
+        PegoutStage::SignaturesRequested => "governance is asked for signatures".to_owned(),
+        PegoutStage::Partial {
+            collected,
+            required,
+        } => format!("{collected} of {required} signatures"),
+        PegoutStage::Signed => "signed".to_owned(),
+        PegoutStage::Broadcast { txid } => format!("broadcast as {txid}"),
+        PegoutStage::Confirmed {
+            confirmations,
+            place,
+        } => format!("{confirmations} deep, in block {}", place.height),
+        PegoutStage::Completed { place } => format!("completed, in block {}", place.height),
+        PegoutStage::Failed(failure) => format!("failed: {failure}"),
+        PegoutStage::Superseded { by } => format!("superseded by {by}"),
+    }
+}
+
+impl Operated {
+    async fn ask_bridge<T: Send + 'static>(
+        &self,
+        message: impl FnOnce(RpcReplyPort<T>) -> BridgeMessage,
+    ) -> Result<T, Refusal> {
+        let name = self.bridge.clone().unwrap_or_default();
+        let absent = || {
+            Refusal::from(StreamError::NotRunning {
+                actor: name.clone(),
+            })
+        };
+        let actor = ActorRef::<BridgeMessage>::where_is(name.clone()).ok_or_else(absent)?;
+        match actor.call(message, Some(BRIDGE_DEADLINE)).await {
+            Ok(CallResult::Success(answer)) => Ok(answer),
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => Err(absent()),
+        }
+    }
+
+    async fn set_paused(&self, paused: bool) -> Reply {
+        let set = |reply| BridgeMessage::SetPaused { paused, reply };
+        if let Err(reason) = self.ask_bridge(set).await? {
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
+        }
+        let paused_by = self.bridge_store.paused_by();
+        let paused_by = paused_by.map(|by| by.to_string());
+        Ok(Json(json!({ "paused_by": paused_by })))
+    }
+
+    fn find(&self, request_id: &RequestId) -> Result<Pegout, Refusal> {
+        self.bridge_store.pegout(request_id).ok_or_else(|| {
+            let unknown = format!("no peg-out of this node is {request_id}");
+            Refusal::new(StatusCode::NOT_FOUND, unknown)
+        })
+    }
+
+    /// The peg-out once the stream has said something to it, or something is in its way.
+    async fn word_on(&self, request_id: &RequestId) -> Result<Pegout, Refusal> {
+        let mut changed = self.bridge_store.watch();
+        let word = async {
+            loop {
+                let pegout = self.find(request_id)?;
+                let waits = *pegout.stage() == PegoutStage::Requested
+                    && pegout.trouble().is_none()
+                    && self.bridge_store.paused_by().is_none();
+                if !waits || changed.changed().await.is_err() {
+                    return Ok(pegout);
+                }
+            }
+        };
+        match timeout(WORD, word).await {
+            Ok(pegout) => pegout,
+            Err(_) => self.find(request_id),
+        }
+    }
+
+    fn shown(&self, pegout: &Pegout) -> Value {
+        let stage = pegout.stage();
+        let store = &self.bridge_store;
+        let (collected, required) = match store.signature_standing(pegout.request_id()) {
+            Some(standing) => {
+                let counts = standing.inputs.iter().map(|(_, keys)| keys.len());
+                (counts.min(), Some(standing.required))
+            }
+            None => (None, None),
+        };
+        let place = match stage {
+            PegoutStage::Confirmed { place, .. } | PegoutStage::Completed { place } => Some(place),
+            _ => None,
+        };
+        let over = matches!(
+            stage,
+            PegoutStage::Completed { .. } | PegoutStage::Failed(_) | PegoutStage::Superseded { .. }
+        );
+        let succeeded = matches!(stage, PegoutStage::Completed { .. })
+            || (!self.follows && stage.is_on_network());
+        let burns: Vec<String> = pegout.burns().map(|burn| burn.to_string()).collect();
+        let paid = pegout.request().burns().iter();
+        let paid: u64 = paid.map(|burn| burn.amount.to_sat()).sum();
+        let waits = matches!(stage, PegoutStage::Requested | PegoutStage::Signed);
+        let paused = store.paused_by().filter(|_| waits);
+        json!({
+            "request_id": pegout.request_id(),
+            "state": state(stage),
+            "text": words(stage),
+            "ended": over || succeeded,
+            "succeeded": succeeded,
+            "txid": pegout.request().txid(),
+            "burns": burns,
+            "paid_sat": paid,
+            "federation_version": pegout.request().federation_version(),
+            "signatures": { "collected": collected, "required": required },
+            "block": place.map(|place| place.block),
+            "height": place.map(|place| place.height),
+            "trouble": pegout.trouble(),
+            "paused_by": paused.map(|by| by.to_string()),
+        })
+    }
+
+    /// The request that a form asks for: every input is to be signed, and each burn is paid what
+    /// its output holds.
+    fn pegout(&self, form: PegoutForm) -> Result<SignatureRequest, Refusal> {
+        let invalid = |error: &dyn ToString| {
+            Refusal::new(
+                StatusCode::BAD_REQUEST,
+                format!("psbt: {}", error.to_string()),
+            )
+        };
+        let psbt: Psbt = form
+            .psbt
+            .parse()
+            .map_err(|error: bitcoin::psbt::PsbtParseError| invalid(&error))?;
+        let outputs = &psbt.unsigned_tx.output;
+        let burn = |burn: BurnForm| {
+            let output = outputs.get(burn.output_index as usize);
+            let output = output.ok_or_else(|| {
+                let reason = format!("burns: there is no output {}", burn.output_index);
+                Refusal::new(StatusCode::BAD_REQUEST, reason)
+            })?;
+            Ok(PegoutBinding {
+                burn_tx_hash: bytes("burn_tx_hash", &burn.burn_tx_hash)?,
+                log_index: burn.log_index,
+                block_hash: bytes("block_hash", &burn.block_hash)?,
+                block_height: burn.block_height,
+                output_index: burn.output_index,
+                amount: output.value,
+            })
+        };
+        let burns = form.burns.into_iter().map(burn);
+        let burns = burns.collect::<Result<Vec<_>, Refusal>>()?;
+        let active = || self.bridge_store.active_federation();
+        let federation_version = form.federation_version.or_else(active).ok_or_else(|| {
+            let reason = "federation_version: no federation is active here; name one";
+            Refusal::new(StatusCode::BAD_REQUEST, reason)
+        })?;
+        let inputs = u32::try_from(psbt.inputs.len()).unwrap_or(u32::MAX);
+        let request_id = match form.request_id {
+            Some(request_id) => request_id,
+            None => default_id(&burns, psbt.unsigned_tx.compute_txid())?,
+        };
+        Ok(SignatureRequest::new(SignatureRequestParts {
+            request_id,
+            psbt,
+            input_indices: (0..inputs).collect(),
+            tx_type: TransactionType::Pegout,
+            chain: self.node.chain_id.clone(),
+            network: self.node.network,
+            federation_version,
+            burns,
+            max_fee: Amount::from_sat(form.max_fee_sat),
+            replaces: form.replaces,
+        })?)
+    }
+}
+
+/// Named by the first burn and the transaction: another attempt at the burn is another id.
+fn default_id(burns: &[PegoutBinding], txid: Txid) -> Result<RequestId, Refusal> {
+    let Some(burn) = burns.first().map(PegoutBinding::burn) else {
+        let reason = "burns: none; a peg-out pays at least one";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, reason));
+    };
+    let BurnId { tx_hash, log_index } = burn;
+    let short = |hex: String| hex.chars().take(16).collect::<String>();
+    let (burn, attempt) = (
+        short(tx_hash.to_lower_hex_string()),
+        short(txid.to_string()),
+    );
+    Ok(RequestId::new(format!("{burn}-{log_index}-{attempt}"))?)
+}
+
+/// Hexadecimal digits, with or without `0x`.
+fn bytes<const N: usize>(field: &str, text: &str) -> Result<[u8; N], Refusal> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    bitcoin::hex::FromHex::from_hex(digits).map_err(|_| {
+        let reason = format!("{field}: {text:?}, expected {} hexadecimal digits", 2 * N);
+        Refusal::new(StatusCode::BAD_REQUEST, reason)
+    })
+}

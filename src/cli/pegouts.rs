@@ -1,0 +1,100 @@
+//! `pegouts`: what there are, and whether they go on.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use governance_stream::message::RequestId;
+use serde_json::{Value, json};
+
+use super::{ask::NodeArgs, out, pegout::shown};
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct PegoutsArgs {
+    #[command(subcommand)]
+    command: Option<PegoutsCommand>,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum PegoutsCommand {
+    /// One of them.
+    Show {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// Its request's id.
+        #[arg(value_name = "ID")]
+        request_id: RequestId,
+    },
+    /// Stop them: nothing is asked for and nothing is broadcast until `pegouts resume`. What comes
+    /// meanwhile is recorded, and waits. It survives a restart.
+    Pause(SureArgs),
+    /// Go on, with all that waits.
+    Resume(SureArgs),
+}
+
+#[derive(Debug, Args)]
+struct SureArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// It is meant.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn run(args: PegoutsArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        None => {
+            let listed = args.node.get("/pegouts").await?;
+            out::show(args.node.json, &listed, || table(&listed));
+        }
+        Some(PegoutsCommand::Show { node, request_id }) => {
+            let pegout = node.get(&format!("/pegouts/{request_id}")).await?;
+            out::show(node.json, &pegout, || shown(&pegout));
+        }
+        Some(PegoutsCommand::Pause(args)) => set(args, "/pause-pegouts", "pause").await?,
+        Some(PegoutsCommand::Resume(args)) => set(args, "/resume-pegouts", "resume").await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn set(args: SureArgs, path: &str, what: &str) -> anyhow::Result<()> {
+    if !args.yes {
+        let listed = args.node.get("/pegouts").await?;
+        let open = pegouts(&listed).filter(|pegout| pegout.get("ended") != Some(&true.into()));
+        let (open, standing) = (open.count(), standing(&listed));
+        bail!(
+            "{standing}, and {open} have not come to their end. To {what} them, repeat with --yes"
+        );
+    }
+    let answer = args.node.post(path, &json!({})).await?;
+    out::show(args.node.json, &answer, || standing(&answer));
+    Ok(())
+}
+
+/// Whether they go on, for people.
+fn standing(answer: &Value) -> String {
+    match answer.get("paused_by").and_then(Value::as_str) {
+        Some(by) => format!("peg-outs are paused by {by}"),
+        None => "peg-outs go on".to_owned(),
+    }
+}
+
+fn pegouts(listed: &Value) -> impl Iterator<Item = &Value> {
+    let pegouts = listed.get("pegouts").and_then(Value::as_array);
+    pegouts.into_iter().flatten()
+}
+
+fn table(listed: &Value) -> String {
+    let lines = pegouts(listed).map(shown);
+    let mut lines: Vec<String> = lines.collect();
+    if lines.is_empty() {
+        lines.push("there are no peg-outs".to_owned());
+    }
+    if listed.get("paused_by").is_some_and(Value::is_string) {
+        lines.insert(0, standing(listed));
+    }
+    lines.join("\n")
+}

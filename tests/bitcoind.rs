@@ -1,0 +1,370 @@
+//! Real coins of a real Bitcoin node, through running processes: paid to the satoshi, whatever dies.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails"
+)]
+#![cfg(all(unix, feature = "cli"))]
+
+mod support;
+
+use std::path::Path;
+
+use bitcoin::{Address, Amount, Network, OutPoint, PubkeyHash, WPubkeyHash, hashes::Hash};
+use governance_stream::{
+    bridge::{BitcoinBackend as _, BitcoinCore, Sighting, SignedTransaction},
+    config::{BitcoindAuth, BitcoindConfig, Secret},
+    simulator::{FederationView, Simulator, SimulatorConfig, wallet},
+};
+use serde_json::{Value, json};
+use support::{
+    bitcoind::Bitcoind,
+    process::{PATIENCE, Process, ask, free_port, governance, node, wait_for},
+};
+
+/// Blocks that complete a peg-out here.
+const DEPTH: u32 = 3;
+
+/// The federation that the simulator's process plays.
+fn federation() -> FederationView {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let twin = Simulator::start(SimulatorConfig::default()).await;
+        twin.expect("starts").federation(1).expect("the first")
+    })
+}
+
+fn owner(number: u8) -> Address {
+    let hash = WPubkeyHash::from_raw_hash(PubkeyHash::hash(&[number]).to_raw_hash());
+    let script = bitcoin::ScriptBuf::new_p2wpkh(&hash);
+    Address::from_script(&script, Network::Regtest).expect("an address")
+}
+
+fn start(directory: &Path, endpoint: &str, bitcoind: &Bitcoind) -> Process {
+    let set = [
+        "features.http=false".to_owned(),
+        "connection.backoff.initial=5ms".to_owned(),
+        "connection.backoff.max=50ms".to_owned(),
+        format!("bridge.confirmations={DEPTH}"),
+        "bridge.poll_interval=50ms".to_owned(),
+        format!("bridge.bitcoind.url={}", bitcoind.url()),
+        format!(
+            "bridge.bitcoind.cookie_file={}",
+            bitcoind.cookie_file().display()
+        ),
+    ];
+    let set: Vec<&str> = set.iter().map(String::as_str).collect();
+    node(directory, endpoint, &set)
+}
+
+/// Peg-out `number` of these coins.
+fn form(federation: &FederationView, number: u8, coins: &[(OutPoint, Amount)], fee: u64) -> Value {
+    let (amount, fee) = (amount(number), Amount::from_sat(fee));
+    let script = owner(number).script_pubkey();
+    let psbt = wallet::spend(federation, coins, script, amount, fee).expect("covered");
+    json!({
+        "request_id": format!("pegout-{number}-{}", fee.to_sat()),
+        "psbt": psbt.to_string(),
+        "burns": [{
+            "burn_tx_hash": format!("{number:064x}"),
+            "log_index": 0,
+            "block_hash": "01".repeat(32),
+            "block_height": 1,
+            "output_index": 0,
+        }],
+        "max_fee_sat": fee.to_sat(),
+        // A node that is starting does not know yet which one is active.
+        "federation_version": 1,
+    })
+}
+
+fn amount(number: u8) -> Amount {
+    Amount::from_sat(1_234_567 + u64::from(number))
+}
+
+/// Asks until the node takes it: it may be starting.
+fn initiate(directory: &Path, form: &Value) -> Value {
+    wait_for("a node that takes it", || {
+        let (status, answer) = ask(directory, "POST", "/pegouts", form)?;
+        assert!(status == 200 || status >= 422, "{status} {answer}");
+        (status == 200).then_some(answer)
+    })
+}
+
+/// Waits until a peg-out's state is this, and gives the whole of it.
+fn until(directory: &Path, id: &str, state: &str) -> Value {
+    let mut last = Value::Null;
+    let path = format!("/pegouts/{id}");
+    wait_for(&format!("{id}: {state}"), || {
+        let (_, pegout) = ask(directory, "GET", &path, &Value::Null)?;
+        if pegout != last {
+            last = pegout.clone();
+            // Shown when the test fails.
+            eprintln!("{id}: {} {}", pegout["state"], pegout["trouble"]);
+        }
+        assert_ne!(pegout["state"], "failed", "{pegout}");
+        (pegout["state"] == state).then_some(pegout)
+    })
+}
+
+#[tokio::test]
+async fn whoever_asks_is_known_by_cookie_or_password_and_asks_a_node_of_its_own_network() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(bitcoind) = Bitcoind::start(directory.path()) else {
+        return;
+    };
+    let user = |password: &str| BitcoindAuth::User {
+        user: "node".to_owned(),
+        password: Secret::new(password),
+    };
+    let cookie = |path: &Path| BitcoindAuth::CookieFile(path.to_owned());
+    let nobody = free_port();
+    for (url, auth, network, words) in [
+        (
+            bitcoind.url(),
+            cookie(&bitcoind.cookie_file()),
+            Network::Regtest,
+            "",
+        ),
+        (bitcoind.url(), user("secret"), Network::Regtest, ""),
+        (
+            bitcoind.url(),
+            user("guess"),
+            Network::Regtest,
+            "does not know the user or the password",
+        ),
+        (
+            bitcoind.url(),
+            cookie(Path::new("/none")),
+            Network::Regtest,
+            "cookie /none cannot be read",
+        ),
+        (
+            bitcoind.url(),
+            user("secret"),
+            Network::Signet,
+            "follows `regtest`, and this node's network is `signet`",
+        ),
+        (
+            format!("http://127.0.0.1:{nobody}"),
+            user("secret"),
+            Network::Regtest,
+            "getblockchaininfo at",
+        ),
+    ] {
+        let config = BitcoindConfig {
+            url: url.parse().expect("loopback"),
+            auth,
+            call_deadline: PATIENCE,
+        };
+        let signed = SignedTransaction {
+            transaction: bitcoin::Transaction {
+                version: bitcoin::transaction::Version::TWO,
+                lock_time: bitcoin::absolute::LockTime::ZERO,
+                input: vec![],
+                output: vec![],
+            },
+            spent: vec![],
+        };
+        let asked = BitcoinCore::new(config, network)
+            .sighting(&signed, None)
+            .await;
+        match (asked, words) {
+            (asked, "") => assert_eq!(asked, Ok(Sighting::Missing)),
+            (asked, words) => {
+                let reason = asked.expect_err(words).reason;
+                assert!(reason.contains(words), "{reason}");
+                assert!(
+                    !reason.contains("secret") && !reason.contains("guess"),
+                    "{reason}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn killed_at_every_step_of_its_life_a_pegout_is_paid_once_and_to_the_satoshi() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let Some(mut bitcoind) = Bitcoind::start(directory) else {
+        return;
+    };
+    let federation = federation();
+    let address = federation.address.to_string();
+    let coins = bitcoind.fund(&address, 2);
+    let before = bitcoind.balance(&address);
+    let record = directory.join("governance");
+    let args = ["--directory", record.to_str().expect("UTF-8")];
+    let port = free_port();
+    let (mut simulator, endpoint) = governance(port, &args);
+
+    // Requested: while peg-outs are paused it waits, and so does the pause.
+    let mut running = start(directory, &endpoint, &bitcoind);
+    wait_for("the pause", || {
+        let (status, _) = ask(directory, "POST", "/pause-pegouts", &Value::Null)?;
+        (status == 200).then_some(())
+    });
+    let form = form(&federation, 1, &coins, 2_000);
+    let id = initiate(directory, &form)["request_id"].clone();
+    let id = id.as_str().expect("text");
+    running.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    let waiting = until(directory, id, "requested");
+    assert_eq!(waiting["paused_by"], "the operator");
+
+    // SignaturesRequested: governance is away.
+    simulator.kill();
+    wait_for("the end of the pause", || {
+        let (status, _) = ask(directory, "POST", "/resume-pegouts", &Value::Null)?;
+        (status == 200).then_some(())
+    });
+    until(directory, id, "signatures_requested");
+    running.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    until(directory, id, "signatures_requested");
+
+    // Signed: the Bitcoin node is away.
+    bitcoind.stop();
+    (simulator, _) = governance(port, &args);
+    until(directory, id, "signed");
+    running.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    let signed = wait_for("trouble", || {
+        let signed = until(directory, id, "signed");
+        signed["trouble"].is_string().then_some(signed)
+    });
+    let trouble = signed["trouble"].as_str().expect("text");
+    assert!(trouble.contains("unavailable"), "{trouble}");
+
+    // Broadcast: nobody mines.
+    bitcoind.run();
+    let txid = until(directory, id, "broadcast")["txid"].clone();
+    let txid = txid.as_str().expect("text");
+    assert!(bitcoind.in_mempool(txid));
+    running.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    until(directory, id, "broadcast");
+
+    // Confirmed, and deeper while nobody looks.
+    bitcoind.mine(1);
+    until(directory, id, "confirmed:1");
+    running.kill();
+    bitcoind.mine(1);
+    running = start(directory, &endpoint, &bitcoind);
+    until(directory, id, "confirmed:2");
+
+    // Completed, for good.
+    bitcoind.mine(1);
+    until(directory, id, "completed");
+    running.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    let completed = until(directory, id, "completed");
+    assert_eq!(completed["succeeded"], true);
+    let again = initiate(directory, &form);
+    assert_eq!(again["state"], "completed", "the same again is the same");
+
+    let paid = amount(1);
+    assert_eq!(bitcoind.balance(&owner(1).to_string()), paid);
+    let fee = Amount::from_sat(2_000);
+    assert_eq!(bitcoind.balance(&address), before - paid - fee);
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+}
+
+#[test]
+fn a_reorganisation_takes_a_pegout_back_and_it_is_broadcast_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let Some(mut bitcoind) = Bitcoind::start(directory) else {
+        return;
+    };
+    let federation = federation();
+    let address = federation.address.to_string();
+    let coins = bitcoind.fund(&address, 1);
+    let before = bitcoind.balance(&address);
+    let (simulator, endpoint) = governance(0, &[]);
+    let running = start(directory, &endpoint, &bitcoind);
+    let id = initiate(directory, &form(&federation, 1, &coins, 2_000))["request_id"].clone();
+    let id = id.as_str().expect("text");
+    until(directory, id, "broadcast");
+    bitcoind.mine(1);
+    let first = until(directory, id, "confirmed:1");
+
+    // The block is taken back, and the transaction waits for another one.
+    bitcoind.take_back();
+    let back = until(directory, id, "broadcast");
+    let txid = back["txid"].as_str().expect("text");
+    bitcoind.mine(2);
+    let second = until(directory, id, "confirmed:2");
+    assert_ne!(first["block"], second["block"]);
+
+    // It is taken back again, and this time the node forgets the transaction.
+    bitcoind.take_back();
+    bitcoind.take_back();
+    bitcoind.stop();
+    bitcoind.run();
+    wait_for("the transaction, again", || {
+        bitcoind.in_mempool(txid).then_some(())
+    });
+    until(directory, id, "broadcast");
+    bitcoind.mine(DEPTH);
+    until(directory, id, "completed");
+
+    let (paid, fee) = (amount(1), Amount::from_sat(2_000));
+    assert_eq!(bitcoind.balance(&owner(1).to_string()), paid);
+    assert_eq!(bitcoind.balance(&address), before - paid - fee);
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+}
+
+#[test]
+fn of_two_transactions_for_a_burn_one_is_mined_and_the_other_superseded() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let Some(bitcoind) = Bitcoind::start(directory) else {
+        return;
+    };
+    let federation = federation();
+    let address = federation.address.to_string();
+    let coins = bitcoind.fund(&address, 2);
+    let before = bitcoind.balance(&address);
+    let (simulator, endpoint) = governance(0, &[]);
+    let running = start(directory, &endpoint, &bitcoind);
+    initiate(directory, &form(&federation, 1, &coins[..1], 1_000));
+    until(directory, "pegout-1-1000", "broadcast");
+
+    // With another coin it could be mined too: nobody is asked to sign it.
+    let rival = form(&federation, 1, &coins[1..], 5_000);
+    let (status, refused) = ask(directory, "POST", "/pegouts", &rival).expect("answers");
+    let refused = refused["error"].as_str().expect("an error");
+    assert_eq!(status, 409, "{refused}");
+    assert!(
+        refused.contains("paid by request pegout-1-1000 already"),
+        "{refused}"
+    );
+
+    // With the same coin and a higher fee it takes the first one's place.
+    let mut better = form(&federation, 1, &coins[..1], 20_000);
+    better["replaces"] = "pegout-1-1000".into();
+    initiate(directory, &better);
+    until(directory, "pegout-1-20000", "broadcast");
+    wait_for("the first one's trouble", || {
+        let path = "/pegouts/pegout-1-1000";
+        let (_, pegout) = ask(directory, "GET", path, &Value::Null)?;
+        let trouble = pegout["trouble"].as_str()?;
+        trouble.contains("offered again").then_some(())
+    });
+    bitcoind.mine(DEPTH);
+    until(directory, "pegout-1-20000", "completed");
+    let superseded = until(directory, "pegout-1-1000", "superseded");
+    assert_eq!(superseded["text"], "superseded by pegout-1-20000");
+
+    let (paid, fee) = (amount(1), Amount::from_sat(20_000));
+    assert_eq!(bitcoind.balance(&owner(1).to_string()), paid);
+    assert_eq!(bitcoind.balance(&address), before - paid - fee);
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+}
