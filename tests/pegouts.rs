@@ -14,20 +14,16 @@ use bitcoin::Amount;
 use governance_stream::{
     StreamError,
     bridge::{
-        BridgeStore, CompletionNotice, PausedBy, PegoutCompleted, PegoutEvent, PegoutFailure,
-        PegoutStage,
+        BridgeStore, CompletionNotice, CompletionSubscriber, PausedBy, PegoutCompleted,
+        PegoutEvent, PegoutFailure, PegoutStage,
     },
     chain::ChainMessage,
     message::{Outcome, SignatureRequest, SignatureRequestParts},
     proto::FederationUpdateKind,
     simulator::{Behaviour, FederationView, RotationPlan, wallet},
 };
-use ractor::{Actor, ActorProcessingErr, ActorRef};
-use support::{
-    PATIENCE, config,
-    full::{FullNode, completions},
-    governance, pegout, pegout_parts, request_id,
-};
+use ractor::{Actor, ActorProcessingErr, ActorRef, rpc::CallResult};
+use support::{PATIENCE, config, full::FullNode, governance, pegout, pegout_parts, request_id};
 use tokio::sync::mpsc;
 
 fn requested(stage: &PegoutStage) -> bool {
@@ -350,14 +346,16 @@ impl Actor for Ledger {
 async fn a_completed_pegout_is_told_until_it_is_noted_and_never_again() {
     let simulator = governance().await;
     let federation = simulator.federation(1).expect("the first");
-    let mut node = FullNode::start(&simulator).await;
+    let config = config(&simulator.endpoints());
+    let name = format!("{}.completions", config.subscribers.bridge);
+    let told = CompletionSubscriber::named::<CompletionNotice>(&name);
+    let mut node = FullNode::telling(told, config, &simulator).await;
     node.initiate(pegout(&federation, 1)).await.expect("begun");
     node.until_completed(1).await;
     // Nobody was there to be told, and then the bridge dies.
     node.restart_bridge().await;
     let (sender, mut told) = mpsc::unbounded_channel();
-    let name = Some(completions(&node.config));
-    let (ledger, _) = Actor::spawn(name, Ledger, sender)
+    let (ledger, _) = Actor::spawn(Some(name), Ledger, sender)
         .await
         .expect("the name is free");
     let noted = tokio::time::timeout(PATIENCE, told.recv()).await;
@@ -365,20 +363,7 @@ async fn a_completed_pegout_is_told_until_it_is_noted_and_never_again() {
     assert_eq!(noted.request_id, request_id(1));
     assert_eq!(noted.burns, [pegout_parts(&federation, 1).burns[0].burn()]);
     assert_eq!(noted.txid, pegout(&federation, 1).txid());
-    let mut changed = node.bridge_store.watch();
-    let reported = async {
-        while !node
-            .bridge_store
-            .pegout(&request_id(1))
-            .expect("known")
-            .is_reported()
-        {
-            changed.changed().await.expect("the store lives");
-        }
-    };
-    tokio::time::timeout(PATIENCE, reported)
-        .await
-        .expect("written down");
+    node.until_reported(1).await;
     node.restart_bridge().await;
     node.chain
         .cast(ChainMessage::HeightReached(1))
@@ -392,6 +377,62 @@ async fn a_completed_pegout_is_told_until_it_is_noted_and_never_again() {
         .stop_and_wait(None, Some(PATIENCE))
         .await
         .expect("stops");
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chain_notes_a_paid_burn_once_it_is_there_and_knows_it_when_it_is_told_again() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let mut node = FullNode::start(&simulator).await;
+    let burn = pegout_parts(&federation, 1).burns[0].burn();
+    node.initiate(pegout(&federation, 1)).await.expect("begun");
+    node.until_on_network(1).await;
+    assert_eq!(
+        node.chain_store.payment_of(&burn),
+        None,
+        "it is not deep enough"
+    );
+    node.chain.kill();
+    node.chain.wait(Some(PATIENCE)).await.expect("dies");
+    node.until_completed(1).await;
+    assert_eq!(node.chain_store.payments(), [], "there is no chain");
+    node.restart_chain().await;
+    node.until_reported(1).await;
+    let payment = node.chain_store.payment_of(&burn).expect("noted");
+    assert_eq!(payment.request_id, request_id(1));
+    assert_eq!(payment.txid, pegout(&federation, 1).txid());
+    // A bridge that died before it wrote the answer down tells it again.
+    for _ in 0..2 {
+        let again = |reply| {
+            ChainMessage::PegoutCompleted(CompletionNotice {
+                completed: payment.clone(),
+                reply,
+            })
+        };
+        let answer = node.chain.call(again, Some(PATIENCE)).await;
+        assert!(
+            matches!(answer, Ok(CallResult::Success(Ok(())))),
+            "{answer:?}"
+        );
+    }
+    let other = PegoutCompleted {
+        txid: pegout(&federation, 2).txid(),
+        ..payment.clone()
+    };
+    let told = |reply| {
+        ChainMessage::PegoutCompleted(CompletionNotice {
+            completed: other,
+            reply,
+        })
+    };
+    let answer = node.chain.call(told, Some(PATIENCE)).await;
+    assert!(
+        matches!(answer, Ok(CallResult::Success(Err(_)))),
+        "{answer:?}"
+    );
+    assert_eq!(node.chain_store.payments(), [payment]);
     node.stop().await;
     simulator.assert_clean();
 }

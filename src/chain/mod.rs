@@ -1,5 +1,5 @@
 //! The chain: keeps every version of the federation and every proposal, applies versions at their
-//! height, and tells the bridge.
+//! height, tells the bridge, and notes which burns that has paid for good.
 //!
 //! An implementation of the subscriber contract, and what the binary runs; a node may bring its
 //! own. What it accepted lies in a [`ChainStore`], which outlives the actor.
@@ -11,7 +11,10 @@
 //! told when it is durable. A version becomes active at its height and not before, however long
 //! ago that height passed; a lower height after a reorganisation undoes it.
 //!
-//! It follows what happens through [`ChainStore::events_after`], and remembers the number of the
+//! Which burns are paid, and may be marked so on the sidechain, is [`ChainStore::payments`]: each is
+//! noted once its transaction is as deep in the Bitcoin chain as it has to be.
+//!
+//! It follows what happens to the federation through [`ChainStore::events_after`], and remembers the number of the
 //! last event that it has dealt with:
 //!
 //! ```no_run
@@ -35,6 +38,7 @@
 mod event;
 mod fault;
 mod federation;
+mod payments;
 mod presence;
 mod proposals;
 mod schedule;
@@ -53,10 +57,11 @@ use std::time::SystemTime;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::task::JoinSet;
-use tracing::{info, info_span, warn};
+use tracing::{error, info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
+    bridge::{CompletionNotice, PegoutCompleted},
     durable::StoreError,
     message::{FederationUpdate, FederationUpdateAck, ProposalAck, ProposalNotification},
     routing::{Answer, ChainEvent, Delivered, Delivery, Handled},
@@ -68,9 +73,10 @@ use store::Draft;
 pub use event::{EVENTS_KEPT, FederationEvent, NumberedEvent};
 pub use fault::FederationFault;
 pub use federation::{Federation, FederationPolicy};
+pub use payments::{Noted, PaymentFault};
 pub use proposals::{MAX_PROPOSALS, Proposal, ProposalFault};
 pub use schedule::{FederationStanding, Schedule, Scheduling};
-pub use store::{ChainStore, HeightError, HeightReport, Refusal};
+pub use store::{ChainStore, HeightError, HeightReport, NotNoted, Refusal};
 
 /// Every version with its standing, as the bridge needs it.
 pub type Federations = Vec<(Federation, FederationStanding)>;
@@ -91,6 +97,8 @@ pub enum ChainMessage {
         /// Answered once everything that rests on it is durable and in force here.
         reply: RpcReplyPort<Result<(), HeightError>>,
     },
+    /// From the bridge: burns are paid for good. Answered once that is durable.
+    PegoutCompleted(CompletionNotice),
     /// The version that signs now.
     GetFederation {
         /// Takes it.
@@ -106,6 +114,12 @@ pub enum ChainMessage {
 impl From<Delivery<ChainEvent>> for ChainMessage {
     fn from(delivery: Delivery<ChainEvent>) -> Self {
         Self::Deliver(delivery)
+    }
+}
+
+impl From<CompletionNotice> for ChainMessage {
+    fn from(notice: CompletionNotice) -> Self {
+        Self::PegoutCompleted(notice)
     }
 }
 
@@ -179,6 +193,10 @@ impl Actor for ChainActor {
                 let taken = state.report_height(report).await;
                 let _ = reply.send(taken);
             }
+            ChainMessage::PegoutCompleted(CompletionNotice { completed, reply }) => {
+                let noted = state.note(completed).await;
+                let _ = reply.send(noted.map_err(|reason| reason.to_string()));
+            }
             ChainMessage::GetFederation { reply } => {
                 let _ = reply.send(state.args.store.active());
             }
@@ -226,6 +244,18 @@ impl ChainState {
         let (height, session) = (self.args.store.height(), self.session());
         self.presence.reached(height, session);
         self.apply();
+        Ok(())
+    }
+
+    async fn note(&self, completed: PegoutCompleted) -> Result<(), NotNoted> {
+        let (id, txid) = (completed.request_id.clone(), completed.txid);
+        match self.args.store.note_completed(completed).await? {
+            Noted::Known => {}
+            Noted::New => info!(pegout = %id, %txid, "burns are paid"),
+            Noted::PaidAgain { burn, before } => {
+                error!(pegout = %id, %txid, %burn, %before, "a burn is paid that was paid before");
+            }
+        }
         Ok(())
     }
 

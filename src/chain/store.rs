@@ -18,13 +18,15 @@ use super::{
     event::{self, EventLog, NumberedEvent},
     fault::FederationFault,
     federation::Federation,
+    payments::{Noted, PaymentFault, Payments},
     proposals::{Kept, Proposal, ProposalFault, Proposals},
     schedule::{Schedule, Scheduling},
     stored,
 };
 use crate::{
+    bridge::PegoutCompleted,
     durable::{DurableMap, RowChanges, StoreError},
-    message::{FederationUpdate, ProposalNotification},
+    message::{BurnId, FederationUpdate, ProposalNotification},
 };
 
 const HEIGHT: &str = "height";
@@ -60,6 +62,17 @@ pub enum HeightError {
     Store(#[from] StoreError),
 }
 
+/// Why a completed peg-out is not noted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotNoted {
+    /// It is not what was told before.
+    #[error(transparent)]
+    Fault(#[from] PaymentFault),
+    /// It could not be made durable: tell it again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// The last update that was not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -85,6 +98,7 @@ pub struct ChainStore {
 struct Known {
     schedule: Schedule,
     proposals: Proposals,
+    payments: Payments,
     events: EventLog,
     refusal: Option<Refusal>,
     /// A commit failed: the file may hold more than this.
@@ -141,6 +155,17 @@ impl Draft {
         Ok(())
     }
 
+    /// Notes a completed peg-out.
+    pub(super) fn note(&mut self, completed: &PegoutCompleted) -> Result<Noted, PaymentFault> {
+        let noted = self.known.payments.note(completed)?;
+        if noted != Noted::Known {
+            let row = stored::write_payment(completed);
+            let name = format!("paid/{}", completed.request_id);
+            self.rows.insert(name, Some(row));
+        }
+        Ok(noted)
+    }
+
     /// Takes the sidechain's height.
     pub(super) fn report_height(&mut self, report: HeightReport) -> Result<(), HeightError> {
         let known = self.known.schedule.height();
@@ -192,6 +217,7 @@ impl Known {
         Self {
             schedule,
             proposals: Proposals::default(),
+            payments: Payments::default(),
             events: EventLog::default(),
             refusal: None,
             in_doubt: false,
@@ -228,6 +254,7 @@ impl Known {
                     .map_err(|fault| fault.to_string())?;
             }
             Some(("proposal", _)) => self.proposals.restore(stored::read_proposal(value)?),
+            Some(("paid", _)) => self.payments.restore(stored::read_payment(value)?),
             Some(("event", _)) => self.events.restore(stored::read_event(value)?),
             None if name == FIRST => {}
             None if name == REFUSAL => self.refusal = Some(stored::read_refusal(value)?),
@@ -310,6 +337,18 @@ impl ChainStore {
         self.lock().proposals.list(SystemTime::now())
     }
 
+    /// Every completed peg-out that the bridge has told.
+    #[must_use]
+    pub fn payments(&self) -> Vec<PegoutCompleted> {
+        self.lock().payments.list()
+    }
+
+    /// The completed peg-out that paid this burn.
+    #[must_use]
+    pub fn payment_of(&self, burn: &BurnId) -> Option<PegoutCompleted> {
+        self.lock().payments.of(burn).cloned()
+    }
+
     /// What happened after the event of this number, the oldest first; everything that is kept
     /// after 0.
     #[must_use]
@@ -357,6 +396,17 @@ impl ChainStore {
     pub async fn report_height(&self, report: HeightReport) -> Result<(), HeightError> {
         self.change(move |draft| draft.report_height(report))
             .await?
+    }
+
+    /// Notes a completed peg-out; the same one again is fine. For a chain actor of the node's own:
+    /// this crate's is told by message.
+    ///
+    /// # Errors
+    ///
+    /// When another one was noted under its id, or it could not be made durable; nothing changed.
+    pub async fn note_completed(&self, completed: PegoutCompleted) -> Result<Noted, NotNoted> {
+        let noted = self.change(move |draft| draft.note(&completed)).await?;
+        Ok(noted?)
     }
 
     /// Waits for a change that is under way.

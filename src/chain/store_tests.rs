@@ -1,4 +1,7 @@
+use bitcoin::{BlockHash, Txid, hashes::Hash as _};
+
 use super::*;
+use crate::bridge::Place;
 use crate::chain::{
     EVENTS_KEPT, FederationEvent, FederationStanding,
     test_support::{Disk, PLAN, governance, schedule, update},
@@ -213,4 +216,38 @@ async fn events_name_the_version_that_signed_and_survive_with_what_caused_them()
     assert_eq!(kept.len(), EVENTS_KEPT);
     drop(store);
     assert_eq!(opened().events_after(0), kept);
+}
+
+#[tokio::test]
+async fn a_paid_burn_is_known_to_the_next_process() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let disk = Disk::default();
+    let open = || ChainStore::on(disk.map()?, schedule(&first, "alys-regtest"));
+    let burn = BurnId {
+        tx_hash: [7; 32],
+        log_index: 3,
+    };
+    let completed = PegoutCompleted {
+        request_id: "a/pegout".parse().expect("valid"),
+        burns: vec![burn],
+        txid: Txid::from_byte_array([8; 32]),
+        place: Place {
+            block: BlockHash::from_byte_array([9; 32]),
+            height: 120,
+        },
+    };
+    let store = open().expect("opens");
+    disk.fail_after(Some(0));
+    let failed = store.note_completed(completed.clone()).await;
+    assert!(matches!(failed, Err(NotNoted::Store(_))), "{failed:?}");
+    assert_eq!(store.payment_of(&burn), None, "it is not durable");
+    disk.fail_after(None);
+    let noted = store.note_completed(completed.clone()).await;
+    assert_eq!(noted, Ok(Noted::New));
+    drop(store);
+    let store = open().expect("opens");
+    assert_eq!(store.payment_of(&burn), Some(completed.clone()));
+    let again = store.note_completed(completed).await;
+    assert_eq!(again, Ok(Noted::Known));
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bitcoin::{Address, address::NetworkUnchecked};
+use bitcoin::{Address, BlockHash, Txid, address::NetworkUnchecked, hashes::Hash as _};
 use prost::Message as _;
 
 use super::{
@@ -13,7 +13,8 @@ use super::{
     store::Refusal,
 };
 use crate::{
-    message::{FederationUpdate, ProposalNotification},
+    bridge::{PegoutCompleted, Place},
+    message::{BurnId, FederationUpdate, ProposalNotification},
     proto,
 };
 
@@ -56,6 +57,28 @@ struct StoredRefusal {
     at_unix_ms: u64,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredBurn {
+    #[prost(bytes = "vec", tag = "1")]
+    tx_hash: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    log_index: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredPayment {
+    #[prost(string, tag = "1")]
+    request_id: String,
+    #[prost(message, repeated, tag = "2")]
+    burns: Vec<StoredBurn>,
+    #[prost(bytes = "vec", tag = "3")]
+    txid: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    block: Vec<u8>,
+    #[prost(uint32, tag = "5")]
+    height: u32,
+}
+
 fn text(error: impl ToString) -> String {
     error.to_string()
 }
@@ -81,6 +104,40 @@ pub(super) fn write_proposal(proposal: &ProposalNotification) -> Vec<u8> {
 pub(super) fn read_proposal(bytes: &[u8]) -> Result<ProposalNotification, String> {
     let stored = proto::ProposalNotification::decode(bytes).map_err(text)?;
     ProposalNotification::try_from(stored).map_err(text)
+}
+
+pub(super) fn write_payment(completed: &PegoutCompleted) -> Vec<u8> {
+    let burns = completed.burns.iter().map(|burn| StoredBurn {
+        tx_hash: burn.tx_hash.to_vec(),
+        log_index: burn.log_index,
+    });
+    StoredPayment {
+        request_id: completed.request_id.to_string(),
+        burns: burns.collect(),
+        txid: completed.txid.to_byte_array().to_vec(),
+        block: completed.place.block.to_byte_array().to_vec(),
+        height: completed.place.height,
+    }
+    .encode_to_vec()
+}
+
+pub(super) fn read_payment(bytes: &[u8]) -> Result<PegoutCompleted, String> {
+    let stored = StoredPayment::decode(bytes).map_err(text)?;
+    let burns = stored.burns.iter().map(|burn| {
+        Ok::<_, String>(BurnId {
+            tx_hash: burn.tx_hash.as_slice().try_into().map_err(text)?,
+            log_index: burn.log_index,
+        })
+    });
+    Ok(PegoutCompleted {
+        request_id: stored.request_id.parse().map_err(text)?,
+        burns: burns.collect::<Result<_, _>>()?,
+        txid: Txid::from_slice(&stored.txid).map_err(text)?,
+        place: Place {
+            block: BlockHash::from_slice(&stored.block).map_err(text)?,
+            height: stored.height,
+        },
+    })
 }
 
 pub(super) fn write_height(height: u64) -> Vec<u8> {

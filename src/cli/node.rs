@@ -9,7 +9,10 @@ use std::{
 use anyhow::Context as _;
 use governance_stream::{
     DiskJournal, GovernanceStream, Journal, MemoryJournal, StreamArguments, Subscriber,
-    bridge::{BitcoinBackend, BridgeActor, BridgeArguments, BridgeMessage, BridgeStore},
+    bridge::{
+        BitcoinBackend, BridgeActor, BridgeArguments, BridgeMessage, BridgeStore,
+        CompletionSubscriber,
+    },
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
         Schedule,
@@ -100,7 +103,9 @@ impl Node {
                 store: bridge_store.clone(),
                 stream: stream.clone(),
                 backend,
-                completions: None,
+                completions: features.chain.then(|| {
+                    CompletionSubscriber::named::<ChainMessage>(&config.subscribers.chain)
+                }),
                 config: bridge,
                 metrics,
             };

@@ -6,8 +6,8 @@ use bitcoin::Network;
 use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
-        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, CompletionNotice,
-        CompletionSubscriber, EmbeddedBitcoin, PegoutRefusal, PegoutStage,
+        BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, CompletionSubscriber,
+        EmbeddedBitcoin, PegoutRefusal, PegoutStage,
     },
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
@@ -38,11 +38,6 @@ pub fn first_federation(view: &FederationView) -> FirstFederation {
     }
 }
 
-/// Under which name the bridge of `config` looks for whoever takes note of completed peg-outs.
-pub fn completions(config: &Config) -> String {
-    format!("{}.completions", config.subscribers.bridge)
-}
-
 /// The schedule of a node that starts with it.
 pub fn schedule(view: &FederationView) -> Schedule {
     let chain = "alys-regtest".parse().expect("valid");
@@ -63,6 +58,7 @@ pub struct FullNode {
     pub chain_store: ChainStore,
     pub bitcoin: Arc<EmbeddedBitcoin>,
     pub metrics: Metrics,
+    completions: CompletionSubscriber,
 }
 
 impl FullNode {
@@ -72,6 +68,16 @@ impl FullNode {
 
     /// With a configuration of the test's own; the federation is still `simulator`'s.
     pub async fn with(config: Config, simulator: &Simulator) -> Self {
+        let chain = CompletionSubscriber::named::<ChainMessage>(&config.subscribers.chain);
+        Self::telling(chain, config, simulator).await
+    }
+
+    /// With someone else who is told of completed peg-outs.
+    pub async fn telling(
+        completions: CompletionSubscriber,
+        config: Config,
+        simulator: &Simulator,
+    ) -> Self {
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
@@ -84,8 +90,9 @@ impl FullNode {
         let (bridge_store, bitcoin) = (BridgeStore::new(), Arc::default());
         let first = simulator.federation(1).expect("the first");
         let chain_store = ChainStore::new(schedule(&first));
+        let arguments = bridge_arguments(&bridge_store, &stream, &bitcoin, &completions, &metrics);
         let mut node = Self {
-            bridge: start_bridge(&config, &bridge_store, &stream, &bitcoin, &metrics).await,
+            bridge: start_bridge(&config, arguments).await,
             chain: start_chain(&config, &chain_store, &stream).await,
             stream,
             config,
@@ -93,6 +100,7 @@ impl FullNode {
             chain_store,
             bitcoin,
             metrics,
+            completions,
         };
         node.until_active(1).await;
         node
@@ -102,15 +110,14 @@ impl FullNode {
     pub async fn restart_bridge(&mut self) {
         self.bridge.kill();
         self.bridge.wait(Some(PATIENCE)).await.expect("dies");
-        let Self {
-            config,
-            bridge_store,
-            stream,
-            bitcoin,
-            metrics,
-            ..
-        } = self;
-        self.bridge = start_bridge(config, bridge_store, stream, bitcoin, metrics).await;
+        let arguments = bridge_arguments(
+            &self.bridge_store,
+            &self.stream,
+            &self.bitcoin,
+            &self.completions,
+            &self.metrics,
+        );
+        self.bridge = start_bridge(&self.config, arguments).await;
     }
 
     /// Kills the chain and starts another one on the same store.
@@ -148,6 +155,21 @@ impl FullNode {
         self.bitcoin.mine(BridgeConfig::default().confirmations);
         let completed = |stage: &PegoutStage| matches!(stage, PegoutStage::Completed { .. });
         self.until(&super::request_id(number), completed).await;
+    }
+
+    /// Waits until whoever is told of completed peg-outs has noted this one.
+    pub async fn until_reported(&self, number: u64) {
+        let mut changed = self.bridge_store.watch();
+        let request_id = super::request_id(number);
+        let reported = async {
+            let noted = || Some(self.bridge_store.pegout(&request_id)?.is_reported());
+            while noted() != Some(true) {
+                changed.changed().await.expect("the store lives");
+            }
+        };
+        tokio::time::timeout(PATIENCE, reported)
+            .await
+            .expect("noted");
     }
 
     /// Waits until a peg-out's stage is as wanted, and gives it.
@@ -210,26 +232,27 @@ impl FullNode {
     }
 }
 
-async fn start_bridge(
-    config: &Config,
+fn bridge_arguments(
     store: &BridgeStore,
     stream: &GovernanceStream,
     bitcoin: &Arc<EmbeddedBitcoin>,
+    completions: &CompletionSubscriber,
     metrics: &Metrics,
-) -> ActorRef<BridgeMessage> {
-    let arguments = BridgeArguments {
+) -> BridgeArguments {
+    BridgeArguments {
         store: store.clone(),
         stream: stream.clone(),
         backend: bitcoin.clone(),
-        completions: Some(CompletionSubscriber::named::<CompletionNotice>(
-            completions(config),
-        )),
+        completions: Some(completions.clone()),
         config: BridgeConfig {
             poll_interval: std::time::Duration::from_millis(20),
             ..BridgeConfig::default()
         },
         metrics: metrics.clone(),
-    };
+    }
+}
+
+async fn start_bridge(config: &Config, arguments: BridgeArguments) -> ActorRef<BridgeMessage> {
     let name = config.subscribers.bridge.clone();
     Actor::spawn(Some(name), BridgeActor, arguments)
         .await
