@@ -63,7 +63,7 @@ pub(super) async fn dial(
 ) -> Result<Dialled, SessionFault> {
     let unreachable = |cause: String| SessionFault::Unreachable(format!("{target}: {cause}"));
     if !target.is_tls() {
-        let tcp = connect(target, config).await.map_err(unreachable)?;
+        let tcp = connect(target, config).await?;
         let peer = tcp
             .peer_addr()
             .map_err(|error| unreachable(error.to_string()))?;
@@ -85,7 +85,7 @@ pub(super) async fn dial(
         let fault = ConfigFault::new("connection.tls.server_name", format!("{name:?}"), expected);
         SessionFault::Credentials(fault)
     })?;
-    let tcp = connect(target, config).await.map_err(unreachable)?;
+    let tcp = connect(target, config).await?;
     let stream = shake_hands(tcp, name, tls.clone(), settings.handshake_deadline);
     let stream = stream.await.map_err(unreachable)?;
     open(target, config, stream).await.map_err(unreachable)
@@ -100,22 +100,23 @@ fn host(target: &Endpoint) -> &str {
 }
 
 /// A TCP connection to the first address of the endpoint's name that takes one.
-async fn connect(target: &Endpoint, config: &ConnectionConfig) -> Result<TcpStream, String> {
+async fn connect(target: &Endpoint, config: &ConnectionConfig) -> Result<TcpStream, SessionFault> {
     let port = if target.is_tls() { 443 } else { 80 };
     let port = target.uri().port_u16().unwrap_or(port);
     let within = config.connect_deadline;
     let connecting = async {
-        match host(target).parse::<IpAddr>() {
+        let tcp = match host(target).parse::<IpAddr>() {
             Ok(ip) => TcpStream::connect((ip, port)).await,
             Err(_) => TcpStream::connect((host(target), port)).await,
-        }
+        }?;
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
     };
-    let tcp = timeout(within, connecting)
+    let awaited = "TCP connection";
+    timeout(within, connecting)
         .await
-        .map_err(|_| format!("no TCP connection within {within:?}"))?
-        .map_err(|error| error.to_string())?;
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-    Ok(tcp)
+        .map_err(|_| SessionFault::TooSlow { awaited, within })?
+        .map_err(|error: io::Error| SessionFault::Unreachable(format!("{target}: {error}")))
 }
 
 /// HTTP/2 over an open connection.

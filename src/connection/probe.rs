@@ -41,7 +41,7 @@ pub(super) struct Probe {
 impl Probe {
     /// Probes an endpoint on a connection of its own, and reports.
     pub(super) async fn run(self, endpoint: Endpoint, connection: ActorRef<ConnectionMessage>) {
-        let within = self.config.connect_deadline;
+        let within = self.config.dial_deadline();
         let probing = async {
             let credentials = Credentials::load(&self.config).await?;
             let dialled = dial(&endpoint, &self.config, &credentials).await?;
