@@ -217,8 +217,8 @@ async fn a_session_is_not_left_for_an_endpoint_that_is_down_or_behind() {
 async fn a_session_that_acknowledges_nothing_is_left_though_its_heart_beats() {
     let simulator = governance(2).await;
     let mut config = config(&simulator);
-    config.connection.heartbeat_interval = 20 * MS;
-    config.connection.stall_deadline = 200 * MS;
+    config.connection.heartbeat_interval = 200 * MS;
+    config.connection.stall_deadline = 100 * MS;
     let node = Node::with(config).await;
     node.until("connected", is_at(&simulator, 0)).await;
     simulator.withhold_acknowledgements(true);
