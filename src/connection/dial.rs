@@ -1,6 +1,13 @@
 //! Opens the transport to an endpoint: TCP, TLS where the endpoint wants it, HTTP/2.
 
-use std::{io, net::IpAddr, sync::Arc};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -29,9 +36,17 @@ pub(super) struct Dialled {
     pub channel: Channel,
     target: Endpoint,
     broken: Arc<Break>,
+    /// Set when another connection was wanted: this one takes no more calls.
+    closing: Arc<AtomicBool>,
 }
 
 impl Dialled {
+    /// Whether it takes no more calls, as the last one has shown: the calls that it carries may go
+    /// on, but governance has said (`GOAWAY`) that the connection ends with them.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
     /// The fault that a status of a call stands for. Under TLS 1.3 governance judges our
     /// certificate only after the handshake, so that its refusal comes as a status.
     pub(super) fn fault_of(&self, status: &Status) -> SessionFault {
@@ -136,7 +151,12 @@ async fn open(
     let broken: Arc<Break> = Arc::default();
     let stream = Witness::new(stream, Arc::clone(&broken));
     let mut stream = Some(hyper_util::rt::TokioIo::new(stream));
+    let closing: Arc<AtomicBool> = Arc::default();
+    let wanted_again = Arc::clone(&closing);
     let once = tower::service_fn(move |_: Uri| {
+        if stream.is_none() {
+            wanted_again.store(true, Ordering::Relaxed);
+        }
         let lost = || io::Error::new(io::ErrorKind::NotConnected, "the connection is lost");
         std::future::ready(stream.take().ok_or_else(lost))
     });
@@ -152,5 +172,6 @@ async fn open(
         channel,
         target: target.clone(),
         broken,
+        closing,
     })
 }
