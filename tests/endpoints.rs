@@ -147,6 +147,28 @@ async fn a_drain_moves_the_session_without_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_goes_away_or_stops_serving_is_left_before_it_ends() {
+    for goes_away in [true, false] {
+        let mut simulator = governance(2).await;
+        let node = Node::with(config(&simulator)).await;
+        node.until("connected", is_at(&simulator, 0)).await;
+        let left = async {
+            if goes_away {
+                simulator.go_away(0);
+            } else {
+                simulator.set_serving(0, false).await;
+            }
+            node.until("moved", is_at(&simulator, 1)).await;
+        };
+        under_load(&simulator, &node, 0..100, left).await;
+        assert_eq!(node.stream.status().connection.switches, 1, "without a gap");
+        simulator.stop_endpoint(0).await;
+        node.stop().await;
+        simulator.assert_clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drained_endpoint_without_a_sibling_gets_the_next_session_too() {
     let simulator = governance(1).await;
     let node = Node::with(config(&simulator)).await;
@@ -217,8 +239,8 @@ async fn a_session_is_not_left_for_an_endpoint_that_is_down_or_behind() {
 async fn a_session_that_acknowledges_nothing_is_left_though_its_heart_beats() {
     let simulator = governance(2).await;
     let mut config = config(&simulator);
-    config.connection.heartbeat_interval = 20 * MS;
-    config.connection.stall_deadline = 200 * MS;
+    config.connection.heartbeat_interval = 200 * MS;
+    config.connection.stall_deadline = 100 * MS;
     let node = Node::with(config).await;
     node.until("connected", is_at(&simulator, 0)).await;
     simulator.withhold_acknowledgements(true);

@@ -32,7 +32,9 @@ struct Victim {
 }
 
 impl Victim {
-    async fn start(config: Config) -> Self {
+    async fn start(mut config: Config) -> Self {
+        // What a hostile peer does not acknowledge is not worth waiting for.
+        config.drain_deadline = Duration::from_millis(200);
         let journal: Arc<dyn Journal> = support::memory();
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;

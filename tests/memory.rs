@@ -57,9 +57,58 @@ async fn reconnect(stream: &GovernanceStream, simulator: &governance_stream::sim
 
 /// One test at a time in a process: they measure all of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stays_flat_with_a_dead_subscriber_and_as_trackers_come_and_go() {
+async fn it_stays_flat_whoever_is_dead_or_hostile_and_as_trackers_come_and_go() {
     a_dead_subscriber().await;
+    a_hostile_peer().await;
     trackers().await;
+}
+
+/// Frames of many fields that stand for much more memory than their bytes, and floods of empty
+/// ones: each ends its session, and leaves nothing behind.
+async fn a_hostile_peer() {
+    const FIELDS: usize = 200_000;
+    const ROUNDS: u64 = 60;
+    let simulator = governance().await;
+    let mut config = config(&simulator.endpoints());
+    config.connection.backoff.max = Duration::from_millis(10);
+    config.connection.idle_frames_per_second = 100;
+    let arguments = StreamArguments::new(config, support::memory());
+    let stream = GovernanceStream::start(arguments).await.expect("starts");
+    let swollen = proto::StreamResponse {
+        messages: vec![proto::SequencedMessage::default(); FIELDS],
+        ..Default::default()
+    };
+    let empty = proto::StreamResponse::default();
+    let mut before = 0;
+    for round in 0..ROUNDS {
+        if round == ROUNDS / 4 {
+            before = resident();
+        }
+        support::until(&stream, "connected", |status| status.is_connected()).await;
+        let sessions = stream.status().connection.sessions;
+        let left = support::until(&stream, "left and back", |status| {
+            status.connection.sessions > sessions
+        });
+        if round % 2 == 0 {
+            simulator.inject(&swollen);
+            left.await;
+            continue;
+        }
+        let flood = async {
+            loop {
+                simulator.inject(&empty);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = flood => {}
+            () = left => {}
+        }
+    }
+    let fault = stream.status().connection.last_fault.unwrap_or_default();
+    assert!(fault.contains("exceeded a limit"), "{fault}");
+    assert_flat("a hostile peer", before, 32 * MIB);
+    stream.shutdown().await.expect("shuts down");
 }
 
 /// What comes for it waits within the window, however often governance sends it: each time that is

@@ -322,6 +322,18 @@ impl ConnectionConfig {
     }
 }
 
+impl ConnectionConfig {
+    /// How long token and certificates may take to be read: a file system that hangs must not hold
+    /// a dial for ever.
+    pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+    /// The longest that a dial may take: reading, connecting, shaking hands.
+    pub(crate) fn dial_deadline(&self) -> Duration {
+        let handshake = self.tls.as_ref().map(|tls| tls.handshake_deadline);
+        Self::READ_DEADLINE + self.connect_deadline + handshake.unwrap_or_default()
+    }
+}
+
 impl Default for BackoffConfig {
     fn default() -> Self {
         Self {

@@ -26,9 +26,6 @@ use x509_cert::{Certificate, der::Decode as _};
 use super::fault::SessionFault;
 use crate::config::{ConfigFault, ConnectionConfig, TlsConfig, TlsIdentity, TlsVersion};
 
-/// How long the files may take to be read: a file system that hangs must not hold a dial for ever.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
-
 const CA: &str = "connection.tls.ca_file";
 const CERTIFICATE: &str = "connection.tls.cert_file";
 const KEY: &str = "connection.tls.key_file";
@@ -157,10 +154,10 @@ impl Credentials {
     pub(super) async fn load(config: &ConnectionConfig) -> Result<Self, SessionFault> {
         let config = config.clone();
         let reading = tokio::task::spawn_blocking(move || Self::read(&config));
-        let read = timeout(READ_DEADLINE, reading).await;
+        let read = timeout(ConnectionConfig::READ_DEADLINE, reading).await;
         let slow = SessionFault::TooSlow {
             awaited: "reading of token and certificates",
-            within: READ_DEADLINE,
+            within: ConnectionConfig::READ_DEADLINE,
         };
         read.map_err(|_| slow)?
             .map_err(|error| SessionFault::Unreachable(error.to_string()))?

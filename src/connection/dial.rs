@@ -1,6 +1,13 @@
 //! Opens the transport to an endpoint: TCP, TLS where the endpoint wants it, HTTP/2.
 
-use std::{io, net::IpAddr, sync::Arc};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -29,9 +36,17 @@ pub(super) struct Dialled {
     pub channel: Channel,
     target: Endpoint,
     broken: Arc<Break>,
+    /// Set when another connection was wanted: this one takes no more calls.
+    closing: Arc<AtomicBool>,
 }
 
 impl Dialled {
+    /// Whether it takes no more calls, as the last one has shown: the calls that it carries may go
+    /// on, but governance has said (`GOAWAY`) that the connection ends with them.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
     /// The fault that a status of a call stands for. Under TLS 1.3 governance judges our
     /// certificate only after the handshake, so that its refusal comes as a status.
     pub(super) fn fault_of(&self, status: &Status) -> SessionFault {
@@ -63,7 +78,7 @@ pub(super) async fn dial(
 ) -> Result<Dialled, SessionFault> {
     let unreachable = |cause: String| SessionFault::Unreachable(format!("{target}: {cause}"));
     if !target.is_tls() {
-        let tcp = connect(target, config).await.map_err(unreachable)?;
+        let tcp = connect(target, config).await?;
         let peer = tcp
             .peer_addr()
             .map_err(|error| unreachable(error.to_string()))?;
@@ -85,7 +100,7 @@ pub(super) async fn dial(
         let fault = ConfigFault::new("connection.tls.server_name", format!("{name:?}"), expected);
         SessionFault::Credentials(fault)
     })?;
-    let tcp = connect(target, config).await.map_err(unreachable)?;
+    let tcp = connect(target, config).await?;
     let stream = shake_hands(tcp, name, tls.clone(), settings.handshake_deadline);
     let stream = stream.await.map_err(unreachable)?;
     open(target, config, stream).await.map_err(unreachable)
@@ -100,22 +115,23 @@ fn host(target: &Endpoint) -> &str {
 }
 
 /// A TCP connection to the first address of the endpoint's name that takes one.
-async fn connect(target: &Endpoint, config: &ConnectionConfig) -> Result<TcpStream, String> {
+async fn connect(target: &Endpoint, config: &ConnectionConfig) -> Result<TcpStream, SessionFault> {
     let port = if target.is_tls() { 443 } else { 80 };
     let port = target.uri().port_u16().unwrap_or(port);
     let within = config.connect_deadline;
     let connecting = async {
-        match host(target).parse::<IpAddr>() {
+        let tcp = match host(target).parse::<IpAddr>() {
             Ok(ip) => TcpStream::connect((ip, port)).await,
             Err(_) => TcpStream::connect((host(target), port)).await,
-        }
+        }?;
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
     };
-    let tcp = timeout(within, connecting)
+    let awaited = "TCP connection";
+    timeout(within, connecting)
         .await
-        .map_err(|_| format!("no TCP connection within {within:?}"))?
-        .map_err(|error| error.to_string())?;
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-    Ok(tcp)
+        .map_err(|_| SessionFault::TooSlow { awaited, within })?
+        .map_err(|error: io::Error| SessionFault::Unreachable(format!("{target}: {error}")))
 }
 
 /// HTTP/2 over an open connection.
@@ -135,7 +151,12 @@ async fn open(
     let broken: Arc<Break> = Arc::default();
     let stream = Witness::new(stream, Arc::clone(&broken));
     let mut stream = Some(hyper_util::rt::TokioIo::new(stream));
+    let closing: Arc<AtomicBool> = Arc::default();
+    let wanted_again = Arc::clone(&closing);
     let once = tower::service_fn(move |_: Uri| {
+        if stream.is_none() {
+            wanted_again.store(true, Ordering::Relaxed);
+        }
         let lost = || io::Error::new(io::ErrorKind::NotConnected, "the connection is lost");
         std::future::ready(stream.take().ok_or_else(lost))
     });
@@ -151,5 +172,6 @@ async fn open(
         channel,
         target: target.clone(),
         broken,
+        closing,
     })
 }

@@ -139,7 +139,7 @@ impl Endpoints {
 
     fn longest_trial(&self) -> Duration {
         let config = &self.config;
-        config.connect_deadline + config.probe_deadline + 2 * config.registration_deadline
+        config.dial_deadline() + config.probe_deadline + 2 * config.registration_deadline
     }
 
     /// An attempt was given up before it came to anything: someone else may try.

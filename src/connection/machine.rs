@@ -336,7 +336,7 @@ impl Machine {
                     )
                 }
                 Ok(_) if until <= now => {
-                    let fault = too_slow("connection", self.config.connect_deadline);
+                    let fault = too_slow("connection", self.config.dial_deadline());
                     self.stay(from, to, dial, cause, fault, now, random)
                 }
                 Ok(due) => {
@@ -361,7 +361,7 @@ impl Machine {
                 _ => self.back_off(attempt, cause, now, random),
             },
             State::Connecting { .. } => {
-                let fault = too_slow("connection", self.config.connect_deadline);
+                let fault = too_slow("connection", self.config.dial_deadline());
                 self.lose(state, fault, now, random)
             }
             State::Preparing { .. } => {

@@ -134,6 +134,8 @@ pub(crate) enum ConnectionMessage {
     SessionOpened { dial: u64, validity: Validity },
     /// Governance sent a frame.
     FrameReceived { dial: u64, frame: Box<InboundFrame> },
+    /// The session's endpoint takes no more calls, or says that it does not serve.
+    SessionCloses { dial: u64 },
     /// The session's task has ended.
     SessionEnded { dial: u64, fault: SessionFault },
     /// A probe has ended.
@@ -386,6 +388,11 @@ impl ConnectionState {
             ConnectionMessage::CredentialsSeen(change) => self.credentials_seen(change)?,
             ConnectionMessage::FrameReceived { dial, frame } => {
                 self.frame_received(dial, *frame)?;
+            }
+            ConnectionMessage::SessionCloses { dial } => {
+                let grace = self.args.config.failback_after;
+                warn!(?grace, "the endpoint closes; the session is moved");
+                self.happen(Event::Drain { dial, grace })?;
             }
             ConnectionMessage::SessionEnded { dial, fault } => self.end(dial, fault)?,
             ConnectionMessage::Probed { endpoint, result } => {

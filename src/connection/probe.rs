@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ractor::{ActorRef, rpc::CallResult};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::{
     Code, Request,
     metadata::{Ascii, MetadataValue},
@@ -41,20 +42,40 @@ pub(super) struct Probe {
 impl Probe {
     /// Probes an endpoint on a connection of its own, and reports.
     pub(super) async fn run(self, endpoint: Endpoint, connection: ActorRef<ConnectionMessage>) {
-        let within = self.config.connect_deadline;
+        let within = self.config.dial_deadline();
         let probing = async {
             let credentials = Credentials::load(&self.config).await?;
             let dialled = dial(&endpoint, &self.config, &credentials).await?;
             let authorization = credentials.authorization.as_ref();
             self.check(&dialled, authorization, Check::InStep).await
         };
-        let result = tokio::time::timeout(within + self.config.probe_deadline, probing).await;
+        let result = timeout(within + self.config.probe_deadline, probing).await;
         let too_slow = SessionFault::TooSlow {
             awaited: "answer to a probe",
             within,
         };
         let result = result.unwrap_or(Err(too_slow));
         let _ = connection.cast(ConnectionMessage::Probed { endpoint, result });
+    }
+
+    /// Asks a connection that carries a session for the endpoint's health, again and again, until
+    /// it takes no more calls or says that it does not serve: the session is to be moved before it
+    /// ends. Whether it lives at all is for its heartbeats to tell.
+    pub(super) async fn until_closing(
+        &self,
+        dialled: &Dialled,
+        authorization: Option<&MetadataValue<Ascii>>,
+    ) {
+        let mut looks = interval(self.config.probe_interval);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            let served = timeout(self.config.probe_deadline, serves(dialled, authorization));
+            let says_so = matches!(served.await, Ok(Err(SessionFault::NotServing)));
+            if says_so || dialled.is_closing() {
+                return;
+            }
+        }
     }
 
     /// Checks what is to be checked on an open connection.
@@ -84,7 +105,7 @@ impl Probe {
             }
         };
         let awaited = "answer to a probe";
-        tokio::time::timeout(within, checking)
+        timeout(within, checking)
             .await
             .unwrap_or(Err(SessionFault::TooSlow { awaited, within }))
     }

@@ -84,10 +84,10 @@ impl Session {
             .await
             .map_err(|error| SessionFault::Unreachable(format!("{target}: {error}")))?;
         let mut request = Request::new(ReceiverStream::new(frames));
-        if let Some(authorization) = credentials.authorization {
+        if let Some(authorization) = authorization {
             request
                 .metadata_mut()
-                .insert("authorization", authorization);
+                .insert("authorization", authorization.clone());
         }
         let codec = FrameCodec {
             max_messages: Lane::ALL.len() * probe.config.inbound_window.messages as usize,
@@ -98,24 +98,36 @@ impl Session {
             .await
             .map_err(status)?
             .into_inner();
-        let permits = Arc::new(Semaphore::new(FRAMES_IN_MAILBOX));
-        loop {
-            fault_point!(connection, SessionRead, SessionFault::Closed);
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            let permit = permit.map_err(|_| SessionFault::Closed)?;
-            let frame = responses
-                .message()
-                .await
-                .map_err(status)?
-                .ok_or(SessionFault::Closed)?;
-            let frame = Box::new(InboundFrame {
-                frame,
-                _permit: permit,
-            });
-            let dial = number;
-            connection
-                .cast(ConnectionMessage::FrameReceived { dial, frame })
-                .map_err(gone)?;
+        let reading = async {
+            let permits = Arc::new(Semaphore::new(FRAMES_IN_MAILBOX));
+            loop {
+                fault_point!(connection, SessionRead, SessionFault::Closed);
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                let permit = permit.map_err(|_| SessionFault::Closed)?;
+                let frame = responses
+                    .message()
+                    .await
+                    .map_err(status)?
+                    .ok_or(SessionFault::Closed)?;
+                let frame = Box::new(InboundFrame {
+                    frame,
+                    _permit: permit,
+                });
+                let dial = number;
+                connection
+                    .cast(ConnectionMessage::FrameReceived { dial, frame })
+                    .map_err(gone)?;
+            }
+        };
+        let closing = async {
+            probe.until_closing(&dialled, authorization).await;
+            let _ = connection.cast(ConnectionMessage::SessionCloses { dial: number });
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            ended = reading => ended,
+            ended = closing => ended,
         }
     }
 }

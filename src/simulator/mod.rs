@@ -77,6 +77,8 @@ struct EndpointHandle {
 #[derive(Debug)]
 struct Running {
     stop: CancellationToken,
+    /// Takes no new calls; those that are there go on.
+    closing: CancellationToken,
     sessions: TaskTracker,
     server: JoinHandle<()>,
     health: HealthReporter,
@@ -176,7 +178,8 @@ impl Simulator {
         say(&health, ServingStatus::Serving).await;
         let (accepted, connections) = mpsc::channel(ACCEPTED);
         let accepting = accept(listener, self.tls.subscribe(), accepted);
-        let stopped = stop.clone().cancelled_owned();
+        let closing = stop.child_token();
+        let stopped = closing.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             let serving = Server::builder()
                 .add_service(service)
@@ -197,6 +200,7 @@ impl Simulator {
             bound,
             Running {
                 stop,
+                closing,
                 sessions,
                 server,
                 health,
@@ -234,6 +238,15 @@ impl Simulator {
             running.sessions.wait().await;
             let _ = running.server.await;
             self.shared.change(|ledger| ledger.cut(Some(index)));
+        }
+    }
+
+    /// Has an endpoint tell its peers that it takes no more calls (`GOAWAY`, RFC 9113), as a server
+    /// does that is about to be replaced; its sessions go on until it is stopped.
+    pub fn go_away(&self, index: usize) {
+        let endpoint = self.endpoints.get(index);
+        if let Some(running) = endpoint.and_then(|endpoint| endpoint.running.as_ref()) {
+            running.closing.cancel();
         }
     }
 

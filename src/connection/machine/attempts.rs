@@ -65,7 +65,7 @@ impl Machine {
             Check::None => Duration::ZERO,
             Check::Serving | Check::InStep => self.config.probe_deadline,
         };
-        (self.dials, now + self.config.connect_deadline + checking)
+        (self.dials, now + self.config.dial_deadline() + checking)
     }
 
     pub(super) fn prepare(
