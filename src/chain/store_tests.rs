@@ -229,7 +229,7 @@ async fn a_paid_burn_is_known_to_the_next_process() {
         log_index: 3,
     };
     let completed = PegoutCompleted {
-        request_id: "a/pegout".parse().expect("valid"),
+        request_id: "a-pegout".parse().expect("valid"),
         burns: vec![burn],
         txid: Txid::from_byte_array([8; 32]),
         place: Place {
