@@ -16,7 +16,8 @@ use bitcoin::{Address, Amount, Network, OutPoint, PubkeyHash, WPubkeyHash, hashe
 use governance_stream::{
     bridge::{BitcoinBackend as _, BitcoinCore, Sighting, SignedTransaction},
     config::{BitcoindAuth, BitcoindConfig, Secret},
-    simulator::{FederationView, Simulator, SimulatorConfig, wallet},
+    proto,
+    simulator::{FederationView, RotationPlan, Simulator, SimulatorConfig, wallet},
 };
 use serde_json::{Value, json};
 use support::{
@@ -76,7 +77,7 @@ fn form(federation: &FederationView, number: u8, coins: &[(OutPoint, Amount)], f
         }],
         "max_fee_sat": fee.to_sat(),
         // A node that is starting does not know yet which one is active.
-        "federation_version": 1,
+        "federation_version": federation.version,
     })
 }
 
@@ -367,4 +368,81 @@ fn of_two_transactions_for_a_burn_one_is_mined_and_the_other_superseded() {
     assert_eq!(bitcoind.balance(&address), before - paid - fee);
     assert!(running.terminate(), "drains and ends well");
     assert!(simulator.terminate(), "no violation");
+}
+
+#[test]
+fn a_rotation_leaves_pending_pegouts_to_the_version_they_were_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let Some(bitcoind) = Bitcoind::start(directory) else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("starts");
+    let simulator = runtime.block_on(Simulator::start(SimulatorConfig::default()));
+    let simulator = simulator.expect("starts");
+    let first = simulator.federation(1).expect("the first");
+    let old = first.address.to_string();
+    let coins = bitcoind.fund(&old, 2);
+    let before = bitcoind.balance(&old);
+    let mut running = start(directory, &simulator.endpoints()[0], &bitcoind);
+
+    // One is on the network, one is not even asked for, when the federation changes.
+    let sent = initiate(directory, &form(&first, 1, &coins[..1], 2_000));
+    let sent = sent["request_id"].as_str().expect("text").to_owned();
+    until(directory, &sent, "broadcast");
+    let act = |path: &str, body: Value| {
+        let (status, answer) = ask(directory, "POST", path, &body).expect("an answer");
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    };
+    act("/pause-pegouts", Value::Null);
+    let waiting = initiate(directory, &form(&first, 2, &coins[1..], 2_000));
+    let waiting = waiting["request_id"].as_str().expect("text").to_owned();
+    until(directory, &waiting, "requested");
+    let plan = RotationPlan {
+        members: 3,
+        threshold: 2,
+        activation_height: 110,
+        notice_blocks: 10,
+        grace_blocks: 50,
+        kind: proto::FederationUpdateKind::Scheduled,
+    };
+    let second = simulator.rotate_federation(&plan).expect("possible");
+    wait_for("the next version", || {
+        let (_, shown) = ask(directory, "GET", "/federation", &Value::Null)?;
+        shown["scheduled"][0].is_object().then_some(())
+    });
+    running.kill();
+    running = start(directory, &simulator.endpoints()[0], &bitcoind);
+    let active = wait_for("a node", || {
+        let body = json!({ "height": 115, "reorganised": false });
+        let (status, answer) = ask(directory, "POST", "/chain/height", &body)?;
+        (status == 200).then_some(answer)
+    });
+    assert_eq!(active["active_version"], 2);
+    act("/resume-pegouts", Value::Null);
+    until(directory, &waiting, "broadcast");
+
+    // From now on the next one's coins are spent, by the next one.
+    let new = second.address.to_string();
+    let theirs = bitcoind.fund(&new, 1);
+    let theirs_before = bitcoind.balance(&new);
+    until(directory, &sent, "completed");
+    until(directory, &waiting, "completed");
+    let third = initiate(directory, &form(&second, 3, &theirs, 2_000));
+    let third = third["request_id"].as_str().expect("text").to_owned();
+    until(directory, &third, "broadcast");
+    bitcoind.mine(DEPTH);
+    until(directory, &third, "completed");
+
+    let fee = Amount::from_sat(2_000);
+    for number in 1..=3 {
+        let owner = owner(number).to_string();
+        assert_eq!(bitcoind.balance(&owner), amount(number));
+    }
+    let paid = amount(1) + amount(2) + fee + fee;
+    assert_eq!(bitcoind.balance(&old), before - paid);
+    assert_eq!(bitcoind.balance(&new), theirs_before - amount(3) - fee);
+    assert!(running.terminate(), "drains and ends well");
+    simulator.assert_clean();
 }

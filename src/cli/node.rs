@@ -110,7 +110,7 @@ impl Node {
                 metrics,
             };
             let name = config.subscribers.bridge.clone();
-            supervisor.cast(NodeMessage::Start(Child::Bridge(name, bridge)))?;
+            supervisor.cast(NodeMessage::Start(Child::Bridge(name, Box::new(bridge))))?;
         }
         if features.chain {
             let chain = ChainArguments {
@@ -176,7 +176,7 @@ fn open_journal(directory: &Path) -> anyhow::Result<Arc<dyn Journal>> {
 /// A subscriber with everything that it is started with, again and again.
 #[derive(Debug, Clone)]
 enum Child {
-    Bridge(String, BridgeArguments),
+    Bridge(String, Box<BridgeArguments>),
     Chain(String, ChainArguments),
 }
 
@@ -232,7 +232,7 @@ impl Actor for NodeSupervisor {
         let me = myself.get_cell();
         match child.clone() {
             Child::Bridge(name, args) => {
-                Actor::spawn_linked(Some(name), BridgeActor, args, me).await?;
+                Actor::spawn_linked(Some(name), BridgeActor, *args, me).await?;
             }
             Child::Chain(name, args) => {
                 Actor::spawn_linked(Some(name), ChainActor, args, me).await?;
