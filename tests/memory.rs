@@ -66,7 +66,7 @@ async fn it_stays_flat_whoever_is_dead_or_hostile_and_as_trackers_come_and_go() 
 /// Frames of many fields that stand for much more memory than their bytes, and floods of empty
 /// ones: each ends its session, and leaves nothing behind.
 async fn a_hostile_peer() {
-    const FIELDS: usize = 200_000;
+    const FIELDS: usize = 100_000;
     const ROUNDS: u64 = 60;
     let simulator = governance().await;
     let mut config = config(&simulator.endpoints());
