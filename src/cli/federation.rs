@@ -88,6 +88,9 @@ fn pending(answer: &Value) -> Vec<String> {
             plain(of(version, "address")),
         )
     }));
+    if lines.len() == 1 {
+        lines.push("scheduled   nothing".to_owned());
+    }
     lines
 }
 
