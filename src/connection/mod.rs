@@ -17,6 +17,7 @@ mod inbound;
 mod line;
 mod live;
 mod machine;
+mod message;
 mod outbound;
 mod probe;
 mod reconcile;
@@ -25,7 +26,6 @@ mod state;
 mod witness;
 
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -39,33 +39,28 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use self::{
-    credentials::{CredentialChange, Fingerprint, Validity},
+    credentials::{CredentialChange, Fingerprint},
     line::{Line, Lines},
     machine::Machine,
     probe::Probe,
     reconcile::Reconciliation,
-    session::InboundFrame,
     state::{Action, Event, ImpossibleEvent, State},
 };
 use crate::{
-    buffer::{
-        BufferMessage, Listed, MAX_IN_FLIGHT, Outgoing, ResumeFault, SessionFacts,
-        record::DeadLetter,
-    },
+    buffer::{BufferMessage, MAX_IN_FLIGHT, SessionFacts},
     config::{ConnectionConfig, Endpoint, NodeConfig},
-    error::StreamError,
     health::{ConnectionChange, ConnectionPhase, EndpointStatus, StatusBoard},
-    message::{Lane, NodeStatus, RegistrationAck, RequestId},
+    message::RegistrationAck,
     owned::owned,
     proto::stream_request::Control,
-    pulse::Pulse,
-    routing::{Acknowledgements, Report, Router, Subscribers},
+    routing::{Acknowledgements, Router, Subscribers},
     stream::SharedVersion,
     telemetry::Metrics,
     timer::Timer,
 };
 
 pub use self::fault::SessionFault;
+pub(crate) use self::message::{ConnectionMessage, Generation};
 
 /// The protocol version that we speak.
 const PROTOCOL_VERSION: u32 = 1;
@@ -75,96 +70,6 @@ const FRAMES_WAITING: usize = 5 * MAX_IN_FLIGHT as usize;
 
 /// How long a dead letter's subscriber may take over it, when an operator has it delivered again.
 const REDELIVERY_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What the connection is asked and told.
-#[derive(Debug)]
-pub(crate) enum ConnectionMessage {
-    /// Leave the present endpoint for this one, and stay with it; or go by preference again.
-    Connect { target: Option<Endpoint> },
-    /// An operator has seen to what held the connection: try again.
-    Resume,
-    /// Deliver a dead letter again, and say what came of it.
-    Redeliver {
-        number: u64,
-        letter: Box<DeadLetter>,
-        reply: RpcReplyPort<Result<(), String>>,
-    },
-    /// Tell governance how the node is.
-    ReportStatus {
-        status: NodeStatus,
-        reply: RpcReplyPort<Result<(), StreamError>>,
-    },
-    /// Say goodbye and stop connecting.
-    Shutdown { stopped: RpcReplyPort<()> },
-    /// Panic, as a bug would: shows that the tree heals.
-    #[cfg(feature = "simulator")]
-    Panic,
-
-    /// The buffer has made an epoch for a dial.
-    SessionPrepared(Box<SessionFacts>),
-    /// The two records fit: messages may flow.
-    SessionJudged { epoch: u64 },
-    /// The two records do not fit.
-    SessionRefused { epoch: u64, fault: ResumeFault },
-    /// Governance's ledger was adopted: ask it how these open requests stand there.
-    Reconcile { epoch: u64, listed: Vec<Listed> },
-    /// The journal has failed: the session rests on what may not be there.
-    JournalFailed { epoch: u64 },
-    /// Governance acknowledged what was never sent.
-    AcknowledgedTooMuch {
-        epoch: u64,
-        lane: Lane,
-        through: u64,
-    },
-    /// Send these.
-    Transmit { epoch: u64, messages: Vec<Outgoing> },
-    /// Everything of the lane up to here is recorded as handled.
-    Recorded { lane: Lane, through: u64 },
-    /// Answers up to this sequence were looked up; these are to requests that nobody made.
-    Correlated {
-        /// The queues that they wait in.
-        of: Generation,
-        through: u64,
-        unknown: HashSet<RequestId>,
-    },
-    /// The request's deadline has passed: its response will be late.
-    MarkLate(RequestId),
-
-    /// The session's transport is open.
-    SessionOpened { dial: u64, validity: Validity },
-    /// Governance sent a frame.
-    FrameReceived { dial: u64, frame: Box<InboundFrame> },
-    /// The session's endpoint takes no more calls, or says that it does not serve.
-    SessionCloses { dial: u64 },
-    /// The session's task has ended.
-    SessionEnded { dial: u64, fault: SessionFault },
-    /// A probe has ended.
-    Probed {
-        endpoint: Endpoint,
-        result: Result<(), SessionFault>,
-    },
-    /// Token or certificates have changed, or cannot be read.
-    CredentialsSeen(CredentialChange),
-    /// A subscriber has answered, or gone away.
-    DeliveryEnded {
-        /// The queues that it is from.
-        of: Generation,
-        report: Report,
-    },
-    /// A deadline may have passed.
-    TimerFired,
-    /// Show that you live.
-    AreYouThere { pulse: Pulse },
-}
-
-/// What queues of governance's messages rest on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Generation {
-    /// Ledgers adopted before it: its sequences are of the last one.
-    pub adoptions: u64,
-    /// Loads of the journal before it: what it holds for handled was handled since the last one.
-    pub loads: u64,
-}
 
 /// What the connection needs to start.
 #[derive(Debug, Clone)]
