@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
@@ -383,7 +383,7 @@ async fn planned_switch(runs: usize) {
     let mut changes = node.stream.watch_connection();
     let (mut pauses, mut moves) = (Vec::new(), Vec::new());
     for target in endpoints.iter().rev().cycle().take(runs) {
-        let (asked, mut handed_over) = (Instant::now(), None::<SystemTime>);
+        let asked = Instant::now();
         node.stream.connect(target.clone()).expect("runs");
         loop {
             let change = match timeout(PATIENCE, changes.recv()).await.expect("switches") {
@@ -391,17 +391,12 @@ async fn planned_switch(runs: usize) {
                 Err(RecvError::Lagged(_)) => continue,
                 Err(RecvError::Closed) => return println!("the node is gone"),
             };
-            match (change.from, change.to) {
-                (ConnectionPhase::Switching, ConnectionPhase::Connecting) => {
-                    handed_over = Some(change.at);
-                }
-                (ConnectionPhase::Connecting, ConnectionPhase::Connected) => {
-                    let pause = handed_over.and_then(|from| change.at.duration_since(from).ok());
-                    pauses.extend(pause);
-                    moves.push(asked.elapsed());
-                    break;
-                }
-                _ => {}
+            if (change.from, change.to) == (ConnectionPhase::Switching, ConnectionPhase::Connected)
+            {
+                moves.push(asked.elapsed());
+                let pause = node.stream.status().connection.switch_pause_us;
+                pauses.extend(pause.map(Duration::from_micros));
+                break;
             }
         }
         tokio::time::sleep(ms(10)).await;

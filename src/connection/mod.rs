@@ -447,7 +447,10 @@ impl ConnectionState {
         }
         self.args.board.update(|status| {
             status.connection.sessions += 1;
-            status.connection.switches += u64::from(switched.is_some());
+            if let Some((_, pause)) = switched {
+                status.connection.switches += 1;
+                status.connection.switch_pause_us = u64::try_from(pause.as_micros()).ok();
+            }
             status.connection.connected_since = Some(SystemTime::now());
             status.connection.last_heartbeat = None;
             status.connection.round_trip_us = None;

@@ -80,6 +80,8 @@ pub struct ConnectionStatus {
     pub round_trip_us: Option<u64>,
     /// Sessions that took over from one that worked.
     pub switches: u64,
+    /// How long the last of them held up what was to be sent, in microseconds.
+    pub switch_pause_us: Option<u64>,
     /// Every endpoint, most preferred first.
     pub endpoints: Vec<EndpointStatus>,
     /// When the session's client certificate expires.
