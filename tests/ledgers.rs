@@ -12,14 +12,21 @@ mod support;
 use std::time::Duration;
 
 use governance_stream::{
-    ConnectionPhase, Health,
+    ConnectionChange, ConnectionPhase, Health,
     message::Outcome,
     simulator::{Simulator, SimulatorConfig, record},
 };
 use support::{Node, PATIENCE, config, deposit, governance, ledger, request_id};
 
-fn phase(of: ConnectionPhase) -> impl FnMut(&governance_stream::StreamStatus) -> bool {
-    move |status| status.connection.phase == of
+/// Waits until the connection is quarantined and has been so `times` in all. What is between two
+/// of them is too short to be looked for.
+async fn quarantined(node: &Node, times: usize) {
+    node.until("quarantined", |status| {
+        let entered = |change: &&ConnectionChange| change.to == ConnectionPhase::Quarantined;
+        status.connection.phase == ConnectionPhase::Quarantined
+            && status.changes.iter().filter(entered).count() == times
+    })
+    .await;
 }
 
 /// A node with settled, open and cancelled requests and peg-ins, whose governance then goes back
@@ -59,8 +66,7 @@ async fn with_half_forgotten(same_id: bool) -> (Simulator, Node) {
     .await;
     simulator.restore(checkpoint, same_id);
     simulator.release_responses();
-    node.until("quarantined", phase(ConnectionPhase::Quarantined))
-        .await;
+    quarantined(&node, 1).await;
     (simulator, node)
 }
 
@@ -82,12 +88,7 @@ async fn a_restored_ledger_waits_for_an_operator_and_is_then_adopted() {
         .expect("accepted");
     // An operator's word that is not about the ledger changes nothing.
     node.stream.resume().expect("running");
-    node.until("trying again", |status| {
-        status.connection.phase != ConnectionPhase::Quarantined
-    })
-    .await;
-    node.until("quarantined", phase(ConnectionPhase::Quarantined))
-        .await;
+    quarantined(&node, 2).await;
 
     node.stream.adopt_ledger().await.expect("running");
     assert_eq!(meanwhile.outcome(PATIENCE).await, Ok(Outcome::Complete));
@@ -152,12 +153,7 @@ async fn a_ledger_that_went_back_under_its_old_name_is_never_sent_to() {
     let before = simulator.ledger();
     // Not even an adoption helps: it is the same ledger by its name.
     node.stream.adopt_ledger().await.expect("running");
-    node.until("trying again", |status| {
-        status.connection.phase != ConnectionPhase::Quarantined
-    })
-    .await;
-    node.until("quarantined", phase(ConnectionPhase::Quarantined))
-        .await;
+    quarantined(&node, 2).await;
     let after = simulator.ledger();
     assert_eq!(before.requests, after.requests, "nothing was sent");
     node.stream.shutdown().await.expect("stops");
