@@ -21,10 +21,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use governance_stream::{
     BridgeEvent, Delivery, GovernanceStream, MemoryJournal, StreamArguments,
     config::{Config, NodeConfig},
-    message::{
-        Outbound, PegoutBinding, SignatureRequest, SignatureRequestParts, TransactionType,
-        wire::encode,
-    },
+    message::{Outbound, SignatureRequest, SignatureRequestParts, TransactionType, wire::encode},
     proto::{self, stream_client::StreamClient, stream_server},
     simulator::{Answering, FederationView, Simulator, SimulatorConfig, wallet},
 };
@@ -61,14 +58,7 @@ fn request(federation: &FederationView) -> SignatureRequest {
         chain: "alys-regtest".parse().expect("valid"),
         network: Network::Regtest,
         federation_version: 1,
-        burns: vec![PegoutBinding {
-            burn_tx_hash: wallet::burn_hash(number),
-            log_index: 0,
-            block_hash: [1; 32],
-            block_height: number,
-            output_index: 0,
-            amount,
-        }],
+        burns: vec![wallet::burn(number, amount)],
         max_fee: wallet::FEE,
         replaces: None,
     })

@@ -20,8 +20,7 @@ use governance_stream::{
     StreamArguments, Subscriber,
     config::{Config, NodeConfig},
     message::{
-        FederationUpdateAck, PegoutBinding, ProposalAck, SignatureRequest, SignatureRequestParts,
-        TransactionType,
+        FederationUpdateAck, ProposalAck, SignatureRequest, SignatureRequestParts, TransactionType,
     },
     simulator::{Simulator, SimulatorConfig, wallet},
 };
@@ -213,14 +212,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             chain: "alys-regtest".parse()?,
             network: Network::Regtest,
             federation_version: 1,
-            burns: vec![PegoutBinding {
-                burn_tx_hash: wallet::burn_hash(1),
-                log_index: 0,
-                block_hash: [1; 32],
-                block_height: 1,
-                output_index: 0,
-                amount,
-            }],
+            burns: vec![wallet::burn(1, amount)],
             max_fee: wallet::FEE,
             replaces: None,
         })?)

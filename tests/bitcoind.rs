@@ -74,6 +74,8 @@ fn form(federation: &FederationView, number: u8, coins: &[(OutPoint, Amount)], f
             "block_hash": "01".repeat(32),
             "block_height": 1,
             "output_index": 0,
+            "amount_sat": amount.to_sat(),
+            "address": owner(number),
         }],
         "max_fee_sat": fee.to_sat(),
         // A node that is starting does not know yet which one is active.

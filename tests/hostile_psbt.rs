@@ -77,9 +77,11 @@ fn judge(bytes: &[u8]) {
     });
     for request in from_wire.into_iter().chain(from_operator) {
         if check_psbt(&request, federation).is_ok() {
-            // Whatever else they say, the burn is paid what it is owed, and the rest is change.
+            // Whatever else they say, the burn is paid as it is owed, and the rest is change.
             let (output, change) = (&request.psbt().unsigned_tx.output, federation.address());
-            assert_eq!(output[0].value, good.burns()[0].amount);
+            let owed = &good.burns()[0];
+            assert_eq!(output[0].value, owed.amount);
+            assert_eq!(output[0].script_pubkey, owed.script_pubkey);
             let mut rest = output[1..].iter();
             assert!(rest.all(|output| output.script_pubkey == change.script_pubkey()));
         }
@@ -104,7 +106,7 @@ mod through_a_running_node {
 
     use super::*;
     use bitcoin::base64::{Engine as _, prelude::BASE64_STANDARD};
-    use support::process::{ask, governance, node, wait_for};
+    use support::process::{ask, burn_form, governance, node, wait_for};
 
     const REQUESTS: usize = 400;
     /// How much more memory a node may take for them at any time, in KiB.
@@ -118,16 +120,12 @@ mod through_a_running_node {
     }
 
     fn form(psbt: &str, number: usize) -> Value {
+        let mut burn = burn_form(&GOOD.0.burns[0]);
+        burn["burn_tx_hash"] = format!("{number:064x}").into();
         json!({
             "request_id": format!("hostile-{number}"),
             "psbt": psbt,
-            "burns": [{
-                "burn_tx_hash": format!("{number:064x}"),
-                "log_index": 0,
-                "block_hash": "01".repeat(32),
-                "block_height": 1,
-                "output_index": 0,
-            }],
+            "burns": [burn],
             "max_fee_sat": 1_000_000,
         })
     }

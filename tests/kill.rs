@@ -38,7 +38,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use support::{
     pegout_parts,
-    process::{ask, data, free_port, governance, node, outbox, wait_for},
+    process::{ask, burn_form, data, free_port, governance, node, outbox, wait_for},
 };
 
 /// Most messages that a subscriber is handed at once.
@@ -76,21 +76,10 @@ fn submit(
         }
         let number = round * CALLERS + caller;
         let parts = pegout_parts(federation, number);
-        let burn = &parts.burns[0];
-        let hex = |bytes: &[u8; 32]| {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            digits
-        };
         let request = json!({
             "request_id": parts.request_id,
             "psbt": parts.psbt.to_string(),
-            "burns": [{
-                "burn_tx_hash": hex(&burn.burn_tx_hash),
-                "log_index": burn.log_index,
-                "block_hash": hex(&burn.block_hash),
-                "block_height": burn.block_height,
-                "output_index": burn.output_index,
-            }],
+            "burns": [burn_form(&parts.burns[0])],
             "max_fee_sat": parts.max_fee.to_sat(),
             "federation_version": 1,
         });

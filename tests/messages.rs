@@ -121,6 +121,7 @@ prop_compose! {
             block_height,
             output_index: 0,
             amount: outputs[0].value,
+            script_pubkey: outputs[0].script_pubkey.clone(),
         };
         let replaces = replaces.filter(|replaced| *replaced != request_id);
         SignatureRequest::new(SignatureRequestParts {
@@ -570,6 +571,7 @@ fn the_payload_hash_is_what_the_proto_says() {
             block_height: 7,
             output_index: 0,
             amount: Amount::from_sat(900),
+            script_pubkey: ScriptBuf::from(vec![0x51]),
         }],
         max_fee: Amount::from_sat(100),
         replaces: Some("r-0".parse().expect("valid")),
@@ -579,7 +581,7 @@ fn the_payload_hash_is_what_the_proto_says() {
     let pinned = hash(parts.clone());
     assert_eq!(
         pinned.to_lower_hex_string(),
-        "bba2e214f3700fb87514c16e5e69d0bbb616ed5c2c1d4d7de4d828a01c8d9f4e"
+        "24e71bbfbafee2d9324adda9248e2dc770e5a5ed1fd5fc5dab82e18f07c48a9d"
     );
     // Neither the id nor the chain's name make another request; everything else does.
     let mut same = parts.clone();

@@ -18,6 +18,7 @@ use std::{
     sync::mpsc,
 };
 
+use bitcoin::Psbt;
 use serde_json::Value;
 use support::process::{
     PATIENCE, Process, ask, binary, data, free_port, governance, node, outbox, wait_for,
@@ -82,6 +83,22 @@ fn a_pegout_and_a_deposit_by_hand_and_what_is_left_of_them() {
     let other = other.to_str().expect("UTF-8");
     command(&["sample-pegout", "--number", "2", other]);
     let mut rival = args.clone();
+    for (at, value) in [(2, other), (4, "stranger")] {
+        rival[at] = value;
+    }
+    let refused = command(&rival);
+    let refused = text(&refused.stderr);
+    assert!(
+        refused.contains("burns[0].script_pubkey"),
+        "it pays someone else: {refused}"
+    );
+    let read = |path| -> Psbt {
+        let psbt = std::fs::read_to_string(path).expect("a PSBT");
+        psbt.parse().expect("a PSBT")
+    };
+    let mut spending = read(other);
+    spending.unsigned_tx.output = read(psbt).unsigned_tx.output;
+    std::fs::write(other, spending.to_string()).expect("written");
     for (at, value) in [(2, other), (4, "rival")] {
         rival[at] = value;
     }

@@ -254,9 +254,10 @@ async fn a_burn_is_paid_once_whoever_asks_and_whatever_became_of_the_first_reque
     support::ledger(&simulator, |view| view.requests.len() == 1).await;
     let rival = |number| {
         // The first one's burn, with another coin.
+        let first = pegout_parts(&federation, 1);
         let mut parts = pegout_parts(&federation, number);
-        parts.burns = pegout_parts(&federation, 1).burns;
-        parts.burns[0].amount = parts.psbt.unsigned_tx.output[0].value;
+        parts.burns = first.burns;
+        parts.psbt.unsigned_tx.output = first.psbt.unsigned_tx.output;
         SignatureRequest::new(parts).expect("valid")
     };
     let mut number = 2;

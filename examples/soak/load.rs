@@ -13,8 +13,8 @@ use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
 use governance_stream::{
     RequestStanding, StreamError,
     message::{
-        EvmAddress, Outcome, PeginNotification, PegoutBinding, RequestId, SignatureRequest,
-        SignatureRequestParts, TransactionType,
+        EvmAddress, Outcome, PeginNotification, RequestId, SignatureRequest, SignatureRequestParts,
+        TransactionType,
     },
     proto,
     simulator::{FederationView, RotationPlan, wallet},
@@ -319,14 +319,7 @@ fn pegout(federation: &FederationView, number: u64) -> SignatureRequest {
         chain: "alys-regtest".parse().expect("valid"),
         network: Network::Regtest,
         federation_version: federation.version,
-        burns: vec![PegoutBinding {
-            burn_tx_hash: wallet::burn_hash(number),
-            log_index: 0,
-            block_hash: [1; 32],
-            block_height: number,
-            output_index: 0,
-            amount,
-        }],
+        burns: vec![wallet::burn(number, amount)],
         max_fee: wallet::FEE,
         replaces: None,
     })

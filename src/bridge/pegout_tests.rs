@@ -42,14 +42,7 @@ fn request(view: &FederationView, inputs: u32) -> SignatureRequest {
         chain: "alys-regtest".parse().expect("valid"),
         network: Network::Regtest,
         federation_version: 1,
-        burns: vec![PegoutBinding {
-            burn_tx_hash: [1; 32],
-            log_index: 0,
-            block_hash: [1; 32],
-            block_height: 1,
-            output_index: 0,
-            amount,
-        }],
+        burns: vec![wallet::burn(1, amount)],
         max_fee: wallet::FEE,
         replaces: None,
     })

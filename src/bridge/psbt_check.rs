@@ -269,6 +269,14 @@ fn check_burns(claim: &Claim<'_>, federation: &Federation) -> Result<(), PsbtFau
                 expected: binding.amount,
             });
         }
+        if output.script_pubkey != binding.script_pubkey {
+            return Err(PsbtFault::BurnPayee {
+                burn,
+                output: index,
+                found: output.script_pubkey.clone(),
+                expected: binding.script_pubkey.clone(),
+            });
+        }
         if output.script_pubkey == federation.address().script_pubkey() {
             let output = index;
             return Err(PsbtFault::BurnToFederation { burn, output });

@@ -47,7 +47,15 @@ struct Parts {
 }
 
 fn owner() -> ScriptBuf {
-    let hash = WPubkeyHash::from_raw_hash(PubkeyHash::hash(b"owner").to_raw_hash());
+    person(b"owner")
+}
+
+fn other() -> ScriptBuf {
+    person(b"other")
+}
+
+fn person(name: &[u8]) -> ScriptBuf {
+    let hash = WPubkeyHash::from_raw_hash(PubkeyHash::hash(name).to_raw_hash());
     ScriptBuf::new_p2wpkh(&hash)
 }
 
@@ -59,6 +67,7 @@ fn binding(tx: u8, output_index: u32, sat: u64) -> PegoutBinding {
         block_height: 100,
         output_index,
         amount: Amount::from_sat(sat),
+        script_pubkey: owner(),
     }
 }
 
@@ -515,6 +524,16 @@ const REFUSALS: &[(&str, Change, Expected)] = {
             |f| matches!(f, F::BurnAmount { output: 1, .. }),
         ),
         (
+            "another payee",
+            |p| p.psbt.unsigned_tx.output[0].script_pubkey = other(),
+            |f| matches!(f, F::BurnPayee { output: 0, found, .. } if *found == other()),
+        ),
+        (
+            "owed to another",
+            |p| p.burns[0].script_pubkey = other(),
+            |f| matches!(f, F::BurnPayee { output: 0, expected, .. } if *expected == other()),
+        ),
+        (
             "burn twice",
             |p| p.burns.push(binding(1, 1, 149_000)),
             |f| matches!(f, F::BurnTwice { .. }),
@@ -526,7 +545,13 @@ const REFUSALS: &[(&str, Change, Expected)] = {
         ),
         (
             "burn to the federation",
-            |p| p.burns.push(binding(2, 1, 149_000)),
+            |p| {
+                let script_pubkey = federation().address().script_pubkey();
+                p.burns.push(PegoutBinding {
+                    script_pubkey,
+                    ..binding(2, 1, 149_000)
+                });
+            },
             |f| matches!(f, F::BurnToFederation { output: 1, .. }),
         ),
         (
@@ -538,7 +563,8 @@ const REFUSALS: &[(&str, Change, Expected)] = {
             "a note",
             |p| {
                 let script = ScriptBuf::builder().push_opcode(OP_RETURN).into_script();
-                p.psbt.unsigned_tx.output[0].script_pubkey = script;
+                p.psbt.unsigned_tx.output[0].script_pubkey = script.clone();
+                p.burns[0].script_pubkey = script;
             },
             |f| matches!(f, F::OutputType { output: 0, .. }),
         ),

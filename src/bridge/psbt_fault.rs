@@ -169,6 +169,18 @@ pub enum PsbtFault {
         /// What the burn is owed.
         expected: Amount,
     },
+    /// A burn is paid to someone else than the sidechain says.
+    #[error("burn {burn} is owed to {expected}, output {output} pays {found}")]
+    BurnPayee {
+        /// The burn.
+        burn: BurnId,
+        /// Its output.
+        output: u32,
+        /// Whom the output pays.
+        found: ScriptBuf,
+        /// Whom the burn is owed to.
+        expected: ScriptBuf,
+    },
     /// A burn is paid twice.
     #[error("burn {burn} is listed twice")]
     BurnTwice {

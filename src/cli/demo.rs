@@ -18,8 +18,7 @@ use governance_stream::{
     config::{BridgeConfig, Config, Features, FirstFederation, NodeConfig},
     http,
     message::{
-        FederationMember, PegoutBinding, RequestId, SignatureRequest, SignatureRequestParts,
-        TransactionType,
+        FederationMember, RequestId, SignatureRequest, SignatureRequestParts, TransactionType,
     },
     proto::FederationUpdateKind,
     simulator::{FederationView, LedgerView, RotationPlan, Simulator, SimulatorConfig, wallet},
@@ -610,14 +609,7 @@ fn pegout(federation: &FederationView, number: u64) -> anyhow::Result<SignatureR
         chain: "alys-regtest".parse()?,
         network: NETWORK,
         federation_version: federation.version,
-        burns: vec![PegoutBinding {
-            burn_tx_hash: wallet::burn_hash(number),
-            log_index: 0,
-            block_hash: wallet::burn_hash(u64::MAX - number),
-            block_height: 100,
-            output_index: 0,
-            amount,
-        }],
+        burns: vec![wallet::burn(number, amount)],
         max_fee: wallet::FEE,
         replaces: None,
     })?)

@@ -25,7 +25,9 @@ pub(super) struct PegoutArgs {
     /// Made from the burn and the transaction when it is not given.
     #[arg(long, value_name = "ID")]
     request_id: Option<RequestId>,
-    /// A burn that it pays: TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:OUTPUT_INDEX.
+    /// A burn as the sidechain has it, and the output that pays it:
+    /// TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:AMOUNT_SAT:ADDRESS:OUTPUT_INDEX. Amount and address
+    /// are those that were burnt for, never read off the transaction: it must pay just that.
     #[arg(long, value_name = "BURN", required = true)]
     burn: Vec<Burn>,
     /// Governance refuses a fee above this.
@@ -51,8 +53,20 @@ impl FromStr for Burn {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let [tx_hash, log_index, block_hash, block_height, output_index] = parts.as_slice() else {
-            return Err("expected TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:OUTPUT_INDEX".into());
+        let [
+            tx_hash,
+            log_index,
+            block_hash,
+            block_height,
+            amount,
+            address,
+            output_index,
+        ] = parts.as_slice()
+        else {
+            return Err(
+                "expected TX_HASH:LOG_INDEX:BLOCK_HASH:BLOCK_HEIGHT:AMOUNT_SAT:ADDRESS:OUTPUT_INDEX"
+                    .into(),
+            );
         };
         let number = |what: &str, text: &str| {
             text.parse::<u64>()
@@ -67,6 +81,10 @@ impl FromStr for Burn {
             block_hash: (*block_hash).to_owned(),
             block_height: number("block height", block_height)?,
             output_index: small("output index", output_index)?,
+            amount_sat: number("amount", amount)?,
+            address: address
+                .parse()
+                .map_err(|error| format!("address {address:?}: {error}"))?,
         }))
     }
 }

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use bitcoin::{Amount, Psbt, Txid, hex::DisplayHex as _};
+use bitcoin::{Address, Amount, Psbt, Txid, address::NetworkUnchecked, hex::DisplayHex as _};
 use governance_stream::{
     StreamError,
     bridge::{BridgeMessage, Pegout, PegoutFailure, PegoutStage},
@@ -44,7 +44,7 @@ pub(super) struct PegoutForm {
     pub replaces: Option<RequestId>,
 }
 
-/// A burn, and the output that pays it.
+/// A burn as the sidechain has it, and the output that pays it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BurnForm {
@@ -54,6 +54,9 @@ pub(super) struct BurnForm {
     pub block_hash: String,
     pub block_height: u64,
     pub output_index: u32,
+    /// What it is owed, and where.
+    pub amount_sat: u64,
+    pub address: Address<NetworkUnchecked>,
 }
 
 pub(super) fn router() -> Router<Operated> {
@@ -274,8 +277,7 @@ impl Operated {
         })
     }
 
-    /// The request that a form asks for: every input is to be signed, and each burn is paid what
-    /// its output holds.
+    /// The request that a form asks for: every input is to be signed.
     fn pegout(&self, form: PegoutForm) -> Result<SignatureRequest, Refusal> {
         let invalid = |error: &dyn ToString| {
             Refusal::new(
@@ -287,12 +289,10 @@ impl Operated {
             .psbt
             .parse()
             .map_err(|error: bitcoin::psbt::PsbtParseError| invalid(&error))?;
-        let outputs = &psbt.unsigned_tx.output;
         let burn = |burn: BurnForm| {
-            let output = outputs.get(burn.output_index as usize);
-            let output = output.ok_or_else(|| {
-                let reason = format!("burns: there is no output {}", burn.output_index);
-                Refusal::new(StatusCode::BAD_REQUEST, reason)
+            let address = burn.address.require_network(self.node.network);
+            let address = address.map_err(|error| {
+                Refusal::new(StatusCode::BAD_REQUEST, format!("burns: address: {error}"))
             })?;
             Ok(PegoutBinding {
                 burn_tx_hash: bytes("burn_tx_hash", &burn.burn_tx_hash)?,
@@ -300,7 +300,8 @@ impl Operated {
                 block_hash: bytes("block_hash", &burn.block_hash)?,
                 block_height: burn.block_height,
                 output_index: burn.output_index,
-                amount: output.value,
+                amount: Amount::from_sat(burn.amount_sat),
+                script_pubkey: address.script_pubkey(),
             })
         };
         let burns = form.burns.into_iter().map(burn);

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use bitcoin::{Amount, hex::DisplayHex as _};
+use bitcoin::{Address, Amount, Network, hex::DisplayHex as _};
 use clap::Args;
 use governance_stream::simulator::{Simulator, SimulatorConfig, wallet};
 
@@ -28,13 +28,19 @@ pub(super) async fn run(args: SamplePegoutArgs) -> anyhow::Result<ExitCode> {
     let psbt = psbt.context("the coin does not cover it")?;
     fs::write(&args.file, psbt.to_string())
         .with_context(|| format!("cannot write {}", args.file.display()))?;
-    let burn = wallet::burn_hash(args.number).to_lower_hex_string();
-    let block = [1; 32].to_lower_hex_string();
+    let burn = wallet::burn(args.number, amount);
     out::line(&format!(
-        "governance-stream pegout --psbt {} --request-id sample-{} --burn {burn}:0:{block}:1:0 \
+        "governance-stream pegout --psbt {} --request-id sample-{} --burn {}:{}:{}:{}:{}:{}:{} \
          --max-fee-sat {} --wait",
         args.file.display(),
         args.number,
+        burn.burn_tx_hash.to_lower_hex_string(),
+        burn.log_index,
+        burn.block_hash.to_lower_hex_string(),
+        burn.block_height,
+        amount.to_sat(),
+        Address::from_script(&burn.script_pubkey, Network::Regtest)?,
+        burn.output_index,
         wallet::FEE.to_sat(),
     ));
     governance.shutdown().await;

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, fmt};
 
 use bitcoin::{
-    Amount, Network, OutPoint, Psbt, TxOut, Txid, consensus::encode, hex::DisplayHex as _,
+    Amount, Network, OutPoint, Psbt, ScriptBuf, TxOut, Txid, consensus::encode,
+    hex::DisplayHex as _,
 };
 
 use super::{ChainId, InvalidMessage, RequestId, tagged_hash::TaggedHash};
@@ -44,8 +45,10 @@ pub struct PegoutBinding {
     pub block_height: u64,
     /// Output of the transaction that pays the burn.
     pub output_index: u32,
-    /// What the output pays.
+    /// What the burn is owed, as the sidechain has it.
     pub amount: Amount,
+    /// Whom it is owed to, as the sidechain has it.
+    pub script_pubkey: ScriptBuf,
 }
 
 /// Names a burn, whoever pays it.
@@ -120,6 +123,8 @@ pub type PayloadHash = [u8; 32];
 
 /// Largest encoded PSBT.
 pub const MAX_PSBT_BYTES: usize = 524_288;
+/// Longest script that a burn may be owed to; consensus has the same limit for any script.
+pub const MAX_SCRIPT_BYTES: usize = 10_000;
 /// Most inputs, or burns, in one request.
 pub const MAX_INPUTS: usize = 1000;
 
@@ -275,6 +280,7 @@ impl SignatureRequest {
             hash.u64(burn.block_height);
             hash.u32(burn.output_index);
             hash.u64(burn.amount.to_sat());
+            hash.bytes(burn.script_pubkey.as_bytes());
         }
         hash.bytes(
             self.replaces
@@ -447,6 +453,13 @@ fn check_burns(
         let output = usize::try_from(burn.output_index)
             .ok()
             .and_then(|output| psbt.unsigned_tx.output.get(output));
+        if output.map(|output| &output.script_pubkey) != Some(&burn.script_pubkey) {
+            return Err(InvalidMessage::new(
+                format!("burns[{index}].script_pubkey"),
+                &burn.script_pubkey,
+                format!("the script that output {} pays", burn.output_index),
+            ));
+        }
         if output.map(|output| output.value) != Some(burn.amount) {
             return Err(InvalidMessage::new(
                 format!("burns[{index}].amount_sat"),

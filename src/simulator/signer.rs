@@ -123,6 +123,19 @@ pub(super) fn check(
             "the fee is above max_fee_sat".to_owned(),
         ));
     }
+    for burn in &request.burns {
+        let output = transaction.output.get(burn.output_index as usize);
+        let pays = output.is_some_and(|output| {
+            output.value.to_sat() == burn.amount_sat
+                && *output.script_pubkey.as_bytes() == *burn.script_pubkey
+        });
+        if !pays {
+            let index = burn.output_index;
+            return Err(invalid(&format!(
+                "output {index} is not what a burn is owed"
+            )));
+        }
+    }
     let mut inputs = Vec::new();
     for index in &request.input_indices {
         let at = *index as usize;
@@ -215,6 +228,7 @@ fn payload_hash(
         bytes.extend(burn.block_height.to_le_bytes());
         bytes.extend(burn.output_index.to_le_bytes());
         bytes.extend(burn.amount_sat.to_le_bytes());
+        field(&mut bytes, &burn.script_pubkey);
     }
     field(&mut bytes, request.replaces_request_id.as_bytes());
     bytes.extend(request.max_fee_sat.to_le_bytes());

@@ -8,6 +8,7 @@ use bitcoin::{
 
 pub use super::signer::Signers;
 use super::{FederationView, federation::tagged_sha256};
+use crate::message::PegoutBinding;
 
 /// What each made-up coin holds.
 pub const COIN: Amount = Amount::from_sat(100_000_000);
@@ -31,14 +32,26 @@ pub fn pegout_psbt(
         vout: index,
     };
     let coins: Vec<_> = (0..coins).map(|index| (coin(index), COIN)).collect();
-    let owner = WPubkeyHash::from_raw_hash(PubkeyHash::hash(&number.to_le_bytes()).to_raw_hash());
-    spend(
-        federation,
-        &coins,
-        ScriptBuf::new_p2wpkh(&owner),
+    spend(federation, &coins, owner(number), amount, FEE)
+}
+
+/// The burn that peg-out `number` pays with output 0.
+#[must_use]
+pub fn burn(number: u64, amount: Amount) -> PegoutBinding {
+    PegoutBinding {
+        burn_tx_hash: tagged_sha256("governance simulator burn", &number.to_le_bytes()),
+        log_index: 0,
+        block_hash: tagged_sha256("governance simulator block", &number.to_le_bytes()),
+        block_height: number,
+        output_index: 0,
         amount,
-        FEE,
-    )
+        script_pubkey: owner(number),
+    }
+}
+
+fn owner(number: u64) -> ScriptBuf {
+    let key = PubkeyHash::hash(&number.to_le_bytes());
+    ScriptBuf::new_p2wpkh(&WPubkeyHash::from_raw_hash(key.to_raw_hash()))
 }
 
 /// The unsigned transaction that spends these coins of the federation, pays `amount` to `owner` in
@@ -86,12 +99,6 @@ pub fn spend(
         input.witness_script = Some(federation.witness_script.clone());
     }
     Some(psbt)
-}
-
-/// The hash of the burn that peg-out `number` pays.
-#[must_use]
-pub fn burn_hash(number: u64) -> [u8; 32] {
-    tagged_sha256("governance simulator burn", &number.to_le_bytes())
 }
 
 fn coin(number: u64) -> Txid {

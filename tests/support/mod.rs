@@ -31,8 +31,8 @@ use governance_stream::{
     GovernanceStream, Journal, MemoryJournal, RequestHandle, StreamArguments, StreamStatus,
     config::{Config, NodeConfig},
     message::{
-        EvmAddress, PeginNotification, PegoutBinding, RequestId, SignatureRequest,
-        SignatureRequestParts, TransactionType,
+        EvmAddress, PeginNotification, RequestId, SignatureRequest, SignatureRequestParts,
+        TransactionType,
     },
     simulator::{FederationView, LedgerView, Simulator, SimulatorConfig, wallet},
 };
@@ -101,14 +101,7 @@ pub fn pegout_parts(federation: &FederationView, number: u64) -> SignatureReques
         chain: "alys-regtest".parse().expect("valid"),
         network: Network::Regtest,
         federation_version: federation.version,
-        burns: vec![PegoutBinding {
-            burn_tx_hash: wallet::burn_hash(number),
-            log_index: 0,
-            block_hash: [1; 32],
-            block_height: number,
-            output_index: 0,
-            amount,
-        }],
+        burns: vec![wallet::burn(number, amount)],
         max_fee: wallet::FEE,
         replaces: None,
     }

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use bitcoin::{Address, Network, hex::DisplayHex as _};
+use governance_stream::message::PegoutBinding;
+use serde_json::{Value, json};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -159,6 +161,19 @@ pub fn ask(directory: &Path, method: &str, path: &str, body: &Value) -> Option<(
     };
     let (status, answer) = exchange(socket, method, path, &body)?;
     Some((status, serde_json::from_str(&answer).ok()?))
+}
+
+/// As a peg-out's form has it.
+pub fn burn_form(burn: &PegoutBinding) -> Value {
+    json!({
+        "burn_tx_hash": burn.burn_tx_hash.to_lower_hex_string(),
+        "log_index": burn.log_index,
+        "block_hash": burn.block_hash.to_lower_hex_string(),
+        "block_height": burn.block_height,
+        "output_index": burn.output_index,
+        "amount_sat": burn.amount.to_sat(),
+        "address": Address::from_script(&burn.script_pubkey, Network::Regtest).expect("standard"),
+    })
 }
 
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

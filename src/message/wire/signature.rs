@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::{Psbt, hashes::Hash};
+use bitcoin::{Psbt, ScriptBuf, hashes::Hash};
 
 use super::{
     amount, at_least_one, at_most, fixed, for_people, network_from_wire, network_to_wire, optional,
@@ -11,8 +11,9 @@ use super::{
 use crate::{
     message::{
         CancelReason, CancelRequest, ChainId, FailureCode, InvalidMessage, MAX_INPUTS,
-        MAX_PSBT_BYTES, PartialSignature, PegoutBinding, RequestId, SignatureRequest,
-        SignatureRequestParts, SignatureResponse, SignatureStatus, TransactionType,
+        MAX_PSBT_BYTES, MAX_SCRIPT_BYTES, PartialSignature, PegoutBinding, RequestId,
+        SignatureRequest, SignatureRequestParts, SignatureResponse, SignatureStatus,
+        TransactionType,
     },
     proto,
 };
@@ -108,6 +109,7 @@ impl From<&PegoutBinding> for proto::PegoutBinding {
             block_height: burn.block_height,
             output_index: burn.output_index,
             amount_sat: burn.amount.to_sat(),
+            script_pubkey: burn.script_pubkey.to_bytes().into(),
         }
     }
 }
@@ -116,6 +118,7 @@ impl TryFrom<proto::PegoutBinding> for PegoutBinding {
     type Error = InvalidMessage;
 
     fn try_from(wire: proto::PegoutBinding) -> Result<Self, InvalidMessage> {
+        at_most("script_pubkey", &wire.script_pubkey, MAX_SCRIPT_BYTES)?;
         Ok(Self {
             burn_tx_hash: fixed("burn_tx_hash", &wire.burn_tx_hash)?,
             log_index: wire.log_index,
@@ -123,6 +126,7 @@ impl TryFrom<proto::PegoutBinding> for PegoutBinding {
             block_height: wire.block_height,
             output_index: wire.output_index,
             amount: amount("amount_sat", wire.amount_sat)?,
+            script_pubkey: ScriptBuf::from_bytes(wire.script_pubkey.into()),
         })
     }
 }
