@@ -227,7 +227,18 @@ fn killed_at_every_step_of_its_life_a_pegout_is_paid_once_and_to_the_satoshi() {
     running = start(directory, &endpoint, &bitcoind);
     until(directory, id, "signatures_requested");
 
-    // Signed: the Bitcoin node is away.
+    // Partial: one member signs, two are away; and then governance is away again, so that what is
+    // shown is what was kept.
+    let short = [&args[..], &["--offline-members", "2"]].concat();
+    (simulator, _) = governance(port, &short);
+    until(directory, id, "partial:1:2");
+    running.kill();
+    simulator.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    let partial = until(directory, id, "partial:1:2");
+    assert_eq!(partial["signatures"]["collected"], 1);
+
+    // Signed, with that one and the one that was missing: the Bitcoin node is away.
     bitcoind.stop();
     (simulator, _) = governance(port, &args);
     until(directory, id, "signed");
