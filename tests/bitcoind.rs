@@ -277,6 +277,16 @@ fn killed_at_every_step_of_its_life_a_pegout_is_paid_once_and_to_the_satoshi() {
     assert_eq!(completed["succeeded"], true);
     let again = initiate(directory, &form);
     assert_eq!(again["state"], "completed", "the same again is the same");
+    let burn = completed["burns"][0].as_str().expect("text");
+    let payment = wait_for("the chain's note", || {
+        let path = format!("/payments/{burn}");
+        let (_, payments) = ask(directory, "GET", &path, &Value::Null)?;
+        Some(payments[0].clone()).filter(Value::is_object)
+    });
+    assert_eq!(payment["request_id"], id);
+    for key in ["txid", "block", "height"] {
+        assert_eq!(payment[key], completed[key], "{key}");
+    }
 
     let paid = amount(1);
     assert_eq!(bitcoind.balance(&owner(1).to_string()), paid);
