@@ -229,7 +229,18 @@ fn killed_at_every_step_of_its_life_a_pegout_is_paid_once_and_to_the_satoshi() {
     running = start(directory, &endpoint, &bitcoind);
     until(directory, id, "signatures_requested");
 
-    // Signed: the Bitcoin node is away.
+    // Partial: one member signs, two are away; and then governance is away again, so that what is
+    // shown is what was kept.
+    let short = [&args[..], &["--offline-members", "2"]].concat();
+    (simulator, _) = governance(port, &short);
+    until(directory, id, "partial:1:2");
+    running.kill();
+    simulator.kill();
+    running = start(directory, &endpoint, &bitcoind);
+    let partial = until(directory, id, "partial:1:2");
+    assert_eq!(partial["signatures"]["collected"], 1);
+
+    // Signed, with that one and the one that was missing: the Bitcoin node is away.
     bitcoind.stop();
     (simulator, _) = governance(port, &args);
     until(directory, id, "signed");
@@ -268,6 +279,16 @@ fn killed_at_every_step_of_its_life_a_pegout_is_paid_once_and_to_the_satoshi() {
     assert_eq!(completed["succeeded"], true);
     let again = initiate(directory, &form);
     assert_eq!(again["state"], "completed", "the same again is the same");
+    let burn = completed["burns"][0].as_str().expect("text");
+    let payment = wait_for("the chain's note", || {
+        let path = format!("/payments/{burn}");
+        let (_, payments) = ask(directory, "GET", &path, &Value::Null)?;
+        Some(payments[0].clone()).filter(Value::is_object)
+    });
+    assert_eq!(payment["request_id"], id);
+    for key in ["txid", "block", "height"] {
+        assert_eq!(payment[key], completed[key], "{key}");
+    }
 
     let paid = amount(1);
     assert_eq!(bitcoind.balance(&owner(1).to_string()), paid);

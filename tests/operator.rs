@@ -357,6 +357,34 @@ fn moving_is_no_way_out_of_quarantine() {
 }
 
 #[test]
+fn members_who_are_away_for_a_while_sign_once_they_are_back() {
+    let too_many = command(&["simulator", "--offline-members", "4"]);
+    assert!(!too_many.status.success());
+    let complaint = text(&too_many.stderr);
+    assert!(complaint.contains("there are 3 members"), "{complaint}");
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let data = data(directory.path());
+    let dir = data.to_str().expect("UTF-8");
+    let away = ["--offline-members", "2", "--offline-for", "500ms"];
+    let (simulator, endpoint) = governance(0, &away);
+    let running = node(directory.path(), &endpoint, &["features.http=false"]);
+    wait_for("a session", || {
+        let (_, status) = ask(directory.path(), "GET", "/status", &Value::Null)?;
+        (status["health"]["state"] == "healthy").then_some(())
+    });
+    let psbt = directory.path().join("sample.psbt");
+    let sample = command(&["sample-pegout", psbt.to_str().expect("UTF-8")]);
+    let line = text(&sample.stdout);
+    let mut args: Vec<&str> = line.split_whitespace().skip(1).collect();
+    args.extend(["--data-dir", dir]);
+    let signed = command(&args);
+    assert!(signed.status.success(), "{}", text(&signed.stderr));
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+}
+
+#[test]
 fn a_second_node_does_not_start_on_the_same_directory() {
     let directory = tempfile::tempdir().expect("a directory");
     let (simulator, running) = start(directory.path());

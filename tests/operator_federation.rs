@@ -1,4 +1,5 @@
-//! What an operator sees of the federation, and says of the sidechain, on a running node.
+//! What an operator sees of the federation and of what is paid, and says of the sidechain, on a
+//! running node.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -11,12 +12,19 @@ mod support;
 
 use std::path::Path;
 
+use bitcoin::{BlockHash, Txid, hashes::Hash as _};
 use governance_stream::{
+    bridge::{PegoutCompleted, Place},
+    chain::{ChainStore, Noted},
+    message::BurnId,
     proto,
     simulator::{RotationPlan, Simulator, SimulatorConfig},
 };
-use serde_json::Value;
-use support::process::{Process, ask, binary, data, node, wait_for};
+use serde_json::{Value, json};
+use support::{
+    full::schedule,
+    process::{Process, ask, binary, data, node, wait_for},
+};
 
 const PLAN: RotationPlan = RotationPlan {
     members: 3,
@@ -228,6 +236,82 @@ fn a_refused_update_and_proposals_are_shown_and_cannot_act_on_the_terminal() {
 }
 
 #[test]
+fn what_is_paid_for_good_is_shown_of_every_burn_and_of_one() {
+    let operated = Operated::new();
+    let running = operated.start(&[]);
+    operated.until_connected();
+    assert_eq!(
+        operated.command(&["payments"]),
+        Ok("no burn is paid for good".to_owned())
+    );
+    assert!(running.terminate());
+
+    // As the bridge tells it; one that pays two burns.
+    let burn = |number: u8| BurnId {
+        tx_hash: [number; 32],
+        log_index: u32::from(number),
+    };
+    let paid = |id: &str, burns: &[u8], height| PegoutCompleted {
+        request_id: id.parse().expect("valid"),
+        burns: burns.iter().copied().map(burn).collect(),
+        txid: Txid::from_byte_array([0x77; 32]),
+        place: Place {
+            block: BlockHash::from_byte_array([0x88; 32]),
+            height,
+        },
+    };
+    let first = operated.simulator.federation(1).expect("the first");
+    let path = data(operated.directory()).join("chain.redb");
+    let store = ChainStore::open(&path, schedule(&first)).expect("opens");
+    for payment in [paid("one", &[1], 101), paid("two", &[2, 3], 102)] {
+        let noted = operated.runtime.block_on(store.note_completed(payment));
+        assert!(matches!(noted, Ok(Noted::New)), "{noted:?}");
+    }
+    drop(store);
+
+    let running = operated.start(&[]);
+    operated.until_connected();
+    let said = operated.command(&["payments"]).expect("does well");
+    let (txid, block) = ("77".repeat(32), "88".repeat(32));
+    let line = |number: u8, id: &str, height: u32| {
+        let burn = burn(number);
+        format!("{burn}  paid by {id}, with {txid} in block {block} at height {height}")
+    };
+    let expected = [
+        line(1, "one", 101),
+        line(2, "two", 102),
+        line(3, "two", 102),
+    ];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    let all = operated.json(&["payments"]);
+    assert_eq!(all.as_array().map(Vec::len), Some(2));
+    let third = burn(3).to_string();
+    let of_one = operated.json(&["payments", "--burn", &third]);
+    assert_eq!(of_one.as_array().map(Vec::len), Some(1));
+    assert_eq!(of_one[0]["request_id"], "two");
+    assert_eq!(of_one[0]["burns"][1], third.as_str());
+    assert_eq!(
+        (&of_one[0]["txid"], &of_one[0]["height"]),
+        (&json!(txid), &json!(102))
+    );
+
+    let none = operated.command(&["payments", "--burn", &burn(4).to_string()]);
+    let none = none.expect("an answer");
+    assert!(none.contains("is not paid for good"), "{none}");
+    let wrong = operated.command(&["payments", "--burn", "pegout-1"]);
+    let wrong = wrong.expect_err("no burn");
+    assert!(wrong.contains("TX_HASH:LOG_INDEX"), "{wrong}");
+    let asked = ask(
+        operated.directory(),
+        "GET",
+        "/payments/pegout-1",
+        &Value::Null,
+    );
+    assert_eq!(asked.expect("an answer").0, 400);
+    assert!(running.terminate());
+}
+
+#[test]
 fn a_node_whose_first_federation_was_changed_does_not_start_and_says_what_to_do() {
     let operated = Operated::new();
     let running = operated.start(&[]);
@@ -252,6 +336,7 @@ fn a_node_with_another_chain_says_that_it_is_not_ours() {
     operated.until_connected();
     for args in [
         &["federation", "show"][..],
+        &["payments"],
         &["proposals"],
         &["chain-height", "1"],
     ] {

@@ -11,11 +11,12 @@ mod support;
 use std::{net::SocketAddr, time::Duration};
 
 use governance_stream::{
-    message::Outcome,
+    BridgeEvent, RequestStanding,
+    message::{Outcome, Progress},
     proto::{self, stream_client::StreamClient, stream_response::Control},
     simulator::{Simulator, SimulatorConfig},
 };
-use support::{Node, PATIENCE, config, governance};
+use support::{Node, PATIENCE, config, governance, request_id};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -188,6 +189,77 @@ async fn an_endpoint_may_be_drained_alone() {
         status.is_connected() && status.connection.sessions == 2
     })
     .await;
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_who_are_away_sign_what_waits_when_they_are_back() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let node = Node::start(&simulator).await;
+    // Nobody, one, and with one more enough: each signs once.
+    simulator.set_offline_members(3);
+    let handles = node.request(&federation, [1, 2]).await;
+    support::ledger(&simulator, |view| view.requests.len() == 2).await;
+    assert!(node.bridge.so_far().is_empty());
+    simulator.set_offline_members(2);
+    for handle in &handles {
+        let progress = handle.progress_beyond(Progress::default(), PATIENCE).await;
+        let Ok(RequestStanding::Open(progress)) = progress else {
+            panic!("{progress:?}");
+        };
+        assert_eq!(progress.signers, Some((1, 2)));
+    }
+    // Who is cancelled meanwhile is signed by nobody.
+    node.stream.cancel(request_id(2)).await.expect("known");
+    let cancelled = Outcome::Cancelled {
+        signatures_released: true,
+    };
+    assert_eq!(handles[1].outcome(PATIENCE).await, Ok(cancelled));
+    simulator.set_offline_members(1);
+    assert_eq!(handles[0].outcome(PATIENCE).await, Ok(Outcome::Complete));
+    simulator.set_offline_members(0);
+    let events = node.bridge.recorded(4).await;
+    let signatures = events.iter().map(|message| match &message.event {
+        BridgeEvent::SignatureResponse { response, .. } => response.signatures.len(),
+        BridgeEvent::PeginAck(_) => 0,
+    });
+    assert_eq!(signatures.collect::<Vec<_>>(), [1, 1, 0, 1]);
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_members_who_are_away_waits_through_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let governed = |listen: SocketAddr, offline_members| SimulatorConfig {
+        listen: vec![listen],
+        offline_members,
+        directory: Some(directory.path().to_owned()),
+        ..SimulatorConfig::default()
+    };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let simulator = Simulator::start(governed(any, 2)).await.expect("starts");
+    let federation = simulator.federation(1).expect("the first");
+    let address = simulator.endpoints()[0].replace("http://", "");
+    let address: SocketAddr = address.parse().expect("an address");
+    let node = Node::start(&simulator).await;
+    let handle = node.request(&federation, [1]).await.remove(0);
+    let progress = handle.progress_beyond(Progress::default(), PATIENCE).await;
+    assert!(matches!(progress, Ok(RequestStanding::Open(_))));
+    let restarted = |before: Simulator, offline_members| async move {
+        before.shutdown().await;
+        let after = Simulator::start(governed(address, offline_members)).await;
+        after.expect("starts on its old address")
+    };
+    let simulator = restarted(simulator, 2).await;
+    let view = support::ledger(&simulator, |view| !view.sessions.is_empty()).await;
+    assert_eq!(view.requests[0].settled, None);
+    let simulator = restarted(simulator, 0).await;
+    assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));
+    let events = node.bridge.recorded(2).await;
+    assert_eq!(events.len(), 2, "each of the two has signed once");
     node.stop().await;
     simulator.assert_clean();
 }

@@ -4,13 +4,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path as UrlPath, State},
     http::StatusCode,
     routing::{get, post},
 };
 use bitcoin::hex::DisplayHex as _;
 use governance_stream::{
     StreamError,
+    bridge::PegoutCompleted,
     chain::{
         ChainMessage, ChainStore, Federation, FederationEvent, FederationStanding, Federations,
         HeightError, HeightReport, NumberedEvent, Proposal,
@@ -21,7 +22,10 @@ use ractor::{ActorRef, rpc::CallResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::socket::{CHAIN_DEADLINE, Operated, Refusal, Reply};
+use super::{
+    payments::Burn,
+    socket::{CHAIN_DEADLINE, Operated, Refusal, Reply},
+};
 
 /// The sidechain's best height.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +41,8 @@ pub(super) fn routes() -> Router<Operated> {
         .route("/federation", get(show))
         .route("/federation/history", get(history))
         .route("/federation/pending", get(pending))
+        .route("/payments", get(payments))
+        .route("/payments/{burn}", get(payments_of))
         .route("/proposals", get(proposals))
         .route("/chain/height", post(height))
 }
@@ -79,6 +85,23 @@ async fn pending(State(operated): State<Operated>) -> Reply {
     Ok(Json(
         json!({ "height": store.height(), "scheduled": scheduled }),
     ))
+}
+
+async fn payments(State(operated): State<Operated>) -> Reply {
+    let payments = operated.chain()?.payments();
+    Ok(Json(payments.iter().map(shown_payment).collect()))
+}
+
+/// Those of one burn: more than one must never be.
+async fn payments_of(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
+    let Burn(burn) = text
+        .parse()
+        .map_err(|fault: String| Refusal::new(StatusCode::BAD_REQUEST, fault))?;
+    let payments = operated.chain()?.payments();
+    let payments = payments
+        .iter()
+        .filter(|payment| payment.burns.contains(&burn));
+    Ok(Json(payments.map(shown_payment).collect()))
 }
 
 async fn proposals(State(operated): State<Operated>) -> Reply {
@@ -207,6 +230,17 @@ fn shown_event(numbered: &NumberedEvent) -> Value {
         shown.insert("event".to_owned(), numbered.event.name().into());
     }
     shown
+}
+
+fn shown_payment(payment: &PegoutCompleted) -> Value {
+    let burns = payment.burns.iter().map(ToString::to_string);
+    json!({
+        "request_id": payment.request_id,
+        "burns": burns.collect::<Vec<_>>(),
+        "txid": payment.txid,
+        "block": payment.place.block,
+        "height": payment.place.height,
+    })
 }
 
 fn shown_proposal(proposal: &Proposal) -> Value {

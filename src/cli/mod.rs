@@ -18,6 +18,8 @@ mod journal;
 mod node;
 mod out;
 #[cfg(unix)]
+mod payments;
+#[cfg(unix)]
 mod pegin;
 #[cfg(unix)]
 mod pegout;
@@ -73,6 +75,9 @@ enum Command {
     /// Who signs, who did, and who will, as a running node knows it.
     #[cfg(unix)]
     Federation(federation::FederationArgs),
+    /// Which burns are paid for good, as a running node's chain knows it.
+    #[cfg(unix)]
+    Payments(payments::PaymentsArgs),
     /// What governance proposes to a running node's operator.
     #[cfg(unix)]
     Proposals(proposals::ProposalsArgs),
@@ -156,6 +161,8 @@ pub(crate) fn main() -> ExitCode {
             Command::ChainHeight(args) => chain_height::run(args).await,
             #[cfg(unix)]
             Command::Federation(args) => federation::run(args).await,
+            #[cfg(unix)]
+            Command::Payments(args) => payments::run(args).await,
             #[cfg(unix)]
             Command::Proposals(args) => proposals::run(args).await,
             #[cfg(unix)]

@@ -1,8 +1,8 @@
 //! `simulator`.
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bitcoin::Network;
 use clap::Args;
 use governance_stream::simulator::{Simulator, SimulatorConfig, SimulatorTls};
@@ -21,6 +21,13 @@ pub(super) struct SimulatorArgs {
     /// Signatures needed to spend.
     #[arg(long, default_value_t = 2)]
     threshold: usize,
+    /// Signers who are away. With too few left, requests wait with what the others have signed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    offline_members: usize,
+    /// When they come back, and sign what waits. Without it they are away until this is stopped; one
+    /// that is started without them away, on the same --directory, has them sign it.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    offline_for: Option<Duration>,
     /// The same seed gives the same keys.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -63,11 +70,32 @@ fn tls(args: &SimulatorArgs) -> anyhow::Result<Option<SimulatorTls>> {
     }))
 }
 
+/// Has the members who are away come back, if it is known when.
+async fn come_back(simulator: &Simulator, offline_for: Option<Duration>) {
+    let Some(pause) = offline_for else {
+        return std::future::pending().await;
+    };
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "whoever started this asked for the pause"
+    )]
+    tokio::time::sleep(pause).await;
+    simulator.set_offline_members(0);
+    eprintln!("all members are back");
+    std::future::pending().await
+}
+
 pub(super) async fn run(args: SimulatorArgs) -> anyhow::Result<ExitCode> {
+    let (members, offline) = (args.members, args.offline_members);
+    ensure!(
+        offline <= members,
+        "--offline-members {offline}: there are {members} members"
+    );
     let simulator = Simulator::start(SimulatorConfig {
         tls: tls(&args)?,
-        members: args.members,
+        members,
         threshold: args.threshold,
+        offline_members: offline,
         seed: args.seed,
         network: args.network,
         chain_id: args.chain_id,
@@ -109,12 +137,16 @@ pub(super) async fn run(args: SimulatorArgs) -> anyhow::Result<ExitCode> {
         for (id, key) in members {
             println!("    {{ id = {id:?}, public_key = {key:?} }},");
         }
-        println!(
-            "]\n\nIts address is {}. Stop with Ctrl-C.",
-            federation.address
-        );
+        println!("]\n\nIts address is {}.", federation.address);
+        if offline > 0 {
+            println!("{offline} of its {} members are away.", args.members);
+        }
+        println!("Stop with Ctrl-C.");
     }
-    asked_to_stop().await;
+    tokio::select! {
+        () = asked_to_stop() => {}
+        () = come_back(&simulator, args.offline_for) => {}
+    }
     let violations = simulator.ledger().violations;
     simulator.shutdown().await;
     for violation in &violations {

@@ -36,6 +36,9 @@ pub struct SimulatorConfig {
     pub window_bytes: u64,
     /// How it answers signature requests.
     pub answering: Answering,
+    /// Members who are away: the last ones of every federation. They sign nothing until
+    /// [`Simulator::set_offline_members`](super::Simulator::set_offline_members) has them back.
+    pub offline_members: usize,
     /// Where its ledger lies; in memory when unset.
     pub directory: Option<PathBuf>,
     /// Whether it remembers everything that ever happened, so that it can be restored from an
@@ -71,6 +74,7 @@ impl Default for SimulatorConfig {
             window_messages: 1024,
             window_bytes: 8 << 20,
             answering: Answering::Sign,
+            offline_members: 0,
             directory: None,
             record: true,
             hold_headers: false,

@@ -93,6 +93,12 @@ impl Federation {
         Some(federation)
     }
 
+    /// Its members but for the last ones, who are away.
+    pub(super) fn present(&self, away: usize) -> &[Member] {
+        let present = self.members.len().saturating_sub(away);
+        self.members.get(..present).unwrap_or_default()
+    }
+
     /// The next version, and the update that announces it, approved by a quorum of this one.
     pub(super) fn next(
         &self,

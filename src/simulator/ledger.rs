@@ -13,7 +13,7 @@ use tracing::{Span, info_span};
 
 use super::{
     config::{Answering, SimulatorConfig},
-    federation::{Federation, RotationPlan},
+    federation::{Federation, Member, RotationPlan},
     lane::{Arrival, LANES, LaneRecord, Queued, lane_of},
     pace::Pace,
     record::{Fact, Paid, Plan, Record, What},
@@ -68,14 +68,14 @@ pub(super) struct Ledger {
     record: Option<Record>,
     /// Whether this ledger was lost or went back: what the nodes bring need not fit it.
     restored: bool,
-    /// What the record leaves open: signers had not answered.
+    /// Requests that signers still have to answer: the record leaves them open, or members are away.
     undecided: BTreeMap<(String, String), proto::SignatureRequest>,
     /// An endpoint that serves an older copy, as a replica that lags behind would.
     lagging: Option<(usize, Box<Ledger>)>,
 }
 
 /// A request that pays a burn, and what it spends.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Payment {
     request_id: String,
     spends: BTreeSet<OutPoint>,
@@ -219,7 +219,13 @@ impl Ledger {
         ledger
     }
 
-    /// Goes on with the requests that its record leaves open.
+    /// Members who are away from now on. Those who are back sign what waits for them.
+    pub(super) fn set_offline_members(&mut self, members: usize) {
+        self.config.offline_members = members;
+        self.decide_open();
+    }
+
+    /// Goes on with the requests that signers still have to answer.
     fn decide_open(&mut self) {
         for ((node_id, _), request) in std::mem::take(&mut self.undecided) {
             if let Err(fault) = self.decide(&node_id, request) {
@@ -250,8 +256,11 @@ impl Ledger {
                     if let Some(request) = node.requests.get_mut(&response.request_id) {
                         request.answered(&response);
                     }
-                    self.undecided
-                        .remove(&(node_id.to_owned(), response.request_id));
+                    // With members away more may follow.
+                    if response.status() != SignatureStatus::InProgress {
+                        let key = (node_id.to_owned(), response.request_id);
+                        self.undecided.remove(&key);
+                    }
                 }
                 let node = self.node(node_id)?;
                 node.lane(message.lane()).push(Queued {
@@ -443,19 +452,27 @@ impl Ledger {
             .next(config.seed, plan, config.network, &config.chain_id)
     }
 
+    /// Notes who pays these burns; whether that is new.
     fn pay(
         &mut self,
         request_id: &str,
         burns: &[proto::PegoutBinding],
         spends: &BTreeSet<OutPoint>,
-    ) {
+    ) -> bool {
+        let payment = Payment {
+            request_id: request_id.to_owned(),
+            spends: spends.clone(),
+        };
+        let mut new = false;
         for burn in burns {
             let burn = (burn.burn_tx_hash.to_vec(), burn.log_index);
-            self.burns.entry(burn).or_default().push(Payment {
-                request_id: request_id.to_owned(),
-                spends: spends.clone(),
-            });
+            let payments = self.burns.entry(burn).or_default();
+            if !payments.contains(&payment) {
+                payments.push(payment.clone());
+                new = true;
+            }
         }
+        new
     }
 
     /// Adds a message to a node's lane, and to the record.
@@ -939,6 +956,8 @@ impl Ledger {
             signatures_released: request.signatures_released,
             ..response_to(&cancel.request_id, request, SignatureStatus::Cancelled)
         };
+        let key = (node_id.to_owned(), cancel.request_id.clone());
+        self.undecided.remove(&key);
         self.respond(node_id, response)
     }
 
@@ -964,7 +983,8 @@ impl Ledger {
 
     /// Signs a request, or not.
     fn decide(&mut self, node_id: &str, request: proto::SignatureRequest) -> Result<(), String> {
-        let mut record = Request::new(&request, vec![0; 32]);
+        let known = self.node(node_id)?.requests.remove(&request.request_id);
+        let mut record = known.unwrap_or_else(|| Request::new(&request, vec![0; 32]));
         let responses = match self.config.answering {
             Answering::Canned => {
                 vec![response_to(
@@ -981,7 +1001,18 @@ impl Ledger {
                         let behaviour = self.script.behaviours.pop_front();
                         let behaviour = behaviour.as_ref();
                         let id = &request.request_id;
-                        let responses = answer(id, &record, &checked, &federation, behaviour);
+                        let present = federation.present(self.config.offline_members);
+                        let signing = Signing {
+                            checked: &checked,
+                            federation: &federation,
+                            present,
+                        };
+                        let responses = answer(id, &record, &signing, behaviour);
+                        let last = responses.last().map(proto::SignatureResponse::status);
+                        if behaviour.is_none() && last.is_none_or(is_open) {
+                            let key = (node_id.to_owned(), id.clone());
+                            self.undecided.insert(key, request.clone());
+                        }
                         if let Some(Behaviour::WrongTxid | Behaviour::Malformed) = behaviour {
                             self.script.expected_rejects += responses.len();
                         }
@@ -1038,13 +1069,14 @@ impl Ledger {
                 return Err((FailureCode::AlreadyPaid, reason));
             }
         }
-        self.pay(&request.request_id, &request.burns, &spends);
-        let paid = Paid {
-            request_id: request.request_id.clone(),
-            burns: request.burns.clone(),
-            spends: spends.iter().map(encode::serialize).collect(),
-        };
-        self.note("", What::Paid(paid));
+        if self.pay(&request.request_id, &request.burns, &spends) {
+            let paid = Paid {
+                request_id: request.request_id.clone(),
+                burns: request.burns.clone(),
+                spends: spends.iter().map(encode::serialize).collect(),
+            };
+            self.note("", What::Paid(paid));
+        }
         Ok((checked, federation))
     }
 
@@ -1235,16 +1267,30 @@ impl Request {
     }
 
     fn answered(&mut self, response: &proto::SignatureResponse) {
-        let open = matches!(
-            response.status(),
-            SignatureStatus::Unspecified | SignatureStatus::Pending | SignatureStatus::InProgress
-        );
-        if !open && self.settled.is_none() {
+        if !is_open(response.status()) && self.settled.is_none() {
             self.settled = Some(response.status());
         }
         self.signatures_released |= !response.partial_signatures.is_empty();
         self.responses.push(response.encode_to_vec());
     }
+
+    /// The keys whose signatures were answered.
+    fn signed_by(&self) -> BTreeSet<Vec<u8>> {
+        let responses = self.responses.iter().map(Vec::as_slice);
+        responses
+            .filter_map(|response| proto::SignatureResponse::decode(response).ok())
+            .flat_map(|response| response.partial_signatures)
+            .map(|signature| signature.public_key.to_vec())
+            .collect()
+    }
+}
+
+/// Whether more answers follow one of this status.
+fn is_open(status: SignatureStatus) -> bool {
+    matches!(
+        status,
+        SignatureStatus::Unspecified | SignatureStatus::Pending | SignatureStatus::InProgress
+    )
 }
 
 impl From<&RotationPlan> for Plan {
@@ -1311,47 +1357,66 @@ impl Node {
     }
 }
 
+/// What is signed, and who may sign it.
+struct Signing<'a> {
+    checked: &'a signer::Checked,
+    federation: &'a Federation,
+    /// Members who are not away.
+    present: &'a [Member],
+}
+
 /// The responses to a good request: well, or as a script wants them.
 fn answer(
     request_id: &str,
     record: &Request,
-    checked: &signer::Checked,
-    federation: &Federation,
+    signing: &Signing<'_>,
     behaviour: Option<&Behaviour>,
 ) -> Vec<proto::SignatureResponse> {
-    let required = u32::try_from(federation.threshold).unwrap_or(u32::MAX);
+    let (federation, threshold) = (signing.federation, signing.federation.threshold);
     let response = |status| response_to(request_id, record, status);
-    let signed = |status, members: &[super::federation::Member]| proto::SignatureResponse {
+    let signed = |status, members: &[&Member]| proto::SignatureResponse {
         partial_signatures: members
             .iter()
-            .flat_map(|member| signer::sign(checked, federation, member))
+            .flat_map(|member| signer::sign(signing.checked, federation, member))
             .collect(),
         ..response(status)
     };
-    let quorum = federation
-        .members
-        .get(..federation.threshold)
-        .unwrap_or_default();
-    let (first, rest) = quorum.split_at(usize::from(quorum.len() > 1));
-    let progress = |members: &[super::federation::Member]| proto::SignatureResponse {
-        collected: u32::try_from(members.len()).unwrap_or(u32::MAX),
-        required,
+    let progress = |before: usize, members: &[&Member]| proto::SignatureResponse {
+        collected: u32::try_from(before + members.len()).unwrap_or(u32::MAX),
+        required: u32::try_from(threshold).unwrap_or(u32::MAX),
         ..signed(SignatureStatus::InProgress, members)
     };
     // Each member's signatures once: the node puts them together.
-    let well = || vec![progress(first), signed(SignatureStatus::Complete, rest)];
+    let well = |present: &[Member]| {
+        let before = record.signed_by();
+        let fresh = present
+            .iter()
+            .filter(|member| !before.contains(member.public.serialize().as_slice()));
+        let missing = threshold.saturating_sub(before.len());
+        let fresh: Vec<&Member> = fresh.take(missing).collect();
+        match fresh.split_first() {
+            None => Vec::new(),
+            _ if fresh.len() < missing => vec![progress(before.len(), &fresh)],
+            Some((first, rest)) if before.is_empty() && !rest.is_empty() => {
+                vec![
+                    progress(0, &[*first]),
+                    signed(SignatureStatus::Complete, rest),
+                ]
+            }
+            Some(_) => vec![signed(SignatureStatus::Complete, &fresh)],
+        }
+    };
+    let all: Vec<&Member> = federation.members.iter().collect();
+    let quorum = all.get(..threshold).unwrap_or_default();
     match behaviour {
-        None => well(),
+        None => well(signing.present),
         Some(Behaviour::Never) => Vec::new(),
         Some(Behaviour::Partial) => {
-            vec![progress(
-                quorum
-                    .get(..quorum.len().saturating_sub(1))
-                    .unwrap_or_default(),
-            )]
+            let too_few = threshold.saturating_sub(1);
+            vec![progress(0, quorum.get(..too_few).unwrap_or_default())]
         }
         Some(Behaviour::OneBadSignature) => {
-            let mut response = signed(SignatureStatus::Complete, &federation.members);
+            let mut response = signed(SignatureStatus::Complete, &all);
             let theirs = response
                 .partial_signatures
                 .first()
@@ -1364,7 +1429,7 @@ fn answer(
             vec![response]
         }
         Some(Behaviour::WrongTxid) => {
-            let mut responses = well();
+            let mut responses = well(&federation.members);
             responses
                 .iter_mut()
                 .for_each(|response| response.txid = vec![0x77; 32].into());

@@ -419,6 +419,13 @@ impl Simulator {
         self.shared.change(|ledger| ledger.script.silent = false);
     }
 
+    /// How many members are away from now on. They sign nothing: with too few left, requests wait
+    /// with what the others have signed, and those who come back sign what waits.
+    pub fn set_offline_members(&self, members: usize) {
+        self.shared
+            .change(|ledger| ledger.set_offline_members(members));
+    }
+
     /// Keeps responses to signature requests back.
     pub fn hold_responses(&self) {
         self.shared.change(|ledger| ledger.script.holding = true);
