@@ -1,4 +1,4 @@
-//! No secret in a log, in the metrics, in the status, in an error or on a terminal.
+//! No secret in a log, in a trace, in the metrics, in the status, in an error or on a terminal.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -14,6 +14,7 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 use support::{
     certificates::{Authority, Files, Pair},
+    collector::Collector,
     process::{Process, ask, binary, free_port, get, governance, node_with, wait_for},
 };
 
@@ -27,12 +28,13 @@ fn lines_of(key: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// Governance behind mutual TLS and a token, and a node's files.
+/// Governance behind mutual TLS and a token, a node's files, and where its traces go.
 struct Scene {
     files: Files,
     nodes: Authority,
     port: u16,
     served: Files,
+    collector: Collector,
 }
 
 impl Scene {
@@ -47,6 +49,7 @@ impl Scene {
             nodes,
             port: free_port(),
             served,
+            collector: Collector::start(),
         };
         (scene, client)
     }
@@ -83,6 +86,9 @@ impl Scene {
             "connection.backoff.max=50ms".to_owned(),
             "telemetry.log=debug".to_owned(),
             "telemetry.log_format=json".to_owned(),
+            format!("telemetry.otlp_endpoint={}", self.collector.endpoint()),
+            // A node that governance refuses has a deposit that nobody takes.
+            "drain_deadline=100ms".to_owned(),
         ]
     }
 }
@@ -111,6 +117,32 @@ fn faulty(directory: &Path, words: &str) {
     });
 }
 
+/// Tells the node of a deposit; what it answers.
+fn deposit(directory: &Path, number: u32) -> String {
+    let deposit = json!({
+        "outpoint": outpoint(number),
+        "amount_sat": 5000,
+        "evm_address": format!("0x{}", "07".repeat(20)),
+    });
+    let (code, answer) = ask(directory, "POST", "/pegins", &deposit).expect("answers");
+    assert_eq!(code, 200, "{answer}");
+    answer.to_string()
+}
+
+fn outpoint(number: u32) -> String {
+    format!("{}:{number}", "ab".repeat(32))
+}
+
+/// Waits until governance has answered so many deposits.
+fn answered(directory: &Path, deposits: u64) {
+    wait_for("an answer", || {
+        let lanes = status(directory)?["lanes"].clone();
+        let mut lanes = lanes.as_array()?.iter();
+        let pegins = lanes.find(|lane| lane["lane"] == "pegin")?;
+        (pegins["handled_through"] == deposits).then_some(())
+    });
+}
+
 /// Everything that anyone may see of a running node.
 fn seen(directory: &Path, http: u16) -> String {
     let paths = ["/metrics", "/status", "/readyz"];
@@ -127,6 +159,17 @@ fn assert_hides(what: &str, shown: &str, secrets: &[String]) {
         let line = shown.lines().position(|line| line.contains(secret));
         assert_eq!(line, None, "{what} shows {secret} in that line");
     }
+}
+
+/// The traces are those of so many deposits and of their answers, without a secret.
+fn assert_traces_hide(collector: &Collector, deposits: u32, secrets: &[String]) {
+    let traces = collector.exported();
+    for number in 0..deposits {
+        let deposit = outpoint(number);
+        assert!(traces.contains(&deposit), "no trace of {deposit}");
+    }
+    assert!(traces.contains("deliver"), "no trace of an answer");
+    assert_hides("a trace", &traces, secrets);
 }
 
 #[test]
@@ -150,15 +193,9 @@ fn a_node_with_a_token_file_and_mutual_tls_shows_no_secret_whatever_goes_wrong()
     healthy(directory);
     let mut shown = String::new();
     for number in 0..3 {
-        let deposit = json!({
-            "outpoint": format!("{}:{number}", "ab".repeat(32)),
-            "amount_sat": 5000,
-            "evm_address": format!("0x{}", "07".repeat(20)),
-        });
-        let (code, answer) = ask(directory, "POST", "/pegins", &deposit).expect("answers");
-        assert_eq!(code, 200, "{answer}");
-        shown.push_str(&answer.to_string());
+        shown.push_str(&deposit(directory, number));
     }
+    answered(directory, 3);
     shown.push_str(&seen(directory, http));
 
     scene.files.write("token", WRONG_TOKEN);
@@ -202,6 +239,7 @@ fn a_node_with_a_token_file_and_mutual_tls_shows_no_secret_whatever_goes_wrong()
     }
     assert_hides("the log", &log, &secrets);
     assert_hides("the node", &shown, &secrets);
+    assert_traces_hide(&scene.collector, 3, &secrets);
 }
 
 #[test]
@@ -214,17 +252,22 @@ fn a_token_in_the_environment_is_shown_neither_by_the_node_nor_by_check_config()
     let set = scene.set(http);
     let set: Vec<&str> = set.iter().map(String::as_str).collect();
     let mut shown = String::new();
-    for (token, words) in [(WRONG_TOKEN, Some("Unauthenticated")), (GOOD_TOKEN, None)] {
+    for (number, token) in (0..).zip([WRONG_TOKEN, GOOD_TOKEN]) {
         let running = node_with(directory, &endpoint, &set, &[(TOKEN_KEY, token)]);
-        match words {
-            Some(words) => faulty(directory, words),
-            None => healthy(directory),
+        if token == WRONG_TOKEN {
+            faulty(directory, "Unauthenticated");
+            shown.push_str(&deposit(directory, number));
+        } else {
+            healthy(directory);
+            shown.push_str(&deposit(directory, number));
+            answered(directory, 2);
         }
         shown.push_str(&seen(directory, http));
         assert!(running.terminate(), "{}", log(directory));
     }
     assert_hides("the log", &log(directory), &secrets);
     assert_hides("the node", &shown, &secrets);
+    assert_traces_hide(&scene.collector, 2, &secrets);
     drop(simulator);
 
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");

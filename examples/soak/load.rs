@@ -23,7 +23,11 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{node::Node, world::World};
+use crate::{
+    node::Node,
+    plant::{self, Bug, Plant},
+    world::World,
+};
 
 /// Requests without an outcome, at most.
 const OPEN: usize = 64;
@@ -57,6 +61,7 @@ pub(crate) struct Load {
     proposals: AtomicU64,
     version: AtomicU32,
     unexpected: Mutex<Vec<String>>,
+    plant: Arc<Plant>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,7 +69,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Load {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, plant: Arc<Plant>) -> Self {
         Self {
             seed,
             asked: Mutex::default(),
@@ -72,6 +77,7 @@ impl Load {
             proposals: AtomicU64::new(0),
             version: AtomicU32::new(1),
             unexpected: Mutex::default(),
+            plant,
         }
     }
 
@@ -180,12 +186,11 @@ impl Load {
         let request_id = request.request_id().clone();
         let id = request_id.to_string();
         self.note(&id, |_| {});
-        loop {
-            match node.stream().request_signatures(request.clone()).await {
-                Ok(_) => break,
-                Err(error) if is_passing(&error) => tokio::time::sleep(ASK_AGAIN).await,
-                Err(error) => return self.wonder(format!("{id} was refused: {error}")),
-            }
+        if !self.plant.befalls(Bug::Dropped, &id) && !self.request(node, &request).await {
+            return;
+        }
+        if self.plant.befalls(Bug::Doubled, &id) {
+            self.request(node, &again(&request)).await;
         }
         self.note(&id, |asked| asked.accepted = true);
         if let Some(pause) = cancel {
@@ -195,6 +200,21 @@ impl Load {
         match self.outcome(node, &request_id).await {
             Ok(outcome) => self.note(&id, |asked| asked.outcome = Some(outcome)),
             Err(error) => self.wonder(format!("{id} has no outcome: {error}")),
+        }
+    }
+
+    /// Whether it was accepted in the end.
+    async fn request(&self, node: &Node, request: &SignatureRequest) -> bool {
+        loop {
+            match node.stream().request_signatures(request.clone()).await {
+                Ok(_) => return true,
+                Err(error) if is_passing(&error) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(error) => {
+                    let id = request.request_id();
+                    self.wonder(format!("{id} was refused: {error}"));
+                    return false;
+                }
+            }
         }
     }
 
@@ -212,6 +232,9 @@ impl Load {
     pub(crate) async fn look_again(&self, node: &Node, id: &str) -> Option<Outcome> {
         let request = node.stream().request(id.parse().ok()?);
         match request.standing().await {
+            Ok(RequestStanding::Settled(outcome)) if self.plant.befalls(Bug::Revised, id) => {
+                Some(plant::another(&outcome))
+            }
             Ok(RequestStanding::Settled(outcome)) => Some(outcome),
             _ => None,
         }
@@ -282,7 +305,7 @@ impl Load {
             } else {
                 let number = self.proposals.fetch_add(1, Ordering::Relaxed);
                 governance.propose(&proto::ProposalNotification {
-                    proposal_id: format!("proposal-{number}"),
+                    proposal_id: proposal_id(number),
                     proposal_type: "fee".to_owned(),
                     data: b"{}".to_vec().into(),
                     voting_deadline_unix_ms: 1_900_000_000_000,
@@ -322,6 +345,29 @@ fn pegout(federation: &FederationView, number: u64) -> SignatureRequest {
         burns: vec![wallet::burn(number, amount)],
         max_fee: wallet::FEE,
         replaces: None,
+    })
+    .expect("valid")
+}
+
+/// The name of governance's proposal `number`.
+pub(crate) fn proposal_id(number: u64) -> String {
+    format!("proposal-{number}")
+}
+
+/// The same request under another name.
+fn again(request: &SignatureRequest) -> SignatureRequest {
+    let name = format!("{}-again", request.request_id());
+    SignatureRequest::new(SignatureRequestParts {
+        request_id: name.parse().expect("valid"),
+        psbt: request.psbt().clone(),
+        input_indices: request.input_indices().to_vec(),
+        tx_type: request.tx_type(),
+        chain: request.chain().clone(),
+        network: request.network(),
+        federation_version: request.federation_version(),
+        burns: request.burns().to_vec(),
+        max_fee: request.max_fee(),
+        replaces: request.replaces().cloned(),
     })
     .expect("valid")
 }

@@ -4,6 +4,10 @@
 //!
 //! The seed decides which faults come, in which order and for how long. When they meet what is
 //! going on, the machine decides.
+//!
+//! `--plant lost` puts a bug in, at the border between the stream and whoever uses it, so that it
+//! is seen that such a one is found: the run ends with violations that name what the bug was done
+//! to. A wrong name has it tell which there are.
 #![allow(
     clippy::disallowed_methods,
     clippy::expect_used,
@@ -15,6 +19,7 @@
 mod faults;
 mod load;
 mod node;
+mod plant;
 mod subscribers;
 mod verdict;
 mod world;
@@ -28,39 +33,51 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use self::{faults::Faults, load::Load, node::Node, world::World};
+use self::{
+    faults::Faults,
+    load::Load,
+    node::Node,
+    plant::{Bug, Plant},
+    world::World,
+};
 
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Faults that may be under way at once.
 const LANES_OF_FAULTS: u64 = 2;
+/// The exit code of a run that did not find the bug that was planted.
+const MISSED: u8 = 3;
 
 struct Arguments {
     minutes: f64,
     seed: u64,
+    bug: Option<Bug>,
 }
 
 impl Arguments {
     fn read() -> Result<Self, String> {
-        let usage = "usage: soak [--minutes N] [--seed S]";
+        let bugs = Bug::ALL.map(|bug| bug.to_string()).join("|");
+        let usage = format!("usage: soak [--minutes N] [--seed S] [--plant {bugs}]");
         let mut arguments = Self {
             minutes: 1.0,
             seed: 1,
+            bug: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
-            let value = words.next().ok_or(usage)?;
+            let value = words.next().ok_or_else(|| usage.clone())?;
             let wrong = || format!("{word} {value}: {usage}");
             match word.as_str() {
                 "--minutes" => arguments.minutes = value.parse().map_err(|_| wrong())?,
                 "--seed" => arguments.seed = value.parse().map_err(|_| wrong())?,
+                "--plant" => arguments.bug = Some(value.parse().map_err(|()| wrong())?),
                 _ => return Err(wrong()),
             }
         }
         if arguments.minutes.is_finite() && arguments.minutes > 0.0 {
             Ok(arguments)
         } else {
-            Err(usage.to_owned())
+            Err(usage)
         }
     }
 }
@@ -94,13 +111,20 @@ async fn main() -> ExitCode {
             .with_writer(std::io::stderr)
             .init();
     }
-    let Arguments { minutes, seed } = arguments;
+    let Arguments { minutes, seed, bug } = arguments;
     println!("soak: {minutes} minutes, seed {seed}");
-    let violations = soak(Duration::from_secs_f64(60.0 * minutes), seed).await;
+    let (length, plant) = (
+        Duration::from_secs_f64(60.0 * minutes),
+        Arc::new(Plant::new(bug)),
+    );
+    let violations = soak(length, seed, &plant).await;
     for violation in &violations {
         println!("VIOLATION: {violation}");
     }
-    if violations.is_empty() {
+    if plant.is_found(&violations) == Some(false) {
+        println!("no violation names what was planted");
+        ExitCode::from(MISSED)
+    } else if violations.is_empty() {
         println!("every promise held");
         ExitCode::SUCCESS
     } else {
@@ -112,10 +136,11 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn soak(length: Duration, seed: u64) -> Vec<String> {
+async fn soak(length: Duration, seed: u64, plant: &Arc<Plant>) -> Vec<String> {
     let world = Arc::new(World::start(seed).await);
-    let node = Arc::new(Node::start(&world).await);
-    let (load, faults) = (Arc::new(Load::new(seed)), Arc::new(Faults::default()));
+    let node = Arc::new(Node::start(&world, plant).await);
+    let load = Arc::new(Load::new(seed, Arc::clone(plant)));
+    let faults = Arc::new(Faults::default());
 
     let began = Instant::now();
     let (no_more_load, no_more_faults) = (CancellationToken::new(), CancellationToken::new());

@@ -11,7 +11,7 @@ use governance_stream::{
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, SupervisionEvent};
 use tokio::sync::watch;
 
-use crate::{subscribers::Recorder, world::World};
+use crate::{plant::Plant, subscribers::Recorder, world::World};
 
 /// Pause before a tree that did not start is tried again.
 const START_AGAIN: Duration = Duration::from_millis(20);
@@ -120,12 +120,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) async fn start(world: &World) -> Self {
+    pub(crate) async fn start(world: &World, plant: &Arc<Plant>) -> Self {
         let config = configuration(world);
         let journal = DiskJournal::open(world.credentials.directory().join("journal"));
         let journal = Arc::new(journal.expect("a journal"));
-        let bridge = Recorder::start(&config.subscribers.bridge);
-        let chain = Recorder::start(&config.subscribers.chain);
+        let bridge = Recorder::start(&config.subscribers.bridge, plant);
+        let chain = Recorder::start(&config.subscribers.chain, plant);
         let (latest, mut watched) = watch::channel((None, Totals::default()));
         let guarded = Guarded {
             arguments: StreamArguments::new(config.clone(), journal),

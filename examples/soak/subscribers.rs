@@ -1,6 +1,7 @@
 //! The node's subscribers: they keep what they are told, and sometimes panic, fail or dawdle.
 
 use std::{
+    fmt,
     marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,6 +13,8 @@ use governance_stream::{
     message::{FederationUpdateAck, Lane, MessageId, Outcome, ProposalAck},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::plant::{Bug, Plant};
 
 /// Pause before one that died comes back.
 const AWAY: Duration = Duration::from_millis(20);
@@ -39,6 +42,12 @@ pub(crate) struct Told {
     pub(crate) what: What,
 }
 
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.lane, self.sequence)
+    }
+}
+
 /// What it was about, as far as it is checked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum What {
@@ -47,6 +56,18 @@ pub(crate) enum What {
     Deposit(OutPoint),
     Update(u32),
     Proposal(String),
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Progress => f.write_str("progress"),
+            Self::Settled(id, outcome) => write!(f, "{id} {outcome}"),
+            Self::Deposit(outpoint) => write!(f, "deposit {outpoint}"),
+            Self::Update(version) => write!(f, "update {version}"),
+            Self::Proposal(id) => f.write_str(id),
+        }
+    }
 }
 
 /// What a subscriber makes of an event.
@@ -92,6 +113,7 @@ impl Event for ChainEvent {
 struct Shared {
     told: Mutex<Vec<Told>>,
     mood: Mutex<Mood>,
+    plant: Arc<Plant>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,8 +127,11 @@ pub(crate) struct Recorder<E> {
 }
 
 impl<E: Event> Recorder<E> {
-    pub(crate) fn start(name: &str) -> Self {
-        let shared = Arc::new(Shared::default());
+    pub(crate) fn start(name: &str, plant: &Arc<Plant>) -> Self {
+        let shared = Arc::new(Shared {
+            plant: Arc::clone(plant),
+            ..Shared::default()
+        });
         let (name, of_the_actor) = (name.to_owned(), Arc::clone(&shared));
         tokio::spawn(async move {
             loop {
@@ -178,12 +203,15 @@ fn take<E: Event>(shared: &Shared, message: &Delivered<E>) -> Result<Option<Answ
         Mood::Well | Mood::Slow(_) => {}
     }
     let (what, answer) = message.event.take();
-    lock(&shared.told).push(Told {
+    let told = Told {
         lane: message.lane,
         sequence: message.sequence,
         message_id: message.message_id,
         redelivered: message.redelivered,
         what,
-    });
+    };
+    let plant = &shared.plant;
+    let answer = answer.filter(|_| !plant.befalls(Bug::Unanswered, &told.what.to_string()));
+    lock(&shared.told).extend(plant.told(told));
     Ok(answer)
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use governance_stream::{
-    Health, StreamStatus,
+    Health, LaneStatus, StreamStatus,
     message::{Lane, Outcome},
     simulator::{LedgerView, Simulator},
 };
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     faults::ASKED_FOR,
-    load::{Asked, Load},
+    load::{Asked, Load, proposal_id},
     node::Node,
     subscribers::{Told, What},
     world::World,
@@ -90,18 +90,10 @@ pub(crate) async fn reach(
     found.extend(load.unexpected());
     requests(&asked, &view, &mut found);
     let (bridge, chain) = (node.bridge.told(), node.chain.told());
-    let mut missing = 0;
-    for lane in Lane::ALL {
-        let of_the_lane = |told: &&Told| told.lane == lane;
-        let told = bridge.iter().chain(&chain).filter(of_the_lane);
-        missing += order(lane, told, &mut found);
-    }
-    // A last one may be missing without leaving a gap.
-    if missing > view.rejects.len() as u64 {
-        let rejects = view.rejects.len();
-        found.push(format!(
-            "{missing} messages never came, {rejects} were rejected"
-        ));
+    let dead = dead_letters(node, &view, &mut found).await;
+    for lane in node.stream().status().lanes {
+        let told = bridge.iter().chain(&chain);
+        order(&lane, told, &dead, &mut found);
     }
     settled_once(&asked, &bridge, &mut found);
     answers(load, &view, &bridge, &chain, &mut found);
@@ -167,11 +159,40 @@ fn requests(asked: &BTreeMap<String, Asked>, view: &LedgerView, found: &mut Vec<
     }
 }
 
-/// A lane's messages come in their order; one that comes again says so, and is the same. How many
-/// never came: what was no message is a dead letter instead.
-fn order<'a>(lane: Lane, told: impl Iterator<Item = &'a Told>, found: &mut Vec<String>) -> u64 {
+/// Lane and sequence of what was no message; governance knows of each.
+async fn dead_letters(
+    node: &Node,
+    view: &LedgerView,
+    found: &mut Vec<String>,
+) -> BTreeSet<(Lane, u64)> {
+    let dead: BTreeSet<_> = match node.stream().dead_letters().await {
+        Ok(letters) => letters
+            .into_iter()
+            .map(|(_, l)| (l.lane, l.sequence))
+            .collect(),
+        Err(error) => {
+            found.push(format!("the dead letters: {error}"));
+            return BTreeSet::new();
+        }
+    };
+    let (letters, rejects) = (dead.len(), view.rejects.len());
+    if letters != rejects {
+        found.push(format!("{letters} dead letters, {rejects} at governance"));
+    }
+    dead
+}
+
+/// A lane's messages come in their order; one that comes again says so, and is the same. Whatever
+/// is handled was told, or is a dead letter.
+fn order<'a>(
+    status: &LaneStatus,
+    told: impl Iterator<Item = &'a Told>,
+    dead: &BTreeSet<(Lane, u64)>,
+    found: &mut Vec<String>,
+) {
+    let lane = status.lane;
     let (mut last, mut seen) = (0, BTreeMap::new());
-    for message in told {
+    for message in told.filter(|told| told.lane == lane) {
         let sequence = message.sequence;
         let this = (message.message_id, &message.what);
         match seen.get(&sequence) {
@@ -182,16 +203,25 @@ fn order<'a>(lane: Lane, told: impl Iterator<Item = &'a Told>, found: &mut Vec<S
                 found.push(format!("{lane} {sequence} came again unmarked"));
             }
             Some(_) => {}
-            None if sequence < last => {
-                found.push(format!("{lane} {sequence} came after {last}"));
-            }
             None => {
+                if sequence < last {
+                    found.push(format!("{lane} {sequence} came after {last}"));
+                }
                 seen.insert(sequence, this);
-                last = sequence;
+                last = last.max(sequence);
             }
         }
     }
-    last - seen.len() as u64
+    for sequence in 1..=status.handled_through.max(last) {
+        match (
+            seen.contains_key(&sequence),
+            dead.contains(&(lane, sequence)),
+        ) {
+            (false, false) => found.push(format!("{lane} {sequence} never came")),
+            (true, true) => found.push(format!("{lane} {sequence} came, and is a dead letter")),
+            _ => {}
+        }
+    }
 }
 
 /// What the bridge was told of a request's end is what its caller was told.
@@ -227,51 +257,68 @@ fn answers(
     chain: &[Told],
     found: &mut Vec<String>,
 ) {
-    let deposits: BTreeSet<_> = load.deposits().into_iter().collect();
-    let acknowledged: BTreeSet<_> = bridge
-        .iter()
-        .filter_map(|told| match told.what {
-            What::Deposit(outpoint) => Some(outpoint),
-            _ => None,
-        })
-        .collect();
-    if deposits != acknowledged || view.pegins != deposits.len() {
+    let told = |told: &[Told], wanted: fn(&What) -> bool| -> BTreeSet<String> {
+        let wanted = told.iter().filter(|told| wanted(&told.what));
+        wanted.map(|told| told.what.to_string()).collect()
+    };
+    let deposits = load.deposits();
+    let sent = deposits.iter().map(|outpoint| What::Deposit(*outpoint));
+    let acknowledged = told(bridge, |what| matches!(what, What::Deposit(_)));
+    same("notified", named(sent), "acknowledged", acknowledged, found);
+    if view.pegins != deposits.len() {
+        let (at_governance, deposits) = (view.pegins, deposits.len());
         found.push(format!(
-            "{} deposits, {} at governance, {} acknowledged to the bridge",
-            deposits.len(),
-            view.pegins,
-            acknowledged.len()
+            "{deposits} deposits, {at_governance} at governance"
         ));
     }
-    let updates = u64::from(load.version()) - 1;
-    let told = |wanted: fn(&What) -> bool| {
-        let distinct: BTreeSet<_> = chain
-            .iter()
-            .filter(|told| wanted(&told.what))
-            .map(|told| told.sequence)
-            .collect();
-        distinct.len() as u64
-    };
-    for (what, sent, told, answered) in [
-        (
-            "proposals",
-            load.proposals(),
-            told(|what| matches!(what, What::Proposal(_))),
-            view.proposal_acks.len(),
-        ),
-        (
-            "updates",
-            updates,
-            told(|what| matches!(what, What::Update(_))),
-            view.federation_acks.len(),
-        ),
-    ] {
-        if sent != told || sent != answered as u64 {
-            found.push(format!(
-                "{sent} {what} were sent, {told} told to the chain, {answered} answered"
-            ));
+    let proposals = (0..load.proposals()).map(|number| What::Proposal(proposal_id(number)));
+    let answered = view.proposal_acks.iter().cloned().map(What::Proposal);
+    let (sent, answered) = (named(proposals), once(answered, found));
+    let taken = told(chain, |what| matches!(what, What::Proposal(_)));
+    same("sent", sent.clone(), "told", taken, found);
+    same("sent", sent, "answered", answered, found);
+
+    let updates = (2..=load.version()).map(What::Update);
+    let accepted = view
+        .federation_acks
+        .iter()
+        .filter(|(_, accepted, _)| *accepted);
+    let accepted = accepted.map(|(version, ..)| What::Update(*version));
+    let (sent, accepted) = (named(updates), once(accepted, found));
+    let taken = told(chain, |what| matches!(what, What::Update(_)));
+    same("sent", sent.clone(), "told", taken, found);
+    same("sent", sent, "accepted", accepted, found);
+}
+
+fn named(all: impl Iterator<Item = What>) -> BTreeSet<String> {
+    all.map(|what| what.to_string()).collect()
+}
+
+/// The same; none comes twice.
+fn once(all: impl Iterator<Item = What>, found: &mut Vec<String>) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for what in all {
+        let name = what.to_string();
+        if names.contains(&name) {
+            found.push(format!("{name} was answered twice"));
         }
+        names.insert(name);
     }
+    names
+}
+
+/// What is in the one set is in the other.
+fn same(
+    here: &str,
+    these: BTreeSet<String>,
+    there: &str,
+    those: BTreeSet<String>,
+    found: &mut Vec<String>,
+) {
+    let missing = these.difference(&those);
+    found.extend(missing.map(|name| format!("{name}: {here}, and not {there}")));
+    let more = those.difference(&these);
+    found.extend(more.map(|name| format!("{name}: {there}, and not {here}")));
 }
 
 /// Governance saw nothing that the protocol does not allow.

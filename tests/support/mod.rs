@@ -10,6 +10,8 @@
 #[cfg(all(unix, feature = "cli"))]
 pub mod bitcoind;
 pub mod certificates;
+#[cfg(all(unix, feature = "cli"))]
+pub mod collector;
 pub mod full;
 pub mod guardian;
 #[cfg(target_os = "linux")]
