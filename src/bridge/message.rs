@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bitcoin::{Amount, OutPoint};
 use ractor::RpcReplyPort;
 use tracing::Span;
 
@@ -31,6 +32,23 @@ pub enum PegoutRefusal {
     /// Nobody should sign this.
     #[error("psbt: {0}")]
     Psbt(#[from] PsbtFault),
+    /// Another request told otherwise of a coin. A signature covers what its own input holds, and
+    /// no other one's (BIP-143): of two requests that tell differently of a transaction's coins, the
+    /// signatures that are true would make up one whose fee nobody agreed to.
+    #[error(
+        "request {by} says that {outpoint} holds {told}, this one {found}; add the transaction that \
+         made it to the PSBT (non_witness_utxo), which shows who is right"
+    )]
+    CoinTold {
+        /// The coin.
+        outpoint: OutPoint,
+        /// What it holds, says this one.
+        found: Amount,
+        /// What it holds, said the other one.
+        told: Amount,
+        /// The other one.
+        by: RequestId,
+    },
     /// It could not be made durable: ask again, with the same id.
     #[error("{0}; ask again")]
     Store(String),

@@ -26,16 +26,17 @@ mod store;
 mod stored;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
+use bitcoin::{Amount, OutPoint};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 use tracing::{Instrument, Span, info, info_span, warn};
 
 use crate::{
-    chain::{FederationStanding, Federations},
+    chain::FederationStanding,
     durable::StoreError,
     message::{RequestId, SignatureRequest},
     timer::Timer,
@@ -60,7 +61,7 @@ pub use store::BridgeStore;
 
 use life::{Action, LifeEvent};
 use message::Done;
-use store::Step;
+use store::{Known, Step};
 
 /// Pause before what could not be made durable is tried again.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
@@ -425,7 +426,7 @@ impl BridgeState {
                     Err(PegoutRefusal::Conflict(request_id.clone()))
                 };
             }
-            check(&request, &known.federations)?;
+            check(&request, known)?;
             known.add_pegout(Pegout::new(request));
             Ok(true)
         })?;
@@ -441,12 +442,31 @@ impl BridgeState {
 }
 
 /// Whether a new peg-out may be begun: with the active federation, and a PSBT to be signed.
-fn check(request: &SignatureRequest, federations: &Federations) -> Result<(), PegoutRefusal> {
+fn check(request: &SignatureRequest, known: &Known) -> Result<(), PegoutRefusal> {
     let version = request.federation_version();
-    let active = federations.iter().find(|(federation, standing)| {
+    let active = known.federations.iter().find(|(federation, standing)| {
         federation.version() == version && *standing == FederationStanding::Active
     });
     let (federation, _) = active.ok_or(PegoutRefusal::NotActive(version))?;
     check_psbt(request, federation)?;
+    let unproven = request.coins().filter(|coin| !coin.proven);
+    let unproven: HashMap<OutPoint, Amount> =
+        unproven.map(|coin| (coin.outpoint, coin.amount)).collect();
+    for pegout in known.pegouts() {
+        for coin in pegout.request().coins() {
+            let (outpoint, told) = (coin.outpoint, coin.amount);
+            match unproven.get(&outpoint) {
+                Some(found) if *found != told => {
+                    return Err(PegoutRefusal::CoinTold {
+                        outpoint,
+                        found: *found,
+                        told,
+                        by: pegout.request_id().clone(),
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
     Ok(())
 }

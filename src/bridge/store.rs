@@ -109,6 +109,11 @@ impl Known {
         self.pegouts.get(request_id)
     }
 
+    /// Every peg-out that was ever begun.
+    pub(super) fn pegouts(&self) -> impl Iterator<Item = &Pegout> {
+        self.pegouts.values()
+    }
+
     /// A peg-out, to change.
     pub(super) fn pegout_mut(&mut self, request_id: &RequestId) -> Option<&mut Pegout> {
         self.touch(request_id);

@@ -36,7 +36,7 @@ pub use session::{
     Capabilities, GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck,
 };
 pub use signature_request::{
-    BurnId, MAX_INPUTS, MAX_PSBT_BYTES, MAX_SCRIPT_BYTES, PayloadHash, PegoutBinding,
+    BurnId, Coin, MAX_INPUTS, MAX_PSBT_BYTES, MAX_SCRIPT_BYTES, PayloadHash, PegoutBinding,
     SignatureRequest, SignatureRequestParts, TransactionType,
 };
 pub use signature_response::{FailureCode, PartialSignature, SignatureResponse, SignatureStatus};

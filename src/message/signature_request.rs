@@ -118,6 +118,17 @@ pub struct SignatureRequest {
     payload_hash: PayloadHash,
 }
 
+/// A coin that a transaction spends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Coin {
+    /// Where it is.
+    pub outpoint: OutPoint,
+    /// What it is said to hold.
+    pub amount: Amount,
+    /// Whether the transaction that made it is there too, and shows that it holds this.
+    pub proven: bool,
+}
+
 /// What makes two requests the same: everything but id, deadline and trace.
 pub type PayloadHash = [u8; 32];
 
@@ -199,6 +210,19 @@ impl SignatureRequest {
     pub fn spends(&self) -> impl Iterator<Item = OutPoint> {
         let inputs = self.psbt.unsigned_tx.input.iter();
         inputs.map(|input| input.previous_output)
+    }
+    /// Everything that the transaction spends, as the PSBT tells of it.
+    pub fn coins(&self) -> impl Iterator<Item = Coin> {
+        self.spends()
+            .zip(&self.psbt.inputs)
+            .map(|(outpoint, input)| {
+                let amount = input.witness_utxo.as_ref().map(|output| output.value);
+                Coin {
+                    outpoint,
+                    amount: amount.unwrap_or_default(),
+                    proven: input.non_witness_utxo.is_some(),
+                }
+            })
     }
     /// Inputs to be signed, strictly ascending.
     #[must_use]

@@ -7,7 +7,6 @@ use std::{
     time::Instant,
 };
 
-use bitcoin::{OutPoint, consensus::encode};
 use prost::Message;
 use tracing::{Span, info_span};
 
@@ -16,6 +15,7 @@ use super::{
     federation::{Federation, Member, RotationPlan},
     lane::{Arrival, LANES, LaneRecord, Queued, lane_of},
     pace::Pace,
+    payments::Payments,
     record::{Fact, Paid, Plan, Record, What},
     script::{Behaviour, Script},
     signer, trace,
@@ -55,8 +55,7 @@ pub(super) struct Ledger {
     /// What every node is told, also one that comes later.
     announced: Vec<(proto::Lane, Kind, Vec<u8>)>,
     nodes: BTreeMap<String, Node>,
-    /// Who pays each burn (its transaction and log index).
-    burns: BTreeMap<(Vec<u8>, u32), Vec<Payment>>,
+    payments: Payments,
     pub script: Script,
     violations: Vec<String>,
     registrations: u64,
@@ -72,13 +71,6 @@ pub(super) struct Ledger {
     undecided: BTreeMap<(String, String), proto::SignatureRequest>,
     /// An endpoint that serves an older copy, as a replica that lags behind would.
     lagging: Option<(usize, Box<Ledger>)>,
-}
-
-/// A request that pays a burn, and what it spends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Payment {
-    request_id: String,
-    spends: BTreeSet<OutPoint>,
 }
 
 #[derive(Debug)]
@@ -195,7 +187,7 @@ impl Ledger {
             federations: first.into_iter().collect(),
             announced: Vec::new(),
             nodes: BTreeMap::new(),
-            burns: BTreeMap::new(),
+            payments: Payments::default(),
             script: Script::default(),
             violations: Vec::new(),
             registrations: 0,
@@ -289,10 +281,8 @@ impl Ledger {
                     .push((message.lane(), message.kind(), payload));
             }
             What::Paid(paid) => {
-                let spends = paid.spends.iter().map(|spent| encode::deserialize(spent));
-                let spends: Result<BTreeSet<OutPoint>, _> = spends.collect();
-                let spends = spends.map_err(|error| error.to_string())?;
-                self.pay(&paid.request_id, &paid.burns, &spends);
+                let coins = paid.coins().ok_or("no such coins")?;
+                self.payments.note(&paid.request_id, &paid.burns, &coins);
             }
             What::Replaced(id) => {
                 let id = id.as_slice().try_into().map_err(|_| "no ledger id")?;
@@ -450,29 +440,6 @@ impl Ledger {
         self.federations
             .last()?
             .next(config.seed, plan, config.network, &config.chain_id)
-    }
-
-    /// Notes who pays these burns; whether that is new.
-    fn pay(
-        &mut self,
-        request_id: &str,
-        burns: &[proto::PegoutBinding],
-        spends: &BTreeSet<OutPoint>,
-    ) -> bool {
-        let payment = Payment {
-            request_id: request_id.to_owned(),
-            spends: spends.clone(),
-        };
-        let mut new = false;
-        for burn in burns {
-            let burn = (burn.burn_tx_hash.to_vec(), burn.log_index);
-            let payments = self.burns.entry(burn).or_default();
-            if !payments.contains(&payment) {
-                payments.push(payment.clone());
-                new = true;
-            }
-        }
-        new
     }
 
     /// Adds a message to a node's lane, and to the record.
@@ -1060,21 +1027,13 @@ impl Ledger {
                 (FailureCode::Federation, reason)
             })?;
         let checked = signer::check(request, &federation)?;
-        let spends = checked.spends();
-        for burn in &request.burns {
-            let burn = (burn.burn_tx_hash.to_vec(), burn.log_index);
-            let payments = self.burns.get(&burn).map_or(&[][..], Vec::as_slice);
-            if let Some(other) = payments.iter().find(|p| p.spends.is_disjoint(&spends)) {
-                let reason = format!("a burn is paid by request {}", other.request_id);
-                return Err((FailureCode::AlreadyPaid, reason));
-            }
-        }
-        if self.pay(&request.request_id, &request.burns, &spends) {
-            let paid = Paid {
-                request_id: request.request_id.clone(),
-                burns: request.burns.clone(),
-                spends: spends.iter().map(encode::serialize).collect(),
-            };
+        let coins = checked.coins();
+        self.payments.check(&request.burns, &coins)?;
+        if self
+            .payments
+            .note(&request.request_id, &request.burns, &coins)
+        {
+            let paid = Paid::new(request, &coins);
             self.note("", What::Paid(paid));
         }
         Ok((checked, federation))

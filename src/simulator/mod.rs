@@ -16,6 +16,7 @@ mod federation;
 mod lane;
 mod ledger;
 mod pace;
+mod payments;
 pub mod proxy;
 pub mod record;
 mod script;

@@ -7,10 +7,14 @@ use std::{
     path::Path,
 };
 
-use bitcoin::hashes::{Hash as _, sha256};
+use bitcoin::{
+    Amount,
+    consensus::encode,
+    hashes::{Hash as _, sha256},
+};
 use prost::Message as _;
 
-use crate::proto;
+use crate::{message::Coin, proto};
 
 const FILE: &str = "ledger.log";
 /// Of a batch: its length and its checksum.
@@ -97,6 +101,35 @@ pub struct Paid {
     /// What it spends, consensus-encoded.
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub spends: Vec<Vec<u8>>,
+    /// What it says that each of them holds.
+    #[prost(uint64, repeated, tag = "4")]
+    pub amounts_sat: Vec<u64>,
+}
+
+impl Paid {
+    pub(super) fn new(request: &proto::SignatureRequest, coins: &[Coin]) -> Self {
+        let spends = coins.iter().map(|coin| encode::serialize(&coin.outpoint));
+        let amounts = coins.iter().map(|coin| coin.amount.to_sat());
+        Self {
+            request_id: request.request_id.clone(),
+            burns: request.burns.clone(),
+            spends: spends.collect(),
+            amounts_sat: amounts.collect(),
+        }
+    }
+
+    /// `None` when it holds no outpoints.
+    pub(super) fn coins(&self) -> Option<Vec<Coin>> {
+        let coins = self.spends.iter().zip(&self.amounts_sat);
+        let coins = coins.map(|(spent, sat)| {
+            Some(Coin {
+                outpoint: encode::deserialize(spent).ok()?,
+                amount: Amount::from_sat(*sat),
+                proven: false,
+            })
+        });
+        coins.collect()
+    }
 }
 
 /// Facts that became durable together.

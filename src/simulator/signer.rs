@@ -1,9 +1,7 @@
 //! What a federation's members check before they sign, and their signatures.
 
-use std::collections::BTreeSet;
-
 use bitcoin::{
-    OutPoint, Psbt, Transaction, TxOut,
+    Psbt, Transaction, TxOut,
     consensus::encode::serialize,
     hashes::Hash,
     secp256k1::{Message, Secp256k1},
@@ -11,7 +9,10 @@ use bitcoin::{
 };
 
 use super::federation::{Federation, FederationView, Member, tagged_sha256};
-use crate::proto::{self, FailureCode};
+use crate::{
+    message::Coin,
+    proto::{self, FailureCode},
+};
 
 /// A first federation's members with their keys, without a service: they sign what a test wants
 /// signed, and check nothing.
@@ -40,6 +41,7 @@ impl Signers {
         });
         let checked = Checked {
             transaction: psbt.unsigned_tx.clone(),
+            coins: Vec::new(),
             inputs: inputs.collect(),
         };
         let member = self.0.members.get(member);
@@ -54,6 +56,7 @@ pub(super) type Refusal = (FailureCode, String);
 #[derive(Debug)]
 pub(super) struct Checked {
     pub transaction: Transaction,
+    coins: Vec<Coin>,
     inputs: Vec<(u32, TxOut)>,
 }
 
@@ -62,12 +65,9 @@ impl Checked {
         self.transaction.compute_txid().to_byte_array().to_vec()
     }
 
-    pub(super) fn spends(&self) -> BTreeSet<OutPoint> {
-        self.transaction
-            .input
-            .iter()
-            .map(|input| input.previous_output)
-            .collect()
+    /// Everything that it spends.
+    pub(super) fn coins(&self) -> Vec<Coin> {
+        self.coins.clone()
     }
 }
 
@@ -136,6 +136,23 @@ pub(super) fn check(
             )));
         }
     }
+    let coins = psbt.inputs.iter().zip(&transaction.input).zip(&spent);
+    let coins = coins.map(|((input, spending), spent)| {
+        let outpoint = spending.previous_output;
+        let whole = input.non_witness_utxo.as_ref();
+        if let Some(whole) = whole
+            && (whole.compute_txid() != outpoint.txid
+                || whole.output.get(outpoint.vout as usize) != Some(spent))
+        {
+            return Err(invalid("an input's non_witness_utxo is not what it spends"));
+        }
+        Ok(Coin {
+            outpoint,
+            amount: spent.value,
+            proven: whole.is_some(),
+        })
+    });
+    let coins = coins.collect::<Result<Vec<_>, _>>()?;
     let mut inputs = Vec::new();
     for index in &request.input_indices {
         let at = *index as usize;
@@ -155,6 +172,7 @@ pub(super) fn check(
     }
     Ok(Checked {
         transaction,
+        coins,
         inputs,
     })
 }
