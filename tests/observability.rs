@@ -27,11 +27,14 @@ fn named(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Whether a name is that of a metric, with what its type puts behind it.
+fn is_of(name: &str, base: &str) -> bool {
+    name.strip_prefix(base)
+        .is_some_and(|suffix| matches!(suffix, "" | "_total" | "_bucket" | "_sum" | "_count"))
+}
+
 fn exists(name: &str) -> bool {
-    METRIC_NAMES.iter().any(|base| {
-        name.strip_prefix(base)
-            .is_some_and(|suffix| matches!(suffix, "" | "_total" | "_bucket" | "_sum" | "_count"))
-    })
+    METRIC_NAMES.iter().any(|base| is_of(name, base))
 }
 
 #[test]
@@ -113,6 +116,36 @@ fn the_dashboard_is_json_and_each_panel_explains_itself() {
             "{panel}"
         );
     }
+}
+
+/// Metrics that no panel shows, and why not.
+const LEFT_OUT: [(&str, &str); 1] = [(
+    "alys_stream_stream_errors",
+    "the same as connection_failures, which says where",
+)];
+
+#[test]
+fn every_metric_has_a_panel_or_a_reason_to_have_none() {
+    let shown = named(&read("grafana/governance-stream.json"));
+    for base in METRIC_NAMES {
+        let has_panel = shown.iter().any(|name| is_of(name, base));
+        let left_out = LEFT_OUT.iter().any(|(name, _)| name == base);
+        assert_ne!(has_panel, left_out, "{base}");
+    }
+}
+
+#[test]
+fn no_two_panels_lie_in_one_place_or_share_an_id() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("grafana/governance-stream.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let all = |key: fn(&serde_json::Value) -> String| {
+        let values: BTreeSet<String> = panels.iter().map(key).collect();
+        assert_eq!(values.len(), panels.len(), "{values:?}");
+    };
+    all(|panel| panel["id"].to_string());
+    all(|panel| panel["title"].to_string());
+    all(|panel| format!("{} {}", panel["gridPos"]["x"], panel["gridPos"]["y"]));
 }
 
 #[test]

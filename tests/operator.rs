@@ -357,6 +357,65 @@ fn moving_is_no_way_out_of_quarantine() {
 }
 
 #[test]
+fn what_is_cancelled_while_it_waits_is_never_asked_for_and_its_burn_is_paid_under_another_id() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    let data = data(directory);
+    let dir = data.to_str().expect("UTF-8");
+    let (simulator, endpoint) = governance(0, &[]);
+    let set = ["features.http=false"];
+    let mut running = node(directory, &endpoint, &set);
+    let connected = || {
+        wait_for("a session", || {
+            let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
+            (status["health"]["state"] == "healthy").then_some(())
+        });
+    };
+    connected();
+    let said = |args: &[&str]| {
+        let done = command(&[args, &["--data-dir", dir]].concat());
+        assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
+        text(&done.stdout).trim().to_owned()
+    };
+    said(&["pegouts", "pause", "--yes"]);
+    let psbt = directory.join("sample.psbt");
+    let sample = command(&["sample-pegout", psbt.to_str().expect("UTF-8")]);
+    let line = text(&sample.stdout);
+    let line = line.trim().trim_end_matches(" --wait");
+    let pegout: Vec<&str> = line.split_whitespace().skip(1).collect();
+    let waiting = said(&pegout);
+    assert!(waiting.contains("paused by the operator"), "{waiting}");
+
+    let cancelled = "sample-1: cancelled before anyone was asked to sign it";
+    assert_eq!(said(&["cancel", "sample-1"]), cancelled);
+    running.kill();
+    running = node(directory, &endpoint, &set);
+    connected();
+    assert_eq!(
+        said(&["cancel", "sample-1"]),
+        cancelled,
+        "again is the same"
+    );
+    said(&["pegouts", "resume", "--yes"]);
+    assert_eq!(said(&pegout), cancelled, "and so is the peg-out");
+    let again = line.replace("sample-1", "again");
+    let again: Vec<&str> = again.split_whitespace().skip(1).collect();
+    let paid = said(&[&again, &["--wait"][..]].concat());
+    assert!(paid.contains("again: broadcast as "), "{paid}");
+    assert_eq!(said(&["pegouts", "show", "sample-1"]), cancelled);
+    // What the stream has is the stream's to cancel.
+    assert!(said(&["cancel", "again"]).contains("its outcome says"));
+
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+    let kept = command(&["journal", "list", "--dir", dir, "--json"]);
+    let kept = json(&kept);
+    let ids = kept.as_array().expect("a list").iter();
+    let ids: Vec<&Value> = ids.map(|request| &request["request_id"]).collect();
+    assert_eq!(ids, ["again"], "nothing else was ever asked for");
+}
+
+#[test]
 fn members_who_are_away_for_a_while_sign_once_they_are_back() {
     let too_many = command(&["simulator", "--offline-members", "4"]);
     assert!(!too_many.status.success());

@@ -12,6 +12,7 @@ use super::{
     life::{LifeEvent, PegoutFailure},
     message::{BridgeMessage, Done},
     pegout::Pegout,
+    store::BridgeStore,
 };
 use crate::{
     buffer::RequestStanding,
@@ -28,15 +29,21 @@ const ASK_LATER: Duration = Duration::from_secs(5);
 /// How long the chain may take to note a completed peg-out.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Asks the stream until it has accepted the request, or never will.
+/// Asks the stream until it has accepted the request, or never will; or until it is cancelled.
 pub(super) async fn ask(
+    store: BridgeStore,
     stream: GovernanceStream,
     request: SignatureRequest,
     bridge: ActorRef<BridgeMessage>,
 ) {
     let request_id = request.request_id().clone();
     let result = loop {
-        match stream.request_signatures(request.clone()).await {
+        let Some(leave) = store.leave_to_ask(&request_id).await else {
+            return;
+        };
+        let answer = stream.request_signatures(request.clone()).await;
+        drop(leave);
+        match answer {
             Ok(_) => break Ok(()),
             Err(error) => match pause_after(&error) {
                 Some(pause) => {
@@ -50,6 +57,31 @@ pub(super) async fn ask(
     };
     // A bridge that is gone asks again when it is back.
     let _ = bridge.cast(Done::Asked { request_id, result }.into());
+}
+
+/// Has the stream cancel a request of which it is not known whether it has it, until that is known.
+/// The peg-out's stage keeps everyone from asking for it by now. Who had begun to comes to an end
+/// of it first, so that the stream's *unknown* is its last word.
+pub(super) async fn cancel(
+    store: BridgeStore,
+    stream: GovernanceStream,
+    request_id: RequestId,
+    bridge: ActorRef<BridgeMessage>,
+) {
+    store.until_nobody_asks().await;
+    let event = loop {
+        match stream.cancel(request_id.clone()).await {
+            Ok(()) => break LifeEvent::CancelPassedOn,
+            Err(StreamError::UnknownRequest { .. }) => break LifeEvent::NeverAsked,
+            Err(error) => {
+                let pause = pause_after(&error).unwrap_or(ASK_LATER);
+                warn!(%request_id, %error, ?pause, "a peg-out's cancel has no answer; asking again");
+                tell_trouble(&bridge, &request_id, error.to_string());
+                wait(pause).await;
+            }
+        }
+    };
+    let _ = bridge.cast(Done::Cancelled { request_id, event }.into());
 }
 
 /// How long to wait before asking again; `None` when the answer will not change.

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Requested ─▶ SignaturesRequested ─▶ Partial ─▶ Signed ─▶ Broadcast ⇄ Confirmed ─▶ Completed
-//!     └────────────────┴─────────────────┴──▶ Failed ┘(late signatures)    (a reorganisation takes back)
-//! any but Completed ─▶ Superseded, once another transaction has spent its coins for good
+//!     ├────────────────┴─────────────────┴──▶ Failed ┘(late signatures)    (a reorganisation takes back)
+//!     └─▶ Cancelling ─▶ Cancelled, or SignaturesRequested if the stream had it already
+//! any but Completed and Cancelled ─▶ Superseded, once another transaction has spent its coins for good
 //! ```
 
 use bitcoin::{BlockHash, Txid};
@@ -16,6 +17,11 @@ use crate::message::{Outcome, RequestId};
 pub enum PegoutStage {
     /// Recorded here; the stream is being asked for signatures, or will be when a pause ends.
     Requested,
+    /// It was cancelled before the stream is known to have it. It is not asked for any more, and the
+    /// stream is being asked whether it was.
+    Cancelling,
+    /// It was cancelled, and the stream never had it: nobody was asked to sign. This is an end.
+    Cancelled,
     /// The stream has accepted the request; signatures are awaited.
     SignaturesRequested,
     /// Some good signatures are here.
@@ -107,6 +113,8 @@ impl PegoutStage {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Requested => "requested",
+            Self::Cancelling => "cancelling",
+            Self::Cancelled => "cancelled",
             Self::SignaturesRequested => "signatures_requested",
             Self::Partial { .. } => "partial",
             Self::Signed => "signed",
@@ -127,10 +135,18 @@ impl PegoutStage {
         )
     }
 
+    /// Whether it was cancelled before the stream was known to have it: it must not be asked for.
+    pub(super) const fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelling | Self::Cancelled)
+    }
+
     /// Whether signatures still make a difference.
     pub(super) fn takes_signatures(&self) -> bool {
         match self {
-            Self::Requested | Self::SignaturesRequested | Self::Partial { .. } => true,
+            Self::Requested
+            | Self::Cancelling
+            | Self::SignaturesRequested
+            | Self::Partial { .. } => true,
             Self::Failed(failure) => failure.is_revivable(),
             _ => false,
         }
@@ -144,6 +160,12 @@ pub(super) enum LifeEvent {
     Accepted,
     /// The stream never will.
     NotAccepted(String),
+    /// It is not wanted any more.
+    CancelAsked,
+    /// The stream has it, and has been told so.
+    CancelPassedOn,
+    /// The stream never had it, and nobody asks it any more.
+    NeverAsked,
     /// Governance is at it, without a good signature yet.
     Heard,
     /// Good signatures are here, too few of them.
@@ -176,6 +198,8 @@ pub(super) enum LifeEvent {
 pub(super) enum Action {
     /// Ask the stream for signatures.
     Ask,
+    /// Have the stream cancel it, if it has it.
+    Cancel,
     /// Offer the transaction to the Bitcoin network.
     Offer,
     /// See where the transaction is, now and again.
@@ -204,6 +228,14 @@ pub(super) fn next(
         (S::Requested, E::NotAccepted(reason)) => {
             (S::Failed(PegoutFailure::NotAccepted(reason)), None)
         }
+        (S::Requested | S::Cancelling, E::CancelAsked) => (S::Cancelling, Some(Action::Cancel)),
+        (S::Cancelling, E::CancelPassedOn) => (S::SignaturesRequested, Some(Action::Follow)),
+        (S::Cancelling, E::NeverAsked) => (S::Cancelled, None),
+        // It was asked twice, around a pause, or ended meanwhile.
+        (_, E::CancelPassedOn | E::NeverAsked) => (stage.clone(), None),
+        // What comes now does not take the cancel back.
+        (S::Cancelling, E::Heard | E::Collected { .. }) => (stage.clone(), None),
+
         // An answer came before the stream's word, or the bridge died and asked again.
         (_, E::Accepted | E::NotAccepted(_)) => (stage.clone(), None),
 
@@ -270,9 +302,10 @@ pub(super) fn next(
             E::InMempool { .. } | E::InBlock { .. } | E::Missing { .. },
         ) => (stage.clone(), None),
 
-        (S::Superseded { .. }, E::Overtaken { .. }) => (stage.clone(), None),
+        (S::Cancelled | S::Superseded { .. }, E::Overtaken { .. }) => (stage.clone(), None),
         (
             S::Requested
+            | S::Cancelling
             | S::SignaturesRequested
             | S::Partial { .. }
             | S::Signed
@@ -295,13 +328,14 @@ pub(super) fn next(
 pub(super) fn derived(stage: &PegoutStage) -> Option<Action> {
     match stage {
         PegoutStage::Requested => Some(Action::Ask),
+        PegoutStage::Cancelling => Some(Action::Cancel),
         PegoutStage::Signed => Some(Action::Offer),
         PegoutStage::SignaturesRequested
         | PegoutStage::Partial { .. }
         | PegoutStage::Broadcast { .. }
         | PegoutStage::Confirmed { .. } => Some(Action::Follow),
         PegoutStage::Completed { .. } => Some(Action::Report),
-        PegoutStage::Failed(_) | PegoutStage::Superseded { .. } => None,
+        PegoutStage::Cancelled | PegoutStage::Failed(_) | PegoutStage::Superseded { .. } => None,
     }
 }
 
@@ -331,6 +365,8 @@ mod tests {
         let (collected, required) = (1, 2);
         vec![
             S::Requested,
+            S::Cancelling,
+            S::Cancelled,
             S::SignaturesRequested,
             S::Partial {
                 collected,
@@ -359,6 +395,9 @@ mod tests {
         vec![
             E::Accepted,
             E::NotAccepted("full".to_owned()),
+            E::CancelAsked,
+            E::CancelPassedOn,
+            E::NeverAsked,
             E::Heard,
             E::Collected {
                 collected: 1,
@@ -377,18 +416,20 @@ mod tests {
     }
 
     /// Rows are stages, columns events, in the order above. `.` stays, `!` is impossible.
-    const TABLE: [&str; 10] = [
-        //  Acc NotAcc Heard Coll Sign End Taken Refus Pool Blk5 Blk6 Miss Over
-        "SR     Fail   SR    Part Sig+O Fail !    !    !    !    !    !     Sup", // Requested
-        ".      .      .     Part Sig+O Fail !    !    !    !    !    !     Sup", // SignaturesRequested
-        ".      .      .     .    Sig+O Fail !    !    !    !    !    !     Sup", // Partial
-        ".      .      !     !    !     !    Br+F Fail !    !    !    !     Sup", // Signed
-        ".      .      !     !    !     !    .+F  Fail .    Conf Comp+R .+O Sup", // Broadcast
-        ".      .      !     !    !     !    .    .    Br   Conf Comp+R Br+O Sup", // Confirmed
-        ".      .      !     !    !     !    .    .    .    .    .    .     !",   // Completed
-        ".      .      .     .    Sig+O Fail .    .    .    .    .    .     Sup", // Failed, for want of signatures
-        ".      .      !     !    !     !    .    .    .    .    .    .     Sup", // Failed for good
-        ".      .      !     !    !     !    .    .    .    .    .    .     .",   // Superseded
+    const TABLE: [&str; 12] = [
+        //  Acc NotAcc Cancel Pass Never Heard Coll Sign End Taken Refus Pool Blk5 Blk6 Miss Over
+        "SR     Fail   Cng+C  .    .     SR    Part Sig+O Fail !    !    !    !    !    !     Sup", // Requested
+        ".      .      .+C    SR+F Can   .     .    Sig+O Fail !    !    !    !    !    !     Sup", // Cancelling
+        ".      .      !      .    .     !     !    !     !    !    !    !    !    !    !     .", // Cancelled
+        ".      .      !      .    .     .     Part Sig+O Fail !    !    !    !    !    !     Sup", // SignaturesRequested
+        ".      .      !      .    .     .     .    Sig+O Fail !    !    !    !    !    !     Sup", // Partial
+        ".      .      !      .    .     !     !    !     !    Br+F Fail !    !    !    !     Sup", // Signed
+        ".      .      !      .    .     !     !    !     !    .+F  Fail .    Conf Comp+R .+O Sup", // Broadcast
+        ".      .      !      .    .     !     !    !     !    .    .    Br   Conf Comp+R Br+O Sup", // Confirmed
+        ".      .      !      .    .     !     !    !     !    .    .    .    .    .    .     !", // Completed
+        ".      .      !      .    .     .     .    Sig+O Fail .    .    .    .    .    .     Sup", // Failed, for want of signatures
+        ".      .      !      .    .     !     !    !     !    .    .    .    .    .    .     Sup", // Failed for good
+        ".      .      !      .    .     !     !    !     !    .    .    .    .    .    .     .", // Superseded
     ];
 
     fn word(
@@ -402,6 +443,8 @@ mod tests {
             // A longer chain is another `Confirmed`.
             next if next == stage && !matches!(next, PegoutStage::Confirmed { .. }) => ".",
             PegoutStage::Requested => "Req",
+            PegoutStage::Cancelling => "Cng",
+            PegoutStage::Cancelled => "Can",
             PegoutStage::SignaturesRequested => "SR",
             PegoutStage::Partial { .. } => "Part",
             PegoutStage::Signed => "Sig",
@@ -414,6 +457,7 @@ mod tests {
         let action = match action {
             None => "",
             Some(Action::Ask) => "+A",
+            Some(Action::Cancel) => "+C",
             Some(Action::Offer) => "+O",
             Some(Action::Follow) => "+F",
             Some(Action::Report) => "+R",
@@ -452,7 +496,7 @@ mod tests {
         for stage in stages() {
             let ended = matches!(
                 stage,
-                PegoutStage::Failed(_) | PegoutStage::Superseded { .. }
+                PegoutStage::Cancelled | PegoutStage::Failed(_) | PegoutStage::Superseded { .. }
             );
             assert_eq!(derived(&stage).is_none(), ended, "{stage:?}");
         }

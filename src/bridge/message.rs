@@ -57,6 +57,18 @@ pub enum PegoutRefusal {
     Conflict(RequestId),
 }
 
+/// What the bridge makes of a peg-out that is not wanted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelAnswer {
+    /// It is not asked for any more. [`PegoutStage::Cancelled`](super::PegoutStage::Cancelled)
+    /// follows, if it has not yet; or, should the stream have had it, what comes of its cancel there.
+    Ends,
+    /// The stream has it, or it has come to an end: [`GovernanceStream::cancel`] is what is left.
+    AtStream,
+    /// No peg-out of this bridge has this id.
+    Unknown,
+}
+
 /// What the bridge is asked and told.
 #[derive(Debug)]
 pub enum BridgeMessage {
@@ -71,6 +83,14 @@ pub enum BridgeMessage {
         span: Span,
         /// Takes the verdict.
         reply: RpcReplyPort<Result<(), PegoutRefusal>>,
+    },
+    /// End a peg-out that the stream is not known to have, paused or not. Answered once it is
+    /// durable that nobody is asked to sign it from now on; the error says why that is not so.
+    CancelPegout {
+        /// Which.
+        request_id: RequestId,
+        /// Takes the answer.
+        reply: RpcReplyPort<Result<CancelAnswer, String>>,
     },
     /// One peg-out.
     GetPegoutStatus {
@@ -119,6 +139,11 @@ pub(super) enum Done {
     Asked {
         request_id: RequestId,
         result: Result<(), String>,
+    },
+    /// Whether the stream had a request that is cancelled.
+    Cancelled {
+        request_id: RequestId,
+        event: LifeEvent,
     },
     /// The Bitcoin network has a transaction, or never will.
     Offered {

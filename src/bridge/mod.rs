@@ -49,7 +49,7 @@ pub use completion::{CompletionNotice, CompletionSubscriber, PegoutCompleted};
 pub use embedded::EmbeddedBitcoin;
 pub use event::{PausedBy, PegoutEvent};
 pub use life::{PegoutFailure, PegoutStage, Place};
-pub use message::{BridgeArguments, BridgeMessage, Errand, PegoutRefusal};
+pub use message::{BridgeArguments, BridgeMessage, CancelAnswer, Errand, PegoutRefusal};
 pub use outbox::FileOutbox;
 pub use pegout::{Pegout, SignatureStanding};
 pub use psbt_check::check_psbt;
@@ -132,6 +132,10 @@ impl Actor for BridgeActor {
             } => {
                 let verdict = state.initiate(&myself, *request, span).await;
                 let _ = reply.send(verdict);
+            }
+            BridgeMessage::CancelPegout { request_id, reply } => {
+                let answer = state.cancel(&myself, &request_id).await?;
+                let _ = reply.send(answer);
             }
             BridgeMessage::GetPegoutStatus { request_id, reply } => {
                 let _ = reply.send(state.args.store.pegout(&request_id));
@@ -248,7 +252,7 @@ impl BridgeState {
             match action {
                 Action::Ask | Action::Offer if held => {}
                 Action::Follow => self.look_soon(myself),
-                Action::Ask | Action::Offer | Action::Report => {
+                Action::Ask | Action::Cancel | Action::Offer | Action::Report => {
                     if self.busy.insert((request_id.clone(), action)) {
                         self.run(myself, request_id, action);
                     }
@@ -263,9 +267,14 @@ impl BridgeState {
         };
         let (bridge, metrics) = (myself.clone(), self.args.metrics.clone());
         match (action, pegout.signed(), self.args.completions.clone()) {
+            (Action::Cancel, ..) => {
+                let (store, stream) = (self.args.store.clone(), self.args.stream.clone());
+                self.errands
+                    .spawn(errands::cancel(store, stream, request_id, bridge));
+            }
             (Action::Ask, ..) => {
-                let stream = self.args.stream.clone();
-                let asking = errands::ask(stream, pegout.request().clone(), bridge);
+                let (store, stream) = (self.args.store.clone(), self.args.stream.clone());
+                let asking = errands::ask(store, stream, pegout.request().clone(), bridge);
                 let span = self.spans.remove(&request_id).unwrap_or_else(Span::none);
                 self.errands.spawn(asking.instrument(span));
             }
@@ -350,6 +359,10 @@ impl BridgeState {
                 self.busy.remove(&(request_id.clone(), Action::Ask));
                 // It may end without a word of governance's.
                 self.due.push((request_id, Action::Follow));
+            }
+            Done::Cancelled { request_id, event } => {
+                self.step(&request_id, event)?;
+                self.busy.remove(&(request_id, Action::Cancel));
             }
             Done::Offered { request_id, result } => {
                 let pegout = self.args.store.latest(&request_id);
@@ -438,6 +451,32 @@ impl BridgeState {
         }
         let settled = self.settle(myself).await;
         settled.map_err(|error| PegoutRefusal::Store(error.to_string()))
+    }
+
+    /// Ends a peg-out before the stream has it. While it is `Requested` nobody knows whether it
+    /// has: a bridge that died, or a pause, may have cut off whoever was asking.
+    async fn cancel(
+        &mut self,
+        myself: &ActorRef<BridgeMessage>,
+        request_id: &RequestId,
+    ) -> Result<Result<CancelAnswer, String>, ActorProcessingErr> {
+        let Some(pegout) = self.args.store.latest(request_id) else {
+            return Ok(Ok(CancelAnswer::Unknown));
+        };
+        match pegout.stage() {
+            PegoutStage::Requested | PegoutStage::Cancelling => {
+                self.step(request_id, LifeEvent::CancelAsked)?;
+                self.spans.remove(request_id);
+                // Whoever asks finds that he has no leave to any more, and says nothing.
+                self.busy.remove(&(request_id.clone(), Action::Ask));
+            }
+            PegoutStage::Cancelled => {}
+            _ => return Ok(Ok(CancelAnswer::AtStream)),
+        }
+        let settled = self.settle(myself).await;
+        Ok(settled
+            .map(|()| CancelAnswer::Ends)
+            .map_err(|error| format!("{error}; ask again")))
     }
 }
 

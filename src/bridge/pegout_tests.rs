@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    bridge::{signatures::check_consensus, stored},
+    bridge::{BridgeStore, signatures::check_consensus, stored},
     config::FirstFederation,
     message::{
         FailureCode, FederationMember, PartialSignature, SignatureRequestParts, SignatureStatus,
@@ -317,6 +317,51 @@ fn late_signatures_save_a_pegout_that_failed_for_want_of_them() {
 }
 
 #[test]
+fn signatures_count_while_a_cancel_is_on_its_way_and_do_not_take_it_back() {
+    let (signers, federation, mut pegout) = half_signed();
+    let request = pegout.request().clone();
+    pegout.stage = PegoutStage::Requested;
+    let action = pegout.apply(LifeEvent::CancelAsked).expect("possible");
+    assert_eq!(action, Some(Action::Cancel));
+    let mut respond = |member| {
+        let signatures = signers.sign(request.psbt(), member).into_iter();
+        let response = response(&request, PROGRESS, signatures.map(partial).collect());
+        let applied = pegout.respond(&response, &federation).expect("fits");
+        let event = applied.event.expect("news");
+        (pegout.apply(event).expect("possible"), pegout.stage.clone())
+    };
+    assert_eq!(respond(0), (None, PegoutStage::Cancelling));
+    // The cancel came too late.
+    assert_eq!(respond(1), (Some(Action::Offer), PegoutStage::Signed));
+    assert_eq!(pegout.apply(LifeEvent::CancelPassedOn), Ok(None));
+    assert_eq!(pegout.stage(), &PegoutStage::Signed);
+}
+
+#[tokio::test]
+async fn a_cancel_waits_for_whoever_asks_and_nobody_asks_after_it() {
+    let store = BridgeStore::new();
+    let signers = Signers::new(7, 3, 2).expect("exists");
+    let pegout = Pegout::new(request(&signers.view(), 1));
+    let id = pegout.request_id().clone();
+    assert!(store.leave_to_ask(&id).await.is_none(), "it is not there");
+    store.change(|known| known.add_pegout(pegout));
+    let leave = store.leave_to_ask(&id).await;
+    assert!(leave.is_some());
+    let cancelled = store.change(|known| known.step(&id, LifeEvent::CancelAsked));
+    assert!(cancelled.expect("possible").is_some());
+    let waiting = store.until_nobody_asks();
+    tokio::pin!(waiting);
+    tokio::select! {
+        biased;
+        () = &mut waiting => panic!("someone still asks"),
+        () = std::future::ready(()) => {}
+    }
+    drop(leave);
+    waiting.await;
+    assert!(store.leave_to_ask(&id).await.is_none(), "it is cancelled");
+}
+
+#[test]
 fn each_stage_is_read_as_it_was_written() {
     let (_, _, mut pegout) = half_signed();
     let place = crate::bridge::Place {
@@ -326,6 +371,8 @@ fn each_stage_is_read_as_it_was_written() {
     let txid = pegout.request().txid();
     for stage in [
         PegoutStage::Requested,
+        PegoutStage::Cancelling,
+        PegoutStage::Cancelled,
         PegoutStage::SignaturesRequested,
         PegoutStage::Partial {
             collected: 1,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bitcoin::OutPoint;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{RwLock, RwLockReadGuard, broadcast, watch};
 
 use super::{
     event::{FEED, PausedBy, PegoutEvent},
@@ -33,6 +33,8 @@ pub struct BridgeStore {
     changed: watch::Sender<u64>,
     events: broadcast::Sender<PegoutEvent>,
     file: Option<DurableMap>,
+    /// Held for reading by whoever asks the stream for signatures, each time that he does.
+    asking: Arc<RwLock<()>>,
 }
 
 impl Default for BridgeStore {
@@ -42,6 +44,7 @@ impl Default for BridgeStore {
             changed: watch::Sender::default(),
             events: broadcast::Sender::new(FEED),
             file: None,
+            asking: Arc::default(),
         }
     }
 }
@@ -365,6 +368,22 @@ impl BridgeStore {
     /// One peg-out, with what is not durable yet.
     pub(super) fn latest(&self, request_id: &RequestId) -> Option<Pegout> {
         self.lock().pegouts.get(request_id).cloned()
+    }
+
+    /// Leave to ask the stream once for a peg-out's signatures; nothing when it is cancelled.
+    pub(super) async fn leave_to_ask(
+        &self,
+        request_id: &RequestId,
+    ) -> Option<RwLockReadGuard<'_, ()>> {
+        let leave = self.asking.read().await;
+        let pegout = self.latest(request_id)?;
+        (!pegout.stage().is_cancelled()).then_some(leave)
+    }
+
+    /// Waits until nobody is asking any more who had leave to before this call: be it an errand of
+    /// a bridge that is dead, or one that a pause has cut off in the middle.
+    pub(super) async fn until_nobody_asks(&self) {
+        drop(self.asking.write().await);
     }
 
     /// Whose signatures for a peg-out are here; nothing when it, or its federation, is not known.

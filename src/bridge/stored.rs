@@ -92,6 +92,8 @@ impl StoredPegout {
                 self.superseded_by = by.to_string();
                 9
             }
+            PegoutStage::Cancelling => 10,
+            PegoutStage::Cancelled => 11,
         };
     }
 
@@ -127,6 +129,8 @@ impl StoredPegout {
             9 => PegoutStage::Superseded {
                 by: self.superseded_by.parse().map_err(text)?,
             },
+            10 => PegoutStage::Cancelling,
+            11 => PegoutStage::Cancelled,
             other => return Err(format!("stage {other}")),
         })
     }

@@ -66,7 +66,7 @@ enum Command {
     /// Have a running node tell governance of a deposit.
     #[cfg(unix)]
     Pegin(pegin::PeginArgs),
-    /// Have a running node withdraw a request, or governance cancel it.
+    /// Have a running node drop a peg-out that waits, withdraw a request, or governance cancel it.
     #[cfg(unix)]
     Cancel(pegout::CancelArgs),
     /// Tell a running node how far the sidechain is, as its block import would.

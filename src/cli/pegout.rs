@@ -173,6 +173,10 @@ pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
     let path = format!("/requests/{}/cancel", args.request_id);
     let asked = args.node.post(&path, &json!({})).await?;
     out::show(args.node.json, &asked, || {
+        // Whether the stream has the request, or is to be asked for it no more.
+        if !flag(&asked, "asked") {
+            return shown(&asked);
+        }
         format!(
             "request {} is withdrawn, or governance is asked to cancel it: its outcome says what \
              came of it",

@@ -11,7 +11,7 @@ use axum::{
 use bitcoin::{Address, Amount, Psbt, Txid, address::NetworkUnchecked, hex::DisplayHex as _};
 use governance_stream::{
     StreamError,
-    bridge::{BridgeMessage, Pegout, PegoutFailure, PegoutStage},
+    bridge::{BridgeMessage, CancelAnswer, Pegout, PegoutFailure, PegoutStage},
     message::{
         BurnId, PegoutBinding, RequestId, SignatureRequest, SignatureRequestParts, TransactionType,
     },
@@ -162,6 +162,8 @@ fn state(stage: &PegoutStage) -> String {
 fn words(stage: &PegoutStage) -> String {
     match stage {
         PegoutStage::Requested => "requested".to_owned(),
+        PegoutStage::Cancelling => "being cancelled; nobody asks for it any more".to_owned(),
+        PegoutStage::Cancelled => "cancelled before anyone was asked to sign it".to_owned(),
         PegoutStage::SignaturesRequested => "governance is asked for signatures".to_owned(),
         PegoutStage::Partial {
             collected,
@@ -214,15 +216,53 @@ impl Operated {
         })
     }
 
+    /// Ends a peg-out that the bridge has and the stream may not. Nothing when that is the stream's
+    /// to do.
+    pub(super) async fn cancel_at_bridge(
+        &self,
+        request_id: &RequestId,
+    ) -> Result<Option<Value>, Refusal> {
+        let waits = |pegout: &Pegout| {
+            matches!(
+                pegout.stage(),
+                PegoutStage::Requested | PegoutStage::Cancelling | PegoutStage::Cancelled
+            )
+        };
+        if !self
+            .bridge_store
+            .pegout(request_id)
+            .is_some_and(|pegout| waits(&pegout))
+        {
+            return Ok(None);
+        }
+        let cancel = |reply| BridgeMessage::CancelPegout {
+            request_id: request_id.clone(),
+            reply,
+        };
+        match self.ask_bridge(cancel).await? {
+            Ok(CancelAnswer::Ends) => {
+                let pegout = self.word_on(request_id).await?;
+                let mut shown = self.shown(&pegout);
+                if let Some(shown) = shown.as_object_mut() {
+                    shown.insert("asked".to_owned(), (!waits(&pegout)).into());
+                }
+                Ok(Some(shown))
+            }
+            Ok(CancelAnswer::AtStream | CancelAnswer::Unknown) => Ok(None),
+            Err(reason) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)),
+        }
+    }
+
     /// The peg-out once the stream has said something to it, or something is in its way.
     async fn word_on(&self, request_id: &RequestId) -> Result<Pegout, Refusal> {
         let mut changed = self.bridge_store.watch();
         let word = async {
             loop {
                 let pegout = self.find(request_id)?;
-                let waits = *pegout.stage() == PegoutStage::Requested
-                    && pegout.trouble().is_none()
-                    && self.bridge_store.paused_by().is_none();
+                let waits = match pegout.stage() {
+                    PegoutStage::Requested => self.bridge_store.paused_by().is_none(),
+                    stage => *stage == PegoutStage::Cancelling,
+                } && pegout.trouble().is_none();
                 if !waits || changed.changed().await.is_err() {
                     return Ok(pegout);
                 }
@@ -250,7 +290,10 @@ impl Operated {
         };
         let over = matches!(
             stage,
-            PegoutStage::Completed { .. } | PegoutStage::Failed(_) | PegoutStage::Superseded { .. }
+            PegoutStage::Completed { .. }
+                | PegoutStage::Cancelled
+                | PegoutStage::Failed(_)
+                | PegoutStage::Superseded { .. }
         );
         let succeeded = matches!(stage, PegoutStage::Completed { .. })
             || (!self.follows && stage.is_on_network());

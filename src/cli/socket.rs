@@ -200,7 +200,13 @@ async fn outcome(State(operated): State<Operated>, UrlPath(text): UrlPath<String
 }
 
 async fn cancel(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
-    operated.stream.cancel(id(&text)?).await?;
+    let request_id = id(&text)?;
+    if operated.bridge.is_some()
+        && let Some(shown) = operated.cancel_at_bridge(&request_id).await?
+    {
+        return Ok(Json(shown));
+    }
+    operated.stream.cancel(request_id).await?;
     Ok(Json(json!({ "asked": true })))
 }
 
