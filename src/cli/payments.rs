@@ -103,7 +103,7 @@ mod tests {
             "",
             "0x",
             "0xabab:7",
-            &bare[..64],
+            bare.get(..64).expect("ASCII"),
             "pegout-1",
             &format!("{bare}x"),
         ] {
