@@ -14,6 +14,7 @@ mod inbound;
 mod intake;
 pub mod journal;
 mod memory;
+mod message;
 pub mod record;
 mod resume;
 pub mod retained;
@@ -32,37 +33,37 @@ use std::{
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use self::{
     desk::Desk,
     flight::Flight,
-    journal::{Journal, JournalError},
-    record::{DeadLetter, Entry, OpenRequest, Record},
-    retained::{RequestRecord, Retained, Standing},
+    journal::JournalError,
+    record::Record,
+    retained::Retained,
     writer::{Ticket, Writer},
 };
 use crate::{
-    config::{BufferConfig, InstanceName},
-    connection::{ConnectionMessage, Generation},
+    connection::ConnectionMessage,
     error::StreamError,
-    health::StatusBoard,
-    message::{
-        CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PayloadHash, PeginNotification,
-        PerLane, Progress, RegistrationAck, RequestId,
-    },
-    pulse::Pulse,
+    message::{Outcome, PerLane, RequestId},
     request::{RequestMessage, StandingReply},
     supervisor::SupervisorMessage,
-    telemetry::{Metrics, TraceContext},
     timer::Timer,
 };
 
-pub use self::{disk::DiskJournal, memory::MemoryJournal, resume::ResumeFault};
+pub use self::{
+    disk::DiskJournal,
+    memory::MemoryJournal,
+    message::{Leftover, RequestStanding},
+    resume::ResumeFault,
+};
 pub(crate) use self::{
     inbound::{HandledMessage, Meaning},
     intake::Submission,
+    message::{
+        BufferArguments, BufferMessage, Listed, OpenedRequest, Outgoing, Reconciled, SessionFacts,
+    },
     resume::Watermarks,
 };
 
@@ -74,245 +75,6 @@ const PACE_BURST: Duration = Duration::from_millis(100);
 /// Pause before a failed journal is opened again; doubles up to the longest with each failure.
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_REOPEN_PAUSE: Duration = Duration::from_secs(5);
-
-/// What the buffer is asked and told.
-#[derive(Debug)]
-pub(crate) enum BufferMessage {
-    /// Accept a signature request.
-    RequestSignatures {
-        request: Submission,
-        trace: TraceContext,
-        deadline: SystemTime,
-        reply: RpcReplyPort<Result<(), StreamError>>,
-    },
-    /// Accept a peg-in notice.
-    NotifyPegin {
-        notification: PeginNotification,
-        trace: TraceContext,
-        reply: RpcReplyPort<Result<(), StreamError>>,
-    },
-    /// Withdraw a request, or ask governance to cancel it.
-    Cancel {
-        request_id: RequestId,
-        reason: CancelReason,
-        trace: TraceContext,
-        reply: Option<RpcReplyPort<Result<(), StreamError>>>,
-    },
-    /// How does this request stand?
-    LookUp {
-        request_id: RequestId,
-        reply: StandingReply,
-    },
-    /// Announce this open request to the supervisor again: its tracker died.
-    Announce { request_id: RequestId },
-    /// Tell this request's tracker how it stands: it may have missed something.
-    Restate { request_id: RequestId },
-    /// This request's tracker dies again and again.
-    Park {
-        request_id: RequestId,
-        reason: String,
-    },
-    /// Accept nothing more, and say when governance has acknowledged everything.
-    CloseIntake { flushed: RpcReplyPort<()> },
-    /// What is left?
-    TakeStock { reply: RpcReplyPort<Leftover> },
-
-    /// The connection is about to dial: make an epoch for it.
-    PrepareSession {
-        connection: ActorRef<ConnectionMessage>,
-        dial: u64,
-    },
-    /// Governance accepted the registration: do the two records fit?
-    JudgeSession {
-        epoch: u64,
-        ack: Box<RegistrationAck>,
-    },
-    /// Which of these requests were never made here? Answers to them are of no use.
-    Correlate {
-        connection: ActorRef<ConnectionMessage>,
-        /// The queues that the answers wait in.
-        of: Generation,
-        through: u64,
-        request_ids: Vec<RequestId>,
-    },
-    /// What has governance acknowledged so far?
-    ReadWatermarks { reply: RpcReplyPort<Watermarks> },
-    /// Governance holds these lanes up to here.
-    Acknowledged { epoch: u64, lanes: Vec<(Lane, u64)> },
-    /// Governance has said how our open requests stand in its ledger.
-    Reconciled {
-        epoch: u64,
-        reconciled: Box<Reconciled>,
-    },
-    /// An operator lets the next session adopt another ledger.
-    AllowAdoption { reply: RpcReplyPort<()> },
-    /// Dead letters, oldest first.
-    ListDeadLetters {
-        reply: RpcReplyPort<Vec<(u64, DeadLetter)>>,
-    },
-    /// An operator has dealt with a dead letter.
-    DiscardDeadLetter {
-        number: u64,
-        reply: RpcReplyPort<bool>,
-    },
-    /// A dead letter was delivered after all.
-    LetterHandled {
-        number: u64,
-        meaning: Meaning,
-        reply: RpcReplyPort<()>,
-    },
-    /// Subscribers have handled these messages. Counts whichever session brought them.
-    Handled {
-        /// Ledgers adopted when they came: an earlier ledger's sequences mean nothing now.
-        adoptions: u64,
-        lane: Lane,
-        messages: Vec<HandledMessage>,
-    },
-    /// The session is over: send nothing more on it.
-    SessionEnded { epoch: u64 },
-
-    /// Governance wants nothing for a while.
-    PauseSession { epoch: u64, pause: Duration },
-    /// The pace that governance asked for lets more go.
-    TransmitMore,
-    /// Show that you live, and look whether the journal's thread does.
-    AreYouThere { pulse: Pulse },
-    /// Time to open a failed journal again.
-    Reopen,
-    /// The journal's thread has read what was kept.
-    Loaded(Result<Box<Retained>, JournalError>),
-    /// The journal's thread has committed everything up to this ticket.
-    Committed(Result<Ticket, JournalError>),
-}
-
-/// How a request stands, as its caller sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RequestStanding {
-    /// Governance has not answered finally.
-    Open(Progress),
-    /// It has its outcome.
-    Settled(Outcome),
-}
-
-/// An open request, as its tracker needs to know it.
-#[derive(Debug, Clone)]
-pub(crate) struct OpenedRequest {
-    /// Its id.
-    pub request_id: RequestId,
-    /// When it was accepted.
-    pub accepted_at: SystemTime,
-    /// When governance is asked to cancel it.
-    pub deadline: SystemTime,
-    /// How far it has come.
-    pub progress: Progress,
-}
-
-impl From<&RequestRecord> for OpenedRequest {
-    fn from(record: &RequestRecord) -> Self {
-        let progress = match &record.standing {
-            Standing::Open { progress, .. } => *progress,
-            Standing::Settled { .. } | Standing::Forgotten => Progress::default(),
-        };
-        Self {
-            progress,
-            ..Self::from(&record.request)
-        }
-    }
-}
-
-impl From<&OpenRequest> for OpenedRequest {
-    fn from(request: &OpenRequest) -> Self {
-        Self {
-            request_id: request.request_id.clone(),
-            accepted_at: request.accepted_at,
-            deadline: request.deadline,
-            progress: Progress::default(),
-        }
-    }
-}
-
-/// An open request, as governance is told of it after its ledger was adopted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Listed {
-    /// Its id.
-    pub request_id: RequestId,
-    /// Its payload's.
-    pub payload_hash: PayloadHash,
-    /// Whether it is to be cancelled: it is not made again.
-    pub cancelled: bool,
-}
-
-/// How the listed requests stand in governance's ledger.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Reconciled {
-    /// Those that it holds, open or settled.
-    pub held: Vec<RequestId>,
-    /// Those that it holds open and that were not listed.
-    pub unlisted: Vec<RequestId>,
-}
-
-/// What a shutdown leaves behind in the journal; a later start takes it up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Leftover {
-    /// Messages that governance has not acknowledged, by lane.
-    pub unacknowledged: PerLane<u64>,
-    /// Requests without an outcome.
-    pub open_requests: usize,
-}
-
-impl Leftover {
-    /// Whether everything that was accepted has come to its end.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.open_requests == 0 && self.unacknowledged.iter().all(|(_, count)| *count == 0)
-    }
-}
-
-/// A message for the wire.
-#[derive(Debug, Clone)]
-pub(crate) struct Outgoing {
-    /// As it was accepted.
-    pub entry: Entry,
-    /// Whether it may have been transmitted before.
-    pub redelivered: bool,
-}
-
-/// What a registration says of us.
-#[derive(Debug)]
-pub(crate) struct SessionFacts {
-    /// The dial they were asked for.
-    pub dial: u64,
-    /// Names the session.
-    pub epoch: u64,
-    /// Names this journal.
-    pub outbox_id: OutboxId,
-    /// Governance's ledger, if known.
-    pub ledger_id: Option<LedgerId>,
-    /// Each lane's record; the windows are the connection's to fill in.
-    pub lanes: PerLane<LaneState>,
-    /// Ledgers adopted so far.
-    pub adoptions: u64,
-    /// Times that the journal was read: what was handled and not committed before is forgotten.
-    pub loads: u64,
-    /// Open requests whose deadline has passed: their responses are marked late.
-    pub late: Vec<RequestId>,
-}
-
-/// What the buffer needs to start.
-#[derive(Debug, Clone)]
-pub(crate) struct BufferArguments {
-    pub instance: InstanceName,
-    pub config: BufferConfig,
-    /// Messages of governance that may be in flight in each lane: as many answers to them may
-    /// wait before it is granted more.
-    pub inbound_window: u32,
-    pub journal: Arc<dyn Journal>,
-    pub supervisor: ActorRef<SupervisorMessage>,
-    pub board: StatusBoard,
-    pub metrics: Metrics,
-    /// Tracks this incarnation's thread; the successor starts once it is empty.
-    pub tasks: TaskTracker,
-}
 
 /// The buffer's state.
 #[derive(Debug)]

@@ -1,7 +1,11 @@
 //! What a journal's rows amount to, and what each record changes. Pure: without clock or I/O.
 
+mod adoption;
+mod lane;
+mod request;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::SystemTime,
 };
 
@@ -14,10 +18,13 @@ use super::{
     record::{DeadLetter, Entry, Expects, OpenRequest, Record},
 };
 use crate::{
-    message::{
-        BurnId, CancelReason, Lane, LedgerId, MessageId, Outcome, PerLane, Progress, RequestId,
-    },
+    message::{BurnId, CancelReason, Lane, Outcome, PerLane, Progress, RequestId},
     proto,
+};
+
+pub use self::{
+    lane::{Counters, RetainedLane},
+    request::{Cancel, RequestRecord, Standing},
 };
 
 /// Most dead letters kept; the oldest go first.
@@ -51,152 +58,6 @@ pub struct Retained {
     pub dead_letters: BTreeMap<u64, DeadLetter>,
     next_dead_letter: u64,
     changes: Changes,
-}
-
-/// One lane, both directions.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RetainedLane {
-    /// What governance has not acknowledged or not answered, and what is kept for a ledger that
-    /// might be restored, by sequence.
-    pub entries: BTreeMap<u64, Entry>,
-    /// Of the entries, those kept for a restored ledger only.
-    retired: BTreeSet<u64>,
-    /// What counts against the lane's capacity: messages that callers brought and that are
-    /// unacknowledged or unanswered. What follows from them has its room reserved.
-    pub used: u64,
-    /// Their payload bytes.
-    pub bytes: u64,
-    /// How far the lane has come.
-    pub counters: Counters,
-}
-
-/// How far a lane has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counters {
-    /// Sequence of the next message.
-    pub next_new: u64,
-    /// Lowest sequence that governance has not acknowledged.
-    pub first_unacknowledged: u64,
-    /// The highest acknowledged sequence and its id: what two histories are compared by.
-    pub last_acknowledged: Option<(u64, MessageId)>,
-    /// Highest sequence that may have been transmitted; 0 for none.
-    pub sent_through: u64,
-    /// Highest sequence of governance that is handled; 0 for none.
-    pub handled_through: u64,
-    /// Id of that message.
-    pub last_handled: Option<MessageId>,
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            next_new: 1,
-            first_unacknowledged: 1,
-            last_acknowledged: None,
-            sent_through: 0,
-            handled_through: 0,
-            last_handled: None,
-        }
-    }
-}
-
-impl RetainedLane {
-    /// Messages that governance has not acknowledged.
-    #[must_use]
-    pub fn unacknowledged(&self) -> u64 {
-        self.counters.next_new - self.counters.first_unacknowledged
-    }
-
-    /// The oldest entry that is kept for a restored ledger only, if there are more than `limit`
-    /// of them or it was accepted before `since`.
-    fn to_prune(&self, limit: usize, since: SystemTime) -> Option<u64> {
-        let oldest = *self.retired.first()?;
-        let expired = || {
-            let entry = self.entries.get(&oldest);
-            entry.is_none_or(|entry| entry.accepted_at < since)
-        };
-        (self.retired.len() > limit || expired()).then_some(oldest)
-    }
-
-    /// Nothing counts on the entry any more.
-    fn release(&mut self, sequence: u64, keep: bool) {
-        if let Some(entry) = self.entries.get(&sequence).cloned()
-            && !self.retired.contains(&sequence)
-        {
-            self.discount(&entry);
-            if keep {
-                self.retired.insert(sequence);
-            } else {
-                self.entries.remove(&sequence);
-            }
-        }
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        let acknowledged = entry.sequence < self.counters.first_unacknowledged;
-        if acknowledged && matches!(entry.expects, Expects::Nothing | Expects::Answered) {
-            self.retired.insert(entry.sequence);
-        } else if entry.is_callers() {
-            self.used += 1;
-            self.bytes += entry.payload.len() as u64;
-        }
-        self.entries.insert(entry.sequence, entry);
-    }
-
-    fn discount(&mut self, entry: &Entry) {
-        if entry.is_callers() {
-            self.used -= 1;
-            self.bytes -= entry.payload.len() as u64;
-        }
-    }
-}
-
-/// A request and how it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestRecord {
-    /// Its place in the order of acceptance.
-    pub number: u64,
-    /// As it was accepted.
-    pub request: OpenRequest,
-    /// Whether it may have reached a ledger that governance has lost since.
-    pub sent_before: bool,
-    /// Its message, where a marker has taken its place: governance held the request already when
-    /// its ledger was adopted. Should that ledger be lost too, it is made again.
-    pub aside: Option<Entry>,
-    /// How it stands.
-    pub standing: Standing,
-}
-
-/// How a request stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// Governance has not answered finally.
-    Open {
-        /// How far it has come.
-        progress: Progress,
-        /// How governance was asked to cancel it, if it was.
-        cancel: Option<Cancel>,
-        /// Why it waits for an operator, if it does.
-        parked: Option<String>,
-    },
-    /// It has its outcome.
-    Settled {
-        /// It never changes.
-        outcome: Outcome,
-        /// When it came.
-        at: SystemTime,
-    },
-    /// It had an outcome, which is no longer kept. The id stays taken, and its burns paid.
-    Forgotten,
-}
-
-/// How governance was asked to cancel a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cancel {
-    /// Why.
-    pub reason: CancelReason,
-    /// Its message in [`Lane::Signing`].
-    pub sequence: u64,
 }
 
 impl Retained {
@@ -383,9 +244,7 @@ impl Retained {
             Record::Withdrawn { lane, sequence } => self.withdraw(*lane, *sequence),
             Record::Acknowledged { lane, through } => self.acknowledge(*lane, *through),
             Record::Pruned { lane, sequence } => {
-                let retained = self.lanes.get_mut(*lane);
-                if retained.retired.remove(sequence) {
-                    retained.entries.remove(sequence);
+                if self.lanes.get_mut(*lane).prune(*sequence) {
                     self.changes.entry(*lane, *sequence);
                 }
             }
@@ -614,103 +473,6 @@ impl Retained {
         }
     }
 
-    /// Both directions of every lane begin again: each lane in its old order with what is
-    /// unacknowledged, unanswered or retained. A request that is to be cancelled is not made
-    /// again: its place is taken by a marker, and its cancel follows.
-    fn adopt(&mut self, ledger_id: LedgerId) {
-        self.identity.ledger_id = Some(ledger_id);
-        self.identity.adoptions += 1;
-        self.identity.reconciling = true;
-        self.changes.identity();
-        let mut aside = self.take_aside();
-        for lane in Lane::ALL {
-            let old = std::mem::take(self.lanes.get_mut(lane));
-            self.changes.lane(lane);
-            for sequence in old.entries.keys() {
-                self.changes.entry(lane, *sequence);
-            }
-            let mut entries = old.entries;
-            if lane == Lane::Signing {
-                // In the places that their markers have, or had.
-                entries.append(&mut aside);
-            }
-            for (sequence, mut entry) in entries {
-                let next_new = self.lanes.get(lane).counters.next_new;
-                if let Expects::Outcome(request_id) = &entry.expects
-                    && let Some(record) = self.requests.get_mut(request_id)
-                {
-                    self.changes.request(record.number, request_id);
-                    match &mut record.standing {
-                        Standing::Open {
-                            cancel: Some(cancel),
-                            ..
-                        } if cancel.sequence == sequence => cancel.sequence = next_new,
-                        standing => {
-                            record.sent_before |= sequence <= old.counters.sent_through;
-                            record.request.sequence = next_new;
-                            if matches!(
-                                standing,
-                                Standing::Open {
-                                    cancel: Some(_),
-                                    ..
-                                }
-                            ) {
-                                entry.become_marker();
-                            }
-                        }
-                    }
-                }
-                if entry.expects == Expects::Answered {
-                    if !entry.is_kept() {
-                        // Its answer is here: the new ledger need not know it.
-                        continue;
-                    }
-                    entry.expects = Expects::Nothing;
-                }
-                self.append(&Entry {
-                    sequence: next_new,
-                    ..entry
-                });
-            }
-        }
-    }
-
-    /// The messages that markers have taken the places of, by those places. Every open request is
-    /// nowhere from now on, until its message is appended again: a place of the old numbering is
-    /// another message's in the new one.
-    fn take_aside(&mut self) -> BTreeMap<u64, Entry> {
-        let mut aside = BTreeMap::new();
-        for request_id in self.open.values() {
-            if let Some(record) = self.requests.get_mut(request_id) {
-                let place = std::mem::take(&mut record.request.sequence);
-                aside.extend(record.aside.take().map(|entry| (place, entry)));
-                self.changes.request(record.number, request_id);
-            }
-        }
-        aside
-    }
-
-    /// The new ledger holds these requests: what would make them again becomes a marker.
-    fn reconciled(&mut self, held: &[RequestId]) {
-        for request_id in held {
-            let Some(record) = self.requests.get_mut(request_id) else {
-                continue;
-            };
-            let (lane, sequence) = (Lane::Signing, record.request.sequence);
-            let entry = self.lanes.get(lane).entries.get(&sequence);
-            if let Some(entry) = entry.filter(|entry| entry.kind == proto::Kind::SignatureRequest)
-                && record.is_open()
-            {
-                record.aside = Some(entry.clone());
-                record.sent_before = true;
-                self.changes.request(record.number, request_id);
-                self.withdraw(lane, sequence);
-            }
-        }
-        self.identity.reconciling = false;
-        self.changes.identity();
-    }
-
     pub(super) fn lane_row(&self, lane: Lane) -> Row {
         Row::Lane(lane, self.lanes.get(lane).counters)
     }
@@ -774,20 +536,6 @@ impl Entry {
         self.payload = Bytes::from(marker.encode_to_vec());
         self.deadline = None;
         self.expects = Expects::Nothing;
-    }
-}
-
-impl RequestRecord {
-    /// Whether it has no outcome yet.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        matches!(self.standing, Standing::Open { .. })
-    }
-
-    /// Whether it is open past its deadline.
-    #[must_use]
-    pub fn is_late(&self) -> bool {
-        matches!(&self.standing, Standing::Open { progress, .. } if progress.deadline_passed)
     }
 }
 

@@ -1,9 +1,12 @@
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::telemetry::TraceContext;
+use crate::{
+    message::{LedgerId, MessageId},
+    telemetry::TraceContext,
+};
 
 fn entry(lane: Lane, sequence: u64, size: usize, expects: Expects) -> Entry {
     Entry {

@@ -7,7 +7,7 @@ use tonic::transport::Uri;
 
 use super::{
     Origin, Secret,
-    settings::{MASKED, Reader, UNSET},
+    reader::{MASKED, Reader, UNSET},
 };
 
 /// What the bridge of the binary is configured with.

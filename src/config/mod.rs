@@ -6,6 +6,7 @@
 mod bridge;
 mod check;
 mod layers;
+mod reader;
 mod secret;
 mod settings;
 
@@ -18,10 +19,9 @@ use crate::message::{ChainId, FederationMember, NodeId};
 
 pub use bridge::{BitcoindAuth, BitcoindConfig, BridgeConfig, BridgeSettings, LoopbackUrl};
 pub use layers::{Layers, Origin};
+pub use reader::EffectiveValue;
 pub use secret::{Secret, TokenSource};
-pub use settings::{
-    EffectiveValue, Features, HttpSettings, LogFormat, Settings, TelemetrySettings,
-};
+pub use settings::{Features, HttpSettings, LogFormat, Settings, TelemetrySettings};
 
 /// Everything a stream needs to know.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! Everything the binary needs to know, read from the layers: every fault at once, every value
 //! with its origin.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use bitcoin::Network;
 use toml::Value;
@@ -9,8 +9,10 @@ use toml::Value;
 use super::{
     BackoffConfig, BridgeSettings, BufferConfig, Config, ConfigError, ConfigFault,
     ConnectionConfig, Endpoint, FirstFederation, InstanceName, Layers, NodeConfig, Origin,
-    RequestConfig, Secret, SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity, TlsVersion,
-    TokenSource, WindowConfig, check::Checked,
+    RequestConfig, Secret, SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity,
+    TokenSource, WindowConfig,
+    check::Checked,
+    reader::{EffectiveValue, MASKED, Reader, UNSET, list_of},
 };
 use crate::{chain::FederationPolicy, message::FederationMember};
 
@@ -87,20 +89,6 @@ impl FromStr for LogFormat {
     }
 }
 
-/// One key of the effective configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EffectiveValue {
-    /// Dotted.
-    pub key: &'static str,
-    /// As it would stand in the file; secrets are masked, unset optional values are `(unset)`.
-    pub value: String,
-    /// Where it comes from.
-    pub origin: Origin,
-}
-
-pub(super) const UNSET: &str = "(unset)";
-pub(super) const MASKED: &str = "***";
-
 impl Settings {
     /// Reads and checks everything.
     ///
@@ -109,11 +97,7 @@ impl Settings {
     /// Every fault: unknown keys, wrong values, values that are missing or disagree.
     pub fn load(layers: Layers) -> Result<Self, ConfigError> {
         let (values, faults) = layers.into_parts();
-        let mut reader = Reader {
-            values,
-            faults,
-            effective: Vec::new(),
-        };
+        let mut reader = Reader::new(values, faults);
         let instance = reader.parsed(
             "instance",
             InstanceName::default(),
@@ -146,12 +130,7 @@ impl Settings {
         let telemetry = reader.telemetry();
         let data_dir = reader.parsed("data_dir", PathBuf::from("data"), "a directory");
         let bridge = reader.bridge();
-        reader.refuse_unknown();
-        let Reader {
-            mut faults,
-            effective,
-            ..
-        } = reader;
+        let (effective, mut faults) = reader.finish();
         let checked = Checked {
             connection: &connection,
             buffer: &buffer,
@@ -195,126 +174,7 @@ impl Settings {
     }
 }
 
-/// Takes values by key, and remembers what was asked for and what was wrong.
-pub(super) struct Reader {
-    values: BTreeMap<String, (Value, Origin)>,
-    faults: Vec<ConfigFault>,
-    effective: Vec<EffectiveValue>,
-}
-
 impl Reader {
-    pub(super) fn take(&mut self, key: &'static str) -> Option<(Value, Origin)> {
-        self.values.remove(key)
-    }
-
-    pub(super) fn show(
-        &mut self,
-        key: &'static str,
-        value: &(impl ToString + ?Sized),
-        origin: Origin,
-    ) {
-        self.effective.push(EffectiveValue {
-            key,
-            value: value.to_string(),
-            origin,
-        });
-    }
-
-    pub(super) fn fault(&mut self, key: &str, shown: &str, origin: &Origin, expected: &str) {
-        self.faults.push(ConfigFault::new(
-            key,
-            format!("{shown} (from {origin})"),
-            expected,
-        ));
-    }
-
-    /// A value that is read with `read`; the default where it is unset or wrong.
-    pub(super) fn value<T>(
-        &mut self,
-        key: &'static str,
-        default: Option<T>,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-        show: impl Fn(&T) -> String,
-    ) -> Option<T> {
-        let Some((value, origin)) = self.take(key) else {
-            let shown = default.as_ref().map_or_else(|| UNSET.to_owned(), &show);
-            self.show(key, &shown, Origin::Default);
-            return default;
-        };
-        match read(&value) {
-            Some(read) => {
-                self.show(key, &show(&read), origin);
-                Some(read)
-            }
-            None => {
-                self.fault(key, &value.to_string(), &origin, expected);
-                default
-            }
-        }
-    }
-
-    /// A value that is written as text, as a number or as a truth.
-    pub(super) fn parsed<T: Clone + FromStr + ShowValue>(
-        &mut self,
-        key: &'static str,
-        default: T,
-        expected: &str,
-    ) -> T {
-        let fallback = default.clone();
-        self.value(
-            key,
-            Some(default),
-            expected,
-            |value| text_of(value)?.parse().ok(),
-            T::show,
-        )
-        .unwrap_or(fallback)
-    }
-
-    pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
-        let read = |value: &Value| humantime::parse_duration(value.as_str()?).ok();
-        let show =
-            |value: &Duration| format!("{:?}", humantime::format_duration(*value).to_string());
-        let expected = "a duration with its unit: \"500ms\", \"5s\", \"10min\"";
-        self.value(key, Some(default), expected, read, show)
-            .unwrap_or(default)
-    }
-
-    pub(super) fn text(&mut self, key: &'static str, default: Option<String>) -> Option<String> {
-        let read = |value: &Value| value.as_str().map(str::to_owned);
-        self.value(key, default, "text", read, |text| format!("{text:?}"))
-    }
-
-    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let read = |value: &Value| {
-            value
-                .as_str()
-                .filter(|text| !text.is_empty())
-                .map(PathBuf::from)
-        };
-        self.value(key, None, "a path", read, PathBuf::show)
-    }
-
-    /// One that must be set.
-    fn required<T>(
-        &mut self,
-        key: &'static str,
-        expected: &str,
-        show: impl Fn(&T) -> String,
-    ) -> Option<T>
-    where
-        T: FromStr,
-    {
-        let set = self.values.contains_key(key);
-        let read = |value: &Value| text_of(value)?.parse().ok();
-        let value = self.value(key, None, expected, read, show);
-        if !set {
-            self.fault(key, UNSET, &Origin::Default, expected);
-        }
-        value
-    }
-
     fn node(&mut self) -> Option<NodeConfig> {
         fn quoted(text: &impl ToString) -> String {
             format!("{:?}", text.to_string())
@@ -605,10 +465,7 @@ impl Reader {
 
     fn federation(&mut self) -> Option<FirstFederation> {
         const KEY: &str = "federation.members";
-        let named = self
-            .values
-            .get("federation.threshold")
-            .map(|(_, origin)| origin.clone());
+        let named = self.origin("federation.threshold");
         let threshold = self.required(
             "federation.threshold",
             "a number of signatures",
@@ -650,7 +507,7 @@ impl Reader {
         let min_threshold_percent = self.parsed(PERCENT, default.min_threshold_percent, expected);
         if !(1..=100).contains(&min_threshold_percent) {
             let shown = min_threshold_percent.to_string();
-            self.faults.push(ConfigFault::new(PERCENT, shown, expected));
+            self.refuse(ConfigFault::new(PERCENT, shown, expected));
         }
         FederationPolicy {
             min_threshold_percent,
@@ -667,7 +524,7 @@ impl Reader {
         let listen = self.parsed("http.listen", default, "an address: \"127.0.0.1:9464\"");
         if !listen.ip().is_loopback() {
             let expected = "a loopback address: what it shows is not authenticated";
-            self.faults.push(ConfigFault::new(
+            self.refuse(ConfigFault::new(
                 "http.listen",
                 listen.to_string(),
                 expected,
@@ -707,99 +564,6 @@ impl Reader {
             log_format: log_format.unwrap_or(LogFormat::Text),
             otlp_endpoint,
         }
-    }
-
-    /// Whatever nobody asked for is misspelt, or of another version.
-    fn refuse_unknown(&mut self) {
-        let known: Vec<&'static str> = self
-            .effective
-            .iter()
-            .map(|value| value.key)
-            .chain([
-                "connection.token",
-                "federation.members",
-                "connection.endpoints",
-            ])
-            .collect();
-        for (key, (_, origin)) in std::mem::take(&mut self.values) {
-            let near = known
-                .iter()
-                .map(|known| (strsim::damerau_levenshtein(&key, known), known))
-                .min()
-                .filter(|(distance, _)| *distance <= 1 + key.len() / 4);
-            let expected = match near {
-                Some((_, near)) => format!("a known key; did you mean `{near}`?"),
-                None => "a known key; `config.example.toml` lists them all".to_owned(),
-            };
-            // The value of a misspelt secret is a secret.
-            self.fault(&key, MASKED, &origin, &expected);
-        }
-    }
-}
-
-/// How a value stands in the file.
-pub(super) trait ShowValue {
-    fn show(&self) -> String;
-}
-
-macro_rules! show {
-    (bare: $($bare:ty),+; quoted: $($quoted:ty),+) => {
-        $(impl ShowValue for $bare {
-            fn show(&self) -> String {
-                self.to_string()
-            }
-        })+
-        $(impl ShowValue for $quoted {
-            fn show(&self) -> String {
-                format!("{:?}", self.to_string())
-            }
-        })+
-    };
-}
-
-show! {
-    bare: bool, u32, u64, usize;
-    quoted: InstanceName, SocketAddr, TlsVersion
-}
-
-impl ShowValue for f64 {
-    fn show(&self) -> String {
-        format!("{self:?}")
-    }
-}
-
-impl ShowValue for PathBuf {
-    fn show(&self) -> String {
-        format!("{:?}", self.display().to_string())
-    }
-}
-
-/// Numbers and truths may be written as such or, in the environment, as text.
-fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Integer(number) => Some(number.to_string()),
-        Value::Float(number) => Some(number.to_string()),
-        Value::Boolean(truth) => Some(truth.to_string()),
-        Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
-    }
-}
-
-/// A list, or text with commas.
-fn list_of(value: &Value) -> Option<Vec<String>> {
-    match value {
-        Value::Array(items) => items
-            .iter()
-            .map(|item| item.as_str().map(str::to_owned))
-            .collect(),
-        Value::String(text) => {
-            let parts = text
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty());
-            Some(parts.map(str::to_owned).collect())
-        }
-        _ => None,
     }
 }
 

@@ -1,0 +1,70 @@
+//! One request of a journal.
+
+use std::time::SystemTime;
+
+use crate::{
+    buffer::record::{Entry, OpenRequest},
+    message::{CancelReason, Outcome, Progress},
+};
+
+/// A request and how it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestRecord {
+    /// Its place in the order of acceptance.
+    pub number: u64,
+    /// As it was accepted.
+    pub request: OpenRequest,
+    /// Whether it may have reached a ledger that governance has lost since.
+    pub sent_before: bool,
+    /// Its message, where a marker has taken its place: governance held the request already when
+    /// its ledger was adopted. Should that ledger be lost too, it is made again.
+    pub aside: Option<Entry>,
+    /// How it stands.
+    pub standing: Standing,
+}
+
+/// How a request stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Governance has not answered finally.
+    Open {
+        /// How far it has come.
+        progress: Progress,
+        /// How governance was asked to cancel it, if it was.
+        cancel: Option<Cancel>,
+        /// Why it waits for an operator, if it does.
+        parked: Option<String>,
+    },
+    /// It has its outcome.
+    Settled {
+        /// It never changes.
+        outcome: Outcome,
+        /// When it came.
+        at: SystemTime,
+    },
+    /// It had an outcome, which is no longer kept. The id stays taken, and its burns paid.
+    Forgotten,
+}
+
+/// How governance was asked to cancel a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cancel {
+    /// Why.
+    pub reason: CancelReason,
+    /// Its message in [`Lane::Signing`].
+    pub sequence: u64,
+}
+
+impl RequestRecord {
+    /// Whether it has no outcome yet.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.standing, Standing::Open { .. })
+    }
+
+    /// Whether it is open past its deadline.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        matches!(&self.standing, Standing::Open { progress, .. } if progress.deadline_passed)
+    }
+}
