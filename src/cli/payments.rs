@@ -103,7 +103,7 @@ mod tests {
             "",
             "0x",
             "0xabab:7",
-            &bare[..64],
+            &"ab".repeat(32),
             "pegout-1",
             &format!("{bare}x"),
         ] {
