@@ -103,7 +103,7 @@ mod tests {
             "",
             "0x",
             "0xabab:7",
-            bare.get(..64).expect("ASCII"),
+            &"ab".repeat(32),
             "pegout-1",
             &format!("{bare}x"),
         ] {

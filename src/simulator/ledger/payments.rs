@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{Amount, OutPoint};
 
-use super::signer::Refusal;
 use crate::{
     message::Coin,
     proto::{self, FailureCode},
+    simulator::signer::Refusal,
 };
 
 /// A request that pays a burn, and what it spends.
