@@ -113,7 +113,7 @@ async fn a_frame_that_is_injected_arrives_as_it_is_and_a_node_outlives_it() {
         ..Default::default()
     });
     node.until("connected again", |status| {
-        status.is_connected() && status.connection.sessions == 2
+        status.is_connected() && status.connection.sessions >= 2
     })
     .await;
     let fault = node.stream.status().connection.last_fault;
@@ -185,7 +185,7 @@ async fn an_endpoint_may_be_drained_alone() {
     assert_eq!(node.stream.status().connection.last_fault, None);
     simulator.drain_endpoint(0, Duration::from_secs(2), "maintenance");
     node.until("moved", |status| {
-        status.is_connected() && status.connection.sessions == 2
+        status.is_connected() && status.connection.sessions >= 2
     })
     .await;
     node.stop().await;
