@@ -15,17 +15,17 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash as _};
+use bitcoin::Network;
 use governance_stream::{
     BridgeEvent, ChainEvent, Delivery, DiskJournal, GovernanceStream, Handled, StreamArguments,
     config::{Config, NodeConfig},
-    message::{EvmAddress, PeginNotification},
-    simulator::{Answering, Simulator, SimulatorConfig},
+    message::PeginNotification,
+    simulator::{Answering, Simulator, SimulatorConfig, wallet},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -126,17 +126,15 @@ async fn stream(instance: &str, directory: &Path, endpoints: &[String]) -> Gover
         .expect("starts")
 }
 
-fn deposit(number: u64) -> PeginNotification {
-    let outpoint = OutPoint::new(Txid::hash(&number.to_le_bytes()), 0);
-    let address = EvmAddress::from_bytes([7; 20]);
-    PeginNotification::new(outpoint, Amount::from_sat(1000), address).expect("valid")
+fn deposit(number: u32) -> PeginNotification {
+    wallet::deposit(number).expect("valid")
 }
 
 /// Messages per second that are durable when the call returns, with governance out of reach.
 async fn accepted(directory: &Path, callers: u64, span: Duration) -> f64 {
     let nobody = ["http://127.0.0.1:1".to_owned()];
     let stream = stream(&format!("bench-{callers}"), directory, &nobody).await;
-    let next = Arc::new(AtomicU64::new(0));
+    let next = Arc::new(AtomicU32::new(0));
     let began = Instant::now();
     let calling: Vec<_> = (0..callers)
         .map(|_| {

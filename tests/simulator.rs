@@ -8,14 +8,13 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use governance_stream::{
     message::Outcome,
     proto::{self, stream_client::StreamClient, stream_response::Control},
-    simulator::{Simulator, SimulatorConfig},
 };
-use support::{Node, PATIENCE, config, governance};
+use support::{Node, PATIENCE, config, governance, governance_with};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -26,18 +25,9 @@ async fn channel(endpoint: &str) -> tonic::transport::Channel {
     endpoint.expect("a URI").connect().await.expect("listens")
 }
 
-async fn two_endpoints() -> Simulator {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = SimulatorConfig {
-        listen: vec![any, any],
-        ..SimulatorConfig::default()
-    };
-    Simulator::start(config).await.expect("starts")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_endpoint_tells_its_health() {
-    let mut simulator = two_endpoints().await;
+    let mut simulator = governance_with(2).await;
     let mut clients = Vec::new();
     for endpoint in simulator.endpoints() {
         clients.push(HealthClient::new(channel(&endpoint).await));
@@ -150,7 +140,7 @@ async fn a_registration_may_be_answered_with_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_endpoint_may_be_silent_alone() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let endpoints = simulator.endpoints();
     let mut config = config(&endpoints);
     config.connection.heartbeat_interval = Duration::from_millis(50);
@@ -177,7 +167,7 @@ async fn one_endpoint_may_be_silent_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_may_be_drained_alone() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let node = Node::start(&simulator).await;
     node.until("connected", |status| status.is_connected())
         .await;

@@ -221,6 +221,13 @@ impl Simulator {
             .collect()
     }
 
+    /// Where they listen, for whoever stands in between.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let endpoints = self.endpoints.iter();
+        endpoints.map(|endpoint| endpoint.address).collect()
+    }
+
     /// Takes an endpoint away, with its sessions.
     pub async fn stop_endpoint(&mut self, index: usize) {
         let running = self
