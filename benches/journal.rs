@@ -163,7 +163,7 @@ async fn accepted(directory: &Path, callers: u64, span: Duration) -> f64 {
 }
 
 /// Messages per second from the moment that governance can be reached again.
-async fn replay(directory: &Path, backlog: u64) -> f64 {
+async fn replay(directory: &Path, backlog: u32) -> f64 {
     let mut simulator = Simulator::start(SimulatorConfig {
         record: false,
         answering: Answering::Canned,
@@ -196,7 +196,7 @@ async fn replay(directory: &Path, backlog: u64) -> f64 {
         .wait_for(Duration::from_secs(300), |view| view.pegins == wanted)
         .await;
     assert!(arrived.is_ok(), "the backlog is replayed");
-    let rate = backlog as f64 / began.elapsed().as_secs_f64();
+    let rate = f64::from(backlog) / began.elapsed().as_secs_f64();
     stream.supervisor().kill();
     rate
 }
