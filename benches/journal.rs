@@ -15,17 +15,17 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash as _};
+use bitcoin::Network;
 use governance_stream::{
     BridgeEvent, ChainEvent, Delivery, DiskJournal, GovernanceStream, Handled, StreamArguments,
     config::{Config, NodeConfig},
-    message::{EvmAddress, PeginNotification},
-    simulator::{Answering, Simulator, SimulatorConfig},
+    message::PeginNotification,
+    simulator::{Answering, Simulator, SimulatorConfig, wallet},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -126,17 +126,15 @@ async fn stream(instance: &str, directory: &Path, endpoints: &[String]) -> Gover
         .expect("starts")
 }
 
-fn deposit(number: u64) -> PeginNotification {
-    let outpoint = OutPoint::new(Txid::hash(&number.to_le_bytes()), 0);
-    let address = EvmAddress::from_bytes([7; 20]);
-    PeginNotification::new(outpoint, Amount::from_sat(1000), address).expect("valid")
+fn deposit(number: u32) -> PeginNotification {
+    wallet::deposit(number).expect("valid")
 }
 
 /// Messages per second that are durable when the call returns, with governance out of reach.
 async fn accepted(directory: &Path, callers: u64, span: Duration) -> f64 {
     let nobody = ["http://127.0.0.1:1".to_owned()];
     let stream = stream(&format!("bench-{callers}"), directory, &nobody).await;
-    let next = Arc::new(AtomicU64::new(0));
+    let next = Arc::new(AtomicU32::new(0));
     let began = Instant::now();
     let calling: Vec<_> = (0..callers)
         .map(|_| {
@@ -165,7 +163,7 @@ async fn accepted(directory: &Path, callers: u64, span: Duration) -> f64 {
 }
 
 /// Messages per second from the moment that governance can be reached again.
-async fn replay(directory: &Path, backlog: u64) -> f64 {
+async fn replay(directory: &Path, backlog: u32) -> f64 {
     let mut simulator = Simulator::start(SimulatorConfig {
         record: false,
         answering: Answering::Canned,
@@ -198,7 +196,7 @@ async fn replay(directory: &Path, backlog: u64) -> f64 {
         .wait_for(Duration::from_secs(300), |view| view.pegins == wanted)
         .await;
     assert!(arrived.is_ok(), "the backlog is replayed");
-    let rate = backlog as f64 / began.elapsed().as_secs_f64();
+    let rate = f64::from(backlog) / began.elapsed().as_secs_f64();
     stream.supervisor().kill();
     rate
 }

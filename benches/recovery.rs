@@ -17,13 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
+use bitcoin::Network;
 use governance_stream::{
     BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, MemoryJournal, StreamArguments,
     StreamStatus,
     config::{Config, ConnectionConfig, Endpoint, NodeConfig},
-    message::{EvmAddress, Lane, PeginNotification},
-    simulator::{Proxy, Simulator, SimulatorConfig, proxy::Cut},
+    message::{Lane, PeginNotification},
+    simulator::{Proxy, Simulator, SimulatorConfig, proxy::Cut, wallet},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::broadcast::error::RecvError, task::JoinHandle, time::timeout};
@@ -49,12 +49,7 @@ const fn ms(ms: u64) -> Duration {
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 fn deposit() -> PeginNotification {
-    let outpoint = OutPoint {
-        txid: Txid::from_byte_array([9; 32]),
-        vout: NEXT.fetch_add(1, Ordering::Relaxed),
-    };
-    let account = EvmAddress::from_bytes([7; 20]);
-    PeginNotification::new(outpoint, Amount::from_sat(1_000), account).expect("valid")
+    wallet::deposit(NEXT.fetch_add(1, Ordering::Relaxed)).expect("valid")
 }
 
 /// Takes everything.
@@ -103,15 +98,12 @@ impl World {
     async fn start(endpoints: usize) -> Self {
         let config = SimulatorConfig {
             record: false,
-            listen: vec![([127, 0, 0, 1], 0).into(); endpoints],
-            ..SimulatorConfig::default()
+            ..SimulatorConfig::with_endpoints(endpoints)
         };
         let simulator = Simulator::start(config).await.expect("starts");
         let mut proxies = Vec::new();
-        for uri in simulator.endpoints() {
-            let target = uri.trim_start_matches("http://").parse();
-            let proxy = Proxy::start(target.expect("an address")).await;
-            proxies.push(proxy.expect("listens"));
+        for target in simulator.addresses() {
+            proxies.push(Proxy::start(target).await.expect("listens"));
         }
         Self { simulator, proxies }
     }

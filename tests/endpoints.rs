@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use governance_stream::{
     ConnectionPhase, Reachability, StreamStatus,
@@ -16,18 +16,9 @@ use governance_stream::{
     message::{Lane, Outcome},
     simulator::{Simulator, SimulatorConfig},
 };
-use support::{Node, PATIENCE, assert_in_order};
+use support::{Node, PATIENCE, assert_in_order, governance_with};
 
 const MS: Duration = Duration::from_millis(1);
-
-async fn governance(endpoints: usize) -> Simulator {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = SimulatorConfig {
-        listen: vec![any; endpoints],
-        ..SimulatorConfig::default()
-    };
-    Simulator::start(config).await.expect("starts")
-}
 
 /// A configuration that probes often and returns soon.
 fn config(simulator: &Simulator) -> Config {
@@ -71,7 +62,7 @@ async fn under_load(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preferred_endpoint_takes_the_session_back_once_it_is_well_again() {
-    let mut simulator = governance(2).await;
+    let mut simulator = governance_with(2).await;
     let node = Node::with(config(&simulator)).await;
     node.until("at the first", is_at(&simulator, 0)).await;
     simulator.stop_endpoint(0).await;
@@ -90,7 +81,7 @@ async fn a_preferred_endpoint_takes_the_session_back_once_it_is_well_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_find_out_what_is_well_and_never_register() {
-    let mut simulator = governance(3).await;
+    let mut simulator = governance_with(3).await;
     let node = Node::with(config(&simulator)).await;
     node.until("connected", is_at(&simulator, 0)).await;
     simulator.stop_endpoint(1).await;
@@ -124,7 +115,7 @@ async fn probes_find_out_what_is_well_and_never_register() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_moves_the_session_without_a_gap() {
-    let simulator = governance(2).await;
+    let simulator = governance_with(2).await;
     let node = Node::with(config(&simulator)).await;
     node.until("connected", is_at(&simulator, 0)).await;
     let mut changes = node.stream.watch_connection();
@@ -149,7 +140,7 @@ async fn a_drain_moves_the_session_without_a_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_goes_away_or_stops_serving_is_left_before_it_ends() {
     for goes_away in [true, false] {
-        let mut simulator = governance(2).await;
+        let mut simulator = governance_with(2).await;
         let node = Node::with(config(&simulator)).await;
         node.until("connected", is_at(&simulator, 0)).await;
         let left = async {
@@ -170,7 +161,7 @@ async fn an_endpoint_that_goes_away_or_stops_serving_is_left_before_it_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_endpoint_without_a_sibling_gets_the_next_session_too() {
-    let simulator = governance(1).await;
+    let simulator = governance_with(1).await;
     let node = Node::with(config(&simulator)).await;
     node.until("connected", is_at(&simulator, 0)).await;
     simulator.drain("another server behind the same name takes over");
@@ -182,7 +173,7 @@ async fn a_drained_endpoint_without_a_sibling_gets_the_next_session_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sent_to_and_fro_at_any_moment_of_traffic_nothing_is_lost_or_reordered() {
-    let simulator = governance(2).await;
+    let simulator = governance_with(2).await;
     let node = Node::with(config(&simulator)).await;
     node.until("connected", is_at(&simulator, 0)).await;
     let to_and_fro = async {
@@ -205,7 +196,7 @@ async fn sent_to_and_fro_at_any_moment_of_traffic_nothing_is_lost_or_reordered()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_not_left_for_an_endpoint_that_is_down_or_behind() {
-    let mut simulator = governance(2).await;
+    let mut simulator = governance_with(2).await;
     let beginning = simulator.checkpoint();
     let node = Node::with(config(&simulator)).await;
     node.until("connected", is_at(&simulator, 0)).await;
@@ -237,7 +228,7 @@ async fn a_session_is_not_left_for_an_endpoint_that_is_down_or_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_acknowledges_nothing_is_left_though_its_heart_beats() {
-    let simulator = governance(2).await;
+    let simulator = governance_with(2).await;
     let mut config = config(&simulator);
     config.connection.heartbeat_interval = 200 * MS;
     config.connection.stall_deadline = 100 * MS;
@@ -322,7 +313,7 @@ async fn the_pace_that_governance_asks_for_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_is_told_with_its_cause() {
-    let simulator = governance(1).await;
+    let simulator = governance_with(1).await;
     let node = Node::with(config(&simulator)).await;
     let mut changes = node.stream.watch_connection();
     node.until("connected", is_at(&simulator, 0)).await;

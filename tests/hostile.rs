@@ -8,14 +8,14 @@
 
 mod support;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use governance_stream::{
     GovernanceStream, Journal, StreamArguments,
     config::Config,
     message::{MessageId, Outcome},
     proto::{self, stream_response::Control},
-    simulator::{Simulator, SimulatorConfig, proxy::Proxy},
+    simulator::{Simulator, proxy::Proxy},
     telemetry::Metrics,
 };
 use prometheus_client::registry::Registry;
@@ -325,11 +325,9 @@ async fn frames_without_end_and_without_news_are_too_much() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_drips_is_as_good_as_silent() {
     let simulator = support::governance().await;
-    let target: SocketAddr = simulator.endpoints()[0]
-        .trim_start_matches("http://")
-        .parse()
-        .expect("an address");
-    let proxy = Proxy::start(target).await.expect("listens");
+    let proxy = Proxy::start(simulator.addresses()[0])
+        .await
+        .expect("listens");
     let mut config = support::config(&[format!("http://{}", proxy.address())]);
     config.connection.heartbeat_interval = Duration::from_millis(100);
     let victim = Victim::start(config).await;
@@ -396,14 +394,10 @@ async fn a_response_to_a_request_that_was_never_made_settles_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupted_stream_is_left_and_what_it_carried_comes_whole() {
-    let simulator = Simulator::start(SimulatorConfig::default())
+    let simulator = support::governance().await;
+    let proxy = Proxy::start_seeded(simulator.addresses()[0], 5)
         .await
-        .expect("starts");
-    let target: SocketAddr = simulator.endpoints()[0]
-        .trim_start_matches("http://")
-        .parse()
-        .expect("an address");
-    let proxy = Proxy::start_seeded(target, 5).await.expect("listens");
+        .expect("listens");
     let config = support::config(&[format!("http://{}", proxy.address())]);
     let victim = Victim::start(config).await;
     victim.until_connected().await;

@@ -16,7 +16,7 @@ use governance_stream::{
     message::Outcome,
     simulator::{Simulator, SimulatorConfig, record},
 };
-use support::{Node, PATIENCE, config, deposit, governance, ledger, request_id};
+use support::{Node, PATIENCE, config, deposit, governance, governance_with, ledger, request_id};
 
 /// Waits until the connection is quarantined and has been so `times` in all. What is between two
 /// of them is too short to be looked for.
@@ -161,13 +161,7 @@ async fn a_ledger_that_went_back_under_its_old_name_is_never_sent_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_lags_behind_is_left_for_its_sibling() {
-    let address = || std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let simulator = Simulator::start(SimulatorConfig {
-        listen: vec![address(), address()],
-        ..SimulatorConfig::default()
-    })
-    .await
-    .expect("starts");
+    let simulator = governance_with(2).await;
     let federation = simulator.federation(1).expect("the first");
     let node = Node::start(&simulator).await;
     let checkpoint = simulator.checkpoint();
@@ -194,17 +188,13 @@ async fn an_endpoint_that_lags_behind_is_left_for_its_sibling() {
 #[tokio::test(flavor = "multi_thread")]
 async fn governance_that_is_killed_goes_on_from_its_record() {
     let directory = tempfile::tempdir().expect("a directory");
-    let start = |listen| {
-        Simulator::start(SimulatorConfig {
-            directory: Some(directory.path().to_owned()),
-            listen: vec![listen],
-            heartbeat_interval: Duration::from_millis(200),
-            ..SimulatorConfig::default()
-        })
+    let config = SimulatorConfig {
+        directory: Some(directory.path().to_owned()),
+        heartbeat_interval: Duration::from_millis(200),
+        ..SimulatorConfig::default()
     };
-    let mut simulator = start(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
-        .await
-        .expect("starts");
+    let simulator = Simulator::start(config.clone()).await;
+    let mut simulator = simulator.expect("starts");
     let federation = simulator.federation(1).expect("the first");
     let node = Node::start(&simulator).await;
     let mut handles = Vec::new();
@@ -213,12 +203,12 @@ async fn governance_that_is_killed_goes_on_from_its_record() {
             node.request(&federation, round * 20..(round + 1) * 20)
                 .await,
         );
-        let address = simulator.endpoints()[0]
-            .trim_start_matches("http://")
-            .parse()
-            .expect("an address");
+        let again = SimulatorConfig {
+            listen: simulator.addresses(),
+            ..config.clone()
+        };
         simulator.shutdown().await;
-        simulator = start(address).await.expect("starts again");
+        simulator = Simulator::start(again).await.expect("starts again");
     }
     for handle in handles {
         assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));

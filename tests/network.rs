@@ -42,10 +42,9 @@ impl Scene {
     }
 
     async fn with(simulator: Simulator, tls: Option<TlsConfig>) -> Self {
-        let endpoint = simulator.endpoints()[0].clone();
-        let (scheme, target) = endpoint.split_once("://").expect("a URI");
-        let target = target.parse().expect("an address");
-        let proxy = Proxy::start_seeded(target, 3).await.expect("listens");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let proxy = Proxy::start_seeded(simulator.addresses()[0], 3).await;
+        let proxy = proxy.expect("listens");
         let mut config = config(&[format!("{scheme}://{}", proxy.address())]);
         config.connection.tls = tls;
         config.connection.heartbeat_interval = Duration::from_millis(100);

@@ -8,29 +8,20 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use governance_stream::{
-    ConnectionPhase, Health, StreamError,
+    ConnectionChange, ConnectionPhase, Health, StreamError,
     config::{Secret, TokenSource},
     message::{Lane, NodeStatus, Outcome},
     proto,
     simulator::{Simulator, SimulatorConfig},
 };
-use support::{Node, PATIENCE, assert_in_order, config, governance};
-
-async fn two_endpoints() -> Simulator {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = SimulatorConfig {
-        listen: vec![any, any],
-        ..SimulatorConfig::default()
-    };
-    Simulator::start(config).await.expect("starts")
-}
+use support::{Node, PATIENCE, assert_in_order, config, governance, governance_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cut_again_and_again_under_load_nothing_is_lost_or_doubled() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let federation = simulator.federation(1).expect("the first");
     let node = Node::start(&simulator).await;
     let mut handles = Vec::new();
@@ -60,13 +51,14 @@ async fn a_silent_service_is_left_and_found_again() {
     node.until("connected", |status| status.is_connected())
         .await;
     simulator.go_silent();
-    node.until("silent", |status| !status.is_connected()).await;
-    let fault = node.stream.status().connection.last_fault;
-    assert!(
-        fault.is_some_and(|fault| fault.contains("silent")),
-        "{:?}",
-        node.stream.status()
-    );
+    // What comes of the next attempt is soon told instead: the change keeps the cause.
+    node.until("silent", |status| {
+        let lost = |change: &ConnectionChange| {
+            change.from == ConnectionPhase::Connected && change.cause.contains("silent")
+        };
+        status.changes.iter().any(lost)
+    })
+    .await;
     simulator.speak();
     node.until("connected again", |s| {
         s.is_connected() && s.connection.sessions >= 2
@@ -78,7 +70,7 @@ async fn a_silent_service_is_left_and_found_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_loss_of_an_endpoint_is_healed_by_the_other_one() {
-    let mut simulator = two_endpoints().await;
+    let mut simulator = governance_with(2).await;
     let endpoints = simulator.endpoints();
     let federation = simulator.federation(1).expect("the first");
     let node = Node::start(&simulator).await;
@@ -110,7 +102,7 @@ async fn the_loss_of_an_endpoint_is_healed_by_the_other_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_endpoint_is_taken_at_the_nodes_word_and_kept() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let endpoints = simulator.endpoints();
     let node = Node::start(&simulator).await;
     node.until("connected", |status| status.is_connected())
@@ -140,12 +132,12 @@ async fn another_endpoint_is_taken_at_the_nodes_word_and_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_endpoint_is_left_for_another_session() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let node = Node::start(&simulator).await;
     node.until("connected", |status| status.is_connected())
         .await;
     simulator.drain("maintenance");
-    node.until("moved", |s| s.is_connected() && s.connection.sessions == 2)
+    node.until("moved", |s| s.is_connected() && s.connection.sessions >= 2)
         .await;
     node.stop().await;
     simulator.assert_clean();

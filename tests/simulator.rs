@@ -16,7 +16,7 @@ use governance_stream::{
     proto::{self, stream_client::StreamClient, stream_response::Control},
     simulator::{Simulator, SimulatorConfig},
 };
-use support::{Node, PATIENCE, config, governance, request_id};
+use support::{Node, PATIENCE, config, governance, governance_with, request_id};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -27,18 +27,9 @@ async fn channel(endpoint: &str) -> tonic::transport::Channel {
     endpoint.expect("a URI").connect().await.expect("listens")
 }
 
-async fn two_endpoints() -> Simulator {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = SimulatorConfig {
-        listen: vec![any, any],
-        ..SimulatorConfig::default()
-    };
-    Simulator::start(config).await.expect("starts")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_endpoint_tells_its_health() {
-    let mut simulator = two_endpoints().await;
+    let mut simulator = governance_with(2).await;
     let mut clients = Vec::new();
     for endpoint in simulator.endpoints() {
         clients.push(HealthClient::new(channel(&endpoint).await));
@@ -114,7 +105,7 @@ async fn a_frame_that_is_injected_arrives_as_it_is_and_a_node_outlives_it() {
         ..Default::default()
     });
     node.until("connected again", |status| {
-        status.is_connected() && status.connection.sessions == 2
+        status.is_connected() && status.connection.sessions >= 2
     })
     .await;
     let fault = node.stream.status().connection.last_fault;
@@ -151,7 +142,7 @@ async fn a_registration_may_be_answered_with_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_endpoint_may_be_silent_alone() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let endpoints = simulator.endpoints();
     let mut config = config(&endpoints);
     config.connection.heartbeat_interval = Duration::from_millis(50);
@@ -178,7 +169,7 @@ async fn one_endpoint_may_be_silent_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_may_be_drained_alone() {
-    let simulator = two_endpoints().await;
+    let simulator = governance_with(2).await;
     let node = Node::start(&simulator).await;
     node.until("connected", |status| status.is_connected())
         .await;
@@ -186,7 +177,7 @@ async fn an_endpoint_may_be_drained_alone() {
     assert_eq!(node.stream.status().connection.last_fault, None);
     simulator.drain_endpoint(0, Duration::from_secs(2), "maintenance");
     node.until("moved", |status| {
-        status.is_connected() && status.connection.sessions == 2
+        status.is_connected() && status.connection.sessions >= 2
     })
     .await;
     node.stop().await;
@@ -242,8 +233,7 @@ async fn what_waits_for_members_who_are_away_waits_through_a_restart() {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let simulator = Simulator::start(governed(any, 2)).await.expect("starts");
     let federation = simulator.federation(1).expect("the first");
-    let address = simulator.endpoints()[0].replace("http://", "");
-    let address: SocketAddr = address.parse().expect("an address");
+    let address = simulator.addresses()[0];
     let node = Node::start(&simulator).await;
     let handle = node.request(&federation, [1]).await.remove(0);
     let progress = handle.progress_beyond(Progress::default(), PATIENCE).await;

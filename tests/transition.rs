@@ -351,8 +351,11 @@ async fn a_pegout_finishes_with_the_version_that_it_was_asked_for_though_that_is
     simulator.rotate_federation(&PLAN).expect("possible");
     support::ledger(&simulator, |view| view.federation_acks.len() == 1).await;
     for height in [110, 500] {
-        let reached = ChainMessage::HeightReached(height);
-        node.chain.cast(reached).expect("alive");
+        let report = HeightReport::Reached(height);
+        let reached = |reply| ChainMessage::ReportHeight { report, reply };
+        let taken = node.chain.call(reached, Some(PATIENCE)).await;
+        // It is durable: the chain's mailbox goes with it.
+        assert_eq!(taken.expect("alive"), CallResult::Success(Ok(())));
     }
     node.until_active(2).await;
     // Neither a new bridge nor a new chain forgets it.

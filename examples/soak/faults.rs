@@ -27,6 +27,19 @@ use crate::{
 /// In the reason of every failure that was asked for.
 pub(crate) const ASKED_FOR: &str = "told to fail";
 
+/// Where a fault meets what is not durable yet; half of the faults of actors strike there.
+const AT_WORK: [Point; 5] = [
+    Point::Buffer(Moment::Handle),
+    Point::Connection(Moment::Handle),
+    Point::SessionRead,
+    Point::DeliveryWait,
+    Point::JournalCommit,
+];
+
+/// A commit that hangs for less is the buffer's last; one that hangs for longer passes, or is given
+/// up.
+const DEADLY: Duration = Duration::from_millis(1200);
+
 /// One fault, with everything that chance decides about it.
 #[derive(Debug, Clone)]
 enum Kind {
@@ -103,7 +116,9 @@ impl Kind {
                 _ => Credentials::OfTheService,
             }),
             68..84 => loop {
-                let point = *one_of(random, &Point::ALL);
+                let often = random.random();
+                let points: &[Point] = if often { &AT_WORK } else { &Point::ALL };
+                let point = *one_of(random, points);
                 let fault = *one_of(random, &Fault::ALL);
                 if point.can(fault) {
                     break Self::Stress(point, fault, random.random_range(0..20));
@@ -111,9 +126,16 @@ impl Kind {
             },
             84..92 => {
                 let pause = Duration::from_millis(random.random_range(20..300));
-                let moods = [Mood::Panics, Mood::Fails, Mood::Slow(pause)];
+                let moods = [
+                    Mood::Panics,
+                    Mood::PanicsUnheard,
+                    Mood::Fails,
+                    Mood::Slow(pause),
+                ];
                 Self::Subscriber(random.random(), *one_of(random, &moods))
             }
+            // A disk that takes its time.
+            92..95 => Self::Stress(Point::JournalCommit, Fault::Hang, 0),
             _ => Self::Operator(match random.random_range(0..5) {
                 0 | 1 => Operator::Connect(endpoint),
                 2 => Operator::ConnectByPreference,
@@ -446,6 +468,10 @@ async fn befall(kind: Kind, length: Duration, scene: &Scene<'_>) {
             let armed = Plan::new(point, fault).after(after).arm(instance);
             provoke(instance.as_str(), point);
             tokio::time::sleep(length).await;
+            // What waits for the journal dies with the buffer; nobody may have been told of it.
+            if (point, fault) == (Point::JournalCommit, Fault::Hang) && length < DEADLY {
+                provoke(instance.as_str(), Point::Buffer(Moment::PostStart));
+            }
             drop(armed);
         }
         Kind::Subscriber(bridge, mood) => {

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
+use bitcoin::{Amount, Network, OutPoint};
 use governance_stream::{
     RequestStanding, StreamError,
     message::{
-        EvmAddress, Outcome, PeginNotification, RequestId, SignatureRequest, SignatureRequestParts,
+        Outcome, PeginNotification, RequestId, SignatureRequest, SignatureRequestParts,
         TransactionType,
     },
     proto,
@@ -61,7 +61,7 @@ pub(crate) struct Load {
     proposals: AtomicU64,
     version: AtomicU32,
     unexpected: Mutex<Vec<String>>,
-    plant: Arc<Plant>,
+    pub(crate) plant: Arc<Plant>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -164,11 +164,17 @@ impl Load {
         open.join_all().await;
     }
 
-    /// Asks for so many more that nothing befalls, all at once.
-    pub(crate) async fn ask_afterwards(self: &Arc<Self>, node: &Arc<Node>, world: &World) {
+    /// Asks for so many more, all at once, in each `round` for others.
+    pub(crate) async fn ask_afterwards(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        world: &World,
+        round: u32,
+    ) {
         let mut open = JoinSet::new();
         for number in 0..OPEN as u64 {
-            let request = self.pegout(world, u64::from(u32::MAX) + number).await;
+            let number = (u64::from(round) << 32) + number;
+            let request = self.pegout(world, number).await;
             let (load, node) = (Arc::clone(self), Arc::clone(node));
             open.spawn(async move { load.follow(&node, request, None).await });
         }
@@ -270,15 +276,26 @@ impl Load {
             if until.is_cancelled() {
                 return;
             }
-            let notification = deposit(number);
-            loop {
-                match node.stream().notify_pegin(notification).await {
-                    Ok(()) => break,
-                    Err(error) if is_passing(&error) => tokio::time::sleep(ASK_AGAIN).await,
-                    Err(error) => self.wonder(format!("deposit {number} was refused: {error}")),
-                }
+            let notification = wallet::deposit(number).expect("valid");
+            self.notify(node, notification).await;
+            // A chain that is followed anew brings a deposit anew.
+            if random.random_bool(0.1) {
+                self.notify(node, notification).await;
             }
             lock(&self.deposits).push(notification.outpoint());
+        }
+    }
+
+    async fn notify(&self, node: &Node, deposit: PeginNotification) {
+        loop {
+            match node.stream().notify_pegin(deposit).await {
+                Ok(()) => return,
+                Err(error) if is_passing(&error) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(error) => {
+                    let outpoint = deposit.outpoint();
+                    return self.wonder(format!("deposit {outpoint} was refused: {error}"));
+                }
+            }
         }
     }
 
@@ -370,13 +387,4 @@ fn again(request: &SignatureRequest) -> SignatureRequest {
         replaces: request.replaces().cloned(),
     })
     .expect("valid")
-}
-
-fn deposit(number: u32) -> PeginNotification {
-    let outpoint = OutPoint {
-        txid: Txid::from_byte_array([9; 32]),
-        vout: number,
-    };
-    let account = EvmAddress::from_bytes([7; 20]);
-    PeginNotification::new(outpoint, Amount::from_sat(1_000), account).expect("valid")
 }

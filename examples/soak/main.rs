@@ -16,6 +16,7 @@
     reason = "it paces a load, fails loudly when it cannot go on, and tells what it finds"
 )]
 
+mod accidents;
 mod faults;
 mod load;
 mod node;
@@ -25,7 +26,6 @@ mod verdict;
 mod world;
 
 use std::{
-    panic,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -82,19 +82,6 @@ impl Arguments {
     }
 }
 
-/// Panics that were asked for are no news.
-fn silence_expected_panics() {
-    let usual = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        let expected = info
-            .payload_as_str()
-            .is_some_and(|words| words.starts_with("told to panic"));
-        if !expected {
-            usual(info);
-        }
-    }));
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = match Arguments::read() {
@@ -104,13 +91,7 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    silence_expected_panics();
-    if std::env::var_os("RUST_LOG").is_some() {
-        tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_writer(std::io::stderr)
-            .init();
-    }
+    accidents::watch();
     let Arguments { minutes, seed, bug } = arguments;
     println!("soak: {minutes} minutes, seed {seed}");
     let (length, plant) = (
@@ -182,6 +163,7 @@ async fn soak(length: Duration, seed: u64, plant: &Arc<Plant>) -> Vec<String> {
     world.heal().await;
     no_more_load.cancel();
     violations.extend(verdict::reach(loading, &load, &node, &world).await);
+    violations.extend(accidents::noted());
     println!("faults: {}", faults.summary());
     violations
 }

@@ -25,6 +25,11 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
+    /// How often something of the trees began anew.
+    pub(crate) fn lives(self) -> u64 {
+        self.trees + self.restarts
+    }
+
     fn and(self, status: &StreamStatus) -> Self {
         Self {
             switches: self.switches + status.connection.switches,

@@ -4,7 +4,10 @@
 use std::{
     fmt,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use governance_stream::message::{MessageId, Outcome};
@@ -25,6 +28,8 @@ pub(crate) enum Bug {
     Swapped,
     /// A message comes again as another one.
     Forked,
+    /// A message comes again, as one may, but while nobody dies.
+    Returned,
     /// The bridge is told another outcome than the caller.
     Changed,
     /// The answer of a subscriber never comes to governance.
@@ -38,11 +43,12 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Lost,
         Self::Repeated,
         Self::Swapped,
         Self::Forked,
+        Self::Returned,
         Self::Changed,
         Self::Unanswered,
         Self::Doubled,
@@ -71,6 +77,7 @@ impl FromStr for Bug {
 pub(crate) struct Plant {
     bug: Option<Bug>,
     harm: Mutex<Harm>,
+    nobody_dies: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +93,13 @@ impl Plant {
     pub(crate) fn new(bug: Option<Bug>) -> Self {
         Self {
             bug,
-            harm: Mutex::default(),
+            ..Self::default()
         }
+    }
+
+    /// From now on.
+    pub(crate) fn nobody_dies(&self) {
+        self.nobody_dies.store(true, Ordering::Relaxed);
     }
 
     fn harm(&self) -> MutexGuard<'_, Harm> {
@@ -125,14 +137,16 @@ impl Plant {
             self.harm().held = Some(told);
             return Vec::new();
         }
+        let mut again = Told {
+            redelivered: true,
+            ..told.clone()
+        };
         if self.befalls(Bug::Forked, &name) {
-            let (message_id, redelivered) = (MessageId::generate(), true);
-            let fork = Told {
-                message_id,
-                redelivered,
-                ..told.clone()
-            };
-            return vec![told, fork];
+            again.message_id = MessageId::generate();
+            return vec![told, again];
+        }
+        if self.nobody_dies.load(Ordering::Relaxed) && self.befalls(Bug::Returned, &name) {
+            return vec![told, again];
         }
         if let What::Settled(id, outcome) = &mut told.what
             && self.befalls(Bug::Changed, id)

@@ -26,6 +26,8 @@ pub(crate) enum Mood {
     Well,
     /// Panics at the next message, once.
     Panics,
+    /// Keeps the next message, and panics before it can say so, once.
+    PanicsUnheard,
     /// Refuses the next message, once.
     Fails,
     /// Takes so long over each batch.
@@ -200,7 +202,7 @@ fn take<E: Event>(shared: &Shared, message: &Delivered<E>) -> Result<Option<Answ
             *mood = Mood::Well;
             return Err("told to fail".to_owned());
         }
-        Mood::Well | Mood::Slow(_) => {}
+        Mood::Well | Mood::PanicsUnheard | Mood::Slow(_) => {}
     }
     let (what, answer) = message.event.take();
     let told = Told {
@@ -213,5 +215,10 @@ fn take<E: Event>(shared: &Shared, message: &Delivered<E>) -> Result<Option<Answ
     let plant = &shared.plant;
     let answer = answer.filter(|_| !plant.befalls(Bug::Unanswered, &told.what.to_string()));
     lock(&shared.told).extend(plant.told(told));
+    if let Mood::PanicsUnheard = *mood {
+        *mood = Mood::Well;
+        drop(mood);
+        panic!("told to panic as a subscriber");
+    }
     Ok(answer)
 }

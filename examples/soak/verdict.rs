@@ -21,7 +21,7 @@ use crate::{
     faults::ASKED_FOR,
     load::{Asked, Load, proposal_id},
     node::Node,
-    subscribers::{Told, What},
+    subscribers::{Mood, Told, What},
     world::World,
 };
 
@@ -29,6 +29,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long the bridge is at each batch while sessions are lost,
+const SLOW: Duration = Duration::from_millis(400);
+/// and how many of them are.
+const CUTS: u32 = 4;
 
 /// Waits until everything is done, stops the node and judges. `loading` ends by itself.
 pub(crate) async fn reach(
@@ -44,7 +48,7 @@ pub(crate) async fn reach(
             part.expect("the load goes on");
         }
         // Takes up what governance was told to do with requests that had not come yet.
-        load.ask_afterwards(node, world).await;
+        load.ask_afterwards(node, world, 1).await;
     };
     let giving_up = async {
         loop {
@@ -61,21 +65,9 @@ pub(crate) async fn reach(
     if timeout(PATIENCE, answered).await.is_err() {
         found.push(format!("not everything was answered within {PATIENCE:?}"));
     }
-    loop {
-        let (status, view) = (
-            node.stream().status(),
-            world.governance.read().await.ledger(),
-        );
-        if is_idle(&status) && view.unacknowledged == 0 {
-            break;
-        }
-        if began.elapsed() > 2 * PATIENCE {
-            found.push(format!("never idle: {status:#?}"));
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    until_idle(node, world, &mut found).await;
     println!("idle after {:?}", began.elapsed());
+    without_a_death(load, node, world, &mut found).await;
 
     let asked = load.asked();
     let governance = world.governance.read().await;
@@ -120,6 +112,61 @@ pub(crate) async fn reach(
         node.so_far(),
     );
     found
+}
+
+/// Sessions are lost while the bridge is slow. Nobody dies, so that nothing is told again: what
+/// comes again waits for its turn, or had it.
+async fn without_a_death(
+    load: &Arc<Load>,
+    node: &Arc<Node>,
+    world: &World,
+    found: &mut Vec<String>,
+) {
+    let (lives, before) = (node.so_far().lives(), node.bridge.told().len());
+    load.plant.nobody_dies();
+    node.bridge.mood(Mood::Slow(SLOW));
+    let cutting = async {
+        for _ in 0..CUTS {
+            tokio::time::sleep(SLOW / 3).await;
+            world.governance.read().await.cut();
+        }
+    };
+    let both = async { tokio::join!(load.ask_afterwards(node, world, 2), cutting) };
+    if timeout(PATIENCE, both).await.is_err() {
+        found.push(format!(
+            "sessions were lost: no answers within {PATIENCE:?}"
+        ));
+    }
+    node.bridge.mood(Mood::Well);
+    until_idle(node, world, found).await;
+    // On a machine that is held up for long, some may have been taken for dead.
+    if node.so_far().lives() != lives {
+        println!("something died by itself: what came twice is not judged");
+        return;
+    }
+    let mut seen = BTreeSet::new();
+    for told in node.bridge.told().iter().skip(before) {
+        if !seen.insert((told.lane, told.sequence)) {
+            found.push(format!("{told} was told again, and nobody had died"));
+        }
+    }
+}
+
+async fn until_idle(node: &Node, world: &World, found: &mut Vec<String>) {
+    let began = Instant::now();
+    loop {
+        let (status, view) = (
+            node.stream().status(),
+            world.governance.read().await.ledger(),
+        );
+        if is_idle(&status) && view.unacknowledged == 0 {
+            return;
+        }
+        if began.elapsed() > PATIENCE {
+            return found.push(format!("never idle: {status:#?}"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn is_idle(status: &StreamStatus) -> bool {

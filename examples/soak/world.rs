@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -43,16 +42,14 @@ impl World {
             seed,
             token: Some(token),
             tls: Some(credentials.of_the_service()),
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)); ENDPOINTS],
             // Nothing is restored here: what it would take is left to memory for the ledger.
             record: false,
-            ..SimulatorConfig::default()
+            ..SimulatorConfig::with_endpoints(ENDPOINTS)
         };
         let governance = Simulator::start(config).await.expect("governance starts");
         let mut ways = Vec::new();
-        for uri in governance.endpoints() {
-            let address = uri.trim_start_matches("https://").parse();
-            let proxy = Proxy::start_seeded(address.expect("an address"), seed).await;
+        for address in governance.addresses() {
+            let proxy = Proxy::start_seeded(address, seed).await;
             ways.push(Way {
                 proxy: proxy.expect("listens"),
                 turn: Mutex::new(()),

@@ -58,6 +58,17 @@ pub enum Answering {
     Canned,
 }
 
+impl SimulatorConfig {
+    /// The default with so many endpoints, each on a free loopback port.
+    #[must_use]
+    pub fn with_endpoints(endpoints: usize) -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)); endpoints],
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for SimulatorConfig {
     fn default() -> Self {
         Self {

@@ -26,7 +26,7 @@ mod tls;
 mod trace;
 pub mod wallet;
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -135,6 +135,13 @@ impl Simulator {
             .iter()
             .map(|endpoint| format!("{scheme}://{}", endpoint.address))
             .collect()
+    }
+
+    /// Where they listen, for whoever stands in between.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let endpoints = self.endpoints.iter();
+        endpoints.map(|endpoint| endpoint.address).collect()
     }
 
     /// Stops everything and waits for it.

@@ -8,7 +8,7 @@ use bitcoin::{
 
 pub use super::signer::Signers;
 use super::{FederationView, federation::tagged_sha256};
-use crate::message::PegoutBinding;
+use crate::message::{EvmAddress, PeginNotification, PegoutBinding};
 
 /// What each made-up coin holds.
 pub const COIN: Amount = Amount::from_sat(100_000_000);
@@ -99,6 +99,17 @@ pub fn spend(
         input.witness_script = Some(federation.witness_script.clone());
     }
     Some(psbt)
+}
+
+/// The notice of deposit `number`: made up, and no other number's.
+#[must_use]
+pub fn deposit(number: u32) -> Option<PeginNotification> {
+    let outpoint = OutPoint {
+        txid: Txid::from_byte_array([9; 32]),
+        vout: number,
+    };
+    let account = EvmAddress::from_bytes([7; 20]);
+    PeginNotification::new(outpoint, Amount::from_sat(1_000), account).ok()
 }
 
 fn coin(number: u64) -> Txid {

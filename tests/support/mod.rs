@@ -28,13 +28,12 @@ use std::{
     time::Duration,
 };
 
-use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
+use bitcoin::{Amount, Network};
 use governance_stream::{
     GovernanceStream, Journal, MemoryJournal, RequestHandle, StreamArguments, StreamStatus,
     config::{Config, NodeConfig},
     message::{
-        EvmAddress, PeginNotification, RequestId, SignatureRequest, SignatureRequestParts,
-        TransactionType,
+        PeginNotification, RequestId, SignatureRequest, SignatureRequestParts, TransactionType,
     },
     simulator::{FederationView, LedgerView, Simulator, SimulatorConfig, wallet},
 };
@@ -81,7 +80,12 @@ pub fn config(endpoints: &[String]) -> Config {
 
 /// A service with one endpoint.
 pub async fn governance() -> Simulator {
-    Simulator::start(SimulatorConfig::default())
+    governance_with(1).await
+}
+
+/// A service with so many endpoints.
+pub async fn governance_with(endpoints: usize) -> Simulator {
+    Simulator::start(SimulatorConfig::with_endpoints(endpoints))
         .await
         .expect("the simulator starts")
 }
@@ -115,16 +119,7 @@ pub fn request_id(number: u64) -> RequestId {
 
 /// Deposit `number`.
 pub fn deposit(number: u32) -> PeginNotification {
-    let outpoint = OutPoint {
-        txid: Txid::from_byte_array([9; 32]),
-        vout: number,
-    };
-    PeginNotification::new(
-        outpoint,
-        Amount::from_sat(1_000),
-        EvmAddress::from_bytes([7; 20]),
-    )
-    .expect("valid")
+    wallet::deposit(number).expect("valid")
 }
 
 /// A node's stream with recording subscribers, and what it talks to.
