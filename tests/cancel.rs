@@ -17,7 +17,7 @@ use governance_stream::{
     simulator::{Behaviour, FederationView, Simulator},
 };
 use ractor::{ActorRef, rpc::CallResult};
-use support::{PATIENCE, full::FullNode, governance, pegout, pegout_parts, request_id};
+use support::{PATIENCE, full::FullNode, governance, pegout, request_id, rival_parts};
 
 /// What the bridge answers; nothing when it dies over it.
 async fn cancel(bridge: &ActorRef<BridgeMessage>, number: u64) -> Option<CancelAnswer> {
@@ -36,10 +36,7 @@ fn cancelled(stage: &PegoutStage) -> bool {
 
 /// A peg-out of another coin for the burn of `number`.
 fn other(federation: &FederationView, number: u64, named: u64) -> SignatureRequest {
-    let mut parts = pegout_parts(federation, named);
-    parts.burns = pegout_parts(federation, number).burns;
-    parts.burns[0].amount = parts.psbt.unsigned_tx.output[0].value;
-    SignatureRequest::new(parts).expect("valid")
+    SignatureRequest::new(rival_parts(federation, named, number)).expect("valid")
 }
 
 /// Neither stream nor governance has ever heard of these.

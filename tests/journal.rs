@@ -27,7 +27,7 @@ use governance_stream::{
 };
 use support::{
     PATIENCE, config, deposit, governance, kill, ledger, pegout, pegout_parts, recorder,
-    request_id, until,
+    request_id, rival_parts, until,
 };
 
 /// A node whose process may end at any time: only its directory remains.
@@ -151,10 +151,7 @@ async fn a_burn_is_paid_once_whatever_becomes_of_the_request() {
     )
     .await;
     // Another coin for the same burn: both transactions could be mined.
-    let mut parts = pegout_parts(&federation, 2);
-    parts.burns = pegout_parts(&federation, 1).burns;
-    parts.burns[0].amount = pegout_parts(&federation, 2).burns[0].amount;
-    let second = SignatureRequest::new(parts.clone()).expect("valid");
+    let second = SignatureRequest::new(rival_parts(&federation, 2, 1)).expect("valid");
     let refused = process
         .stream
         .request_signatures(second)

@@ -28,6 +28,7 @@ use governance_stream::{
 use ractor::{Actor, ActorProcessingErr, ActorRef, rpc::CallResult};
 use support::{
     Node, PATIENCE, config, full::FullNode, governance, pegout, pegout_parts, request_id,
+    rival_parts,
 };
 use tokio::sync::mpsc;
 
@@ -345,14 +346,7 @@ async fn a_burn_is_paid_once_whoever_asks_and_whatever_became_of_the_first_reque
     simulator.answer_next(Behaviour::Never);
     node.initiate(pegout(&federation, 1)).await.expect("begun");
     support::ledger(&simulator, |view| view.requests.len() == 1).await;
-    let rival = |number| {
-        // The first one's burn, with another coin.
-        let first = pegout_parts(&federation, 1);
-        let mut parts = pegout_parts(&federation, number);
-        parts.burns = first.burns;
-        parts.psbt.unsigned_tx.output = first.psbt.unsigned_tx.output;
-        SignatureRequest::new(parts).expect("valid")
-    };
+    let rival = |number| SignatureRequest::new(rival_parts(&federation, number, 1)).expect("valid");
     let mut number = 2;
     for cancelled in [false, true] {
         if cancelled {

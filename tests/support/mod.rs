@@ -113,6 +113,15 @@ pub fn pegout_parts(federation: &FederationView, number: u64) -> SignatureReques
     }
 }
 
+/// Peg-out `number` with a coin of its own, for the burn that another one pays.
+pub fn rival_parts(federation: &FederationView, number: u64, of: u64) -> SignatureRequestParts {
+    let mut parts = pegout_parts(federation, number);
+    let other = pegout_parts(federation, of);
+    parts.burns = other.burns;
+    parts.psbt.unsigned_tx.output = other.psbt.unsigned_tx.output;
+    parts
+}
+
 pub fn request_id(number: u64) -> RequestId {
     format!("pegout-{number}").parse().expect("valid")
 }
