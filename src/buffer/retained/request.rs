@@ -51,7 +51,7 @@ pub enum Standing {
 pub struct Cancel {
     /// Why.
     pub reason: CancelReason,
-    /// Its message in [`Lane::Signing`].
+    /// Its message in the signing lane.
     pub sequence: u64,
 }
 
