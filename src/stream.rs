@@ -1,5 +1,7 @@
 //! The handle that a node holds.
 
+mod request_handle;
+
 use std::{
     fmt,
     sync::{
@@ -10,10 +12,7 @@ use std::{
 };
 
 use ractor::{Actor, ActorCell, ActorRef, Message, RpcReplyPort, rpc::CallResult};
-use tokio::{
-    sync::{broadcast, watch},
-    time::Instant,
-};
+use tokio::sync::{broadcast, watch};
 
 use crate::{
     buffer::{
@@ -23,18 +22,15 @@ use crate::{
     connection::ConnectionMessage,
     error::StreamError,
     health::{ConnectionChange, StatusBoard, StreamStatus},
-    message::{
-        CancelReason, NodeStatus, Outcome, PeginNotification, Progress, RequestId, SignatureRequest,
-    },
-    names,
-    request::{self, RequestMessage},
+    message::{CancelReason, NodeStatus, PeginNotification, RequestId, SignatureRequest},
+    names, request,
     routing::{BridgeEvent, ChainEvent, Delivery, Subscriber, Subscribers},
     supervisor::{StreamSupervisor, SupervisorMessage, TreeArguments},
     telemetry::{Metrics, TraceContext},
 };
 
-/// Pause before an actor that is being restarted is looked up again.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+pub use request_handle::RequestHandle;
+
 /// What stopping the actors may add to the drain.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -513,106 +509,6 @@ impl GovernanceStream {
                 None => not_running(),
             }),
             Err(_) => Err(not_running()),
-        }
-    }
-}
-
-/// One request that was accepted. It names the request and holds nothing: it may be dropped, and
-/// made again with [`GovernanceStream::request`].
-#[derive(Debug, Clone)]
-pub struct RequestHandle {
-    stream: GovernanceStream,
-    request_id: RequestId,
-}
-
-impl RequestHandle {
-    /// The request's id.
-    #[must_use]
-    pub fn id(&self) -> &RequestId {
-        &self.request_id
-    }
-
-    /// How the request stands now.
-    ///
-    /// # Errors
-    ///
-    /// [`StreamError::UnknownRequest`], [`StreamError::NeedsOperator`],
-    /// [`StreamError::NotRunning`].
-    pub async fn standing(&self) -> Result<RequestStanding, StreamError> {
-        self.stream.look_up(&self.request_id).await
-    }
-
-    /// Waits for the outcome. Restarts of any actor meanwhile do not disturb it.
-    ///
-    /// # Errors
-    ///
-    /// [`StreamError::DeadlineExceeded`] when there is none `within` this time (the request is
-    /// still open), otherwise as [`standing`](Self::standing).
-    pub async fn outcome(&self, within: Duration) -> Result<Outcome, StreamError> {
-        match self.wait("outcome", None, within).await? {
-            RequestStanding::Settled(outcome) => Ok(outcome),
-            RequestStanding::Open(_) => Err(StreamError::DeadlineExceeded {
-                operation: "outcome",
-                deadline: within,
-            }),
-        }
-    }
-
-    /// Waits until the request has come further than the caller has `seen`.
-    ///
-    /// # Errors
-    ///
-    /// As [`outcome`](Self::outcome).
-    pub async fn progress_beyond(
-        &self,
-        seen: Progress,
-        within: Duration,
-    ) -> Result<RequestStanding, StreamError> {
-        self.wait("progress_beyond", Some(seen), within).await
-    }
-
-    /// Asks the tracker; when that dies while it is asked, or is being restarted, the buffer.
-    async fn wait(
-        &self,
-        operation: &'static str,
-        beyond: Option<Progress>,
-        within: Duration,
-    ) -> Result<RequestStanding, StreamError> {
-        let until = Instant::now() + within;
-        let name = names::request(&self.stream.config.instance, &self.request_id);
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let mut last = StreamError::DeadlineExceeded {
-                operation,
-                deadline: within,
-            };
-            if left.is_zero() {
-                return Err(last);
-            }
-            if let Some(tracker) = ActorRef::<RequestMessage>::where_is(name.clone()) {
-                let wait = |reply| RequestMessage::Await { beyond, reply };
-                if let Ok(CallResult::Success(standing)) = tracker.call(wait, Some(left)).await {
-                    return standing;
-                }
-            }
-            match self.standing().await {
-                Ok(RequestStanding::Open(progress))
-                    if beyond.is_none_or(|seen| seen == progress) => {}
-                Err(
-                    error @ (StreamError::NotRunning { .. } | StreamError::DeadlineExceeded { .. }),
-                ) => {
-                    last = error;
-                }
-                standing => return standing,
-            }
-            if until <= Instant::now() + LOOK_AGAIN {
-                return Err(last);
-            }
-            #[allow(
-                clippy::disallowed_methods,
-                reason = "paces a caller's wait, not an actor"
-            )]
-            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }

@@ -514,6 +514,36 @@ fn what_is_out_of_bounds_is_named_with_its_field_value_and_bound() {
 }
 
 #[test]
+fn a_burn_is_paid_what_it_is_owed_to_whom_it_is_owed() {
+    let good = proto::SignatureRequest::from(&SignatureRequest::new(pinned()).expect("valid"));
+    SignatureRequest::try_from(good.clone()).expect("good");
+    type Spoil = fn(&mut proto::PegoutBinding);
+    let cases: [(&str, Spoil); 6] = [
+        ("burns[0].amount_sat", |b| b.amount_sat += 1),
+        ("burns[0].script_pubkey", |b| {
+            b.script_pubkey = vec![0x52].into()
+        }),
+        // As from someone who does not know the field.
+        ("burns[0].script_pubkey", |b| {
+            b.script_pubkey = Default::default()
+        }),
+        ("burns[0].script_pubkey", |b| {
+            b.script_pubkey = vec![0x51; 10_001].into()
+        }),
+        ("burns[0].script_pubkey", |b| b.output_index = 1),
+        ("burns[0].burn_tx_hash", |b| {
+            b.burn_tx_hash = vec![4; 31].into()
+        }),
+    ];
+    for (field, spoil) in cases {
+        let mut request = good.clone();
+        spoil(&mut request.burns[0]);
+        let invalid = SignatureRequest::try_from(request).expect_err(field);
+        assert_eq!(invalid.field, field, "{invalid}");
+    }
+}
+
+#[test]
 fn amounts_end_at_twenty_one_million() {
     let deposit = |sat| {
         PeginNotification::try_from(proto::PeginNotification {
@@ -530,9 +560,8 @@ fn amounts_end_at_twenty_one_million() {
     }
 }
 
-/// Pinned, so that no change of this code goes unnoticed by the other side.
-#[test]
-fn the_payload_hash_is_what_the_proto_says() {
+/// One whose payload hash is known.
+fn pinned() -> SignatureRequestParts {
     let mut psbt = Psbt::from_unsigned_tx(Transaction {
         version: Version::TWO,
         lock_time: LockTime::ZERO,
@@ -556,7 +585,7 @@ fn the_payload_hash_is_what_the_proto_says() {
         script_pubkey: ScriptBuf::from(vec![0x52]),
     });
     psbt.inputs[0].witness_script = Some(ScriptBuf::from(vec![0x51]));
-    let parts = SignatureRequestParts {
+    SignatureRequestParts {
         request_id: "r-1".parse().expect("valid"),
         psbt,
         input_indices: vec![0],
@@ -575,7 +604,13 @@ fn the_payload_hash_is_what_the_proto_says() {
         }],
         max_fee: Amount::from_sat(100),
         replaces: Some("r-0".parse().expect("valid")),
-    };
+    }
+}
+
+/// Pinned, so that no change of this code goes unnoticed by the other side.
+#[test]
+fn the_payload_hash_is_what_the_proto_says() {
+    let parts = pinned();
     let hash =
         |parts: SignatureRequestParts| SignatureRequest::new(parts).expect("valid").payload_hash();
     let pinned = hash(parts.clone());

@@ -40,6 +40,10 @@ const AT_WORK: [Point; 5] = [
 /// up.
 const DEADLY: Duration = Duration::from_millis(1200);
 
+/// Most messages that are none: a node forgets the oldest of 1000 dead letters, and the verdict looks
+/// for each.
+const LETTERS: usize = 900;
+
 /// One fault, with everything that chance decides about it.
 #[derive(Debug, Clone)]
 enum Kind {
@@ -287,7 +291,12 @@ impl Governance {
                 governance.refuse_next_registration(code);
                 governance.cut();
             }
-            Self::Garbage(lane) => world.governance.read().await.send_garbage(lane),
+            Self::Garbage(lane) => {
+                let governance = world.governance.read().await;
+                if governance.ledger().rejects.len() < LETTERS {
+                    governance.send_garbage(lane);
+                }
+            }
             Self::ResponsesHeld => {
                 world.governance.read().await.hold_responses();
                 tokio::time::sleep(length).await;

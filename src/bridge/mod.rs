@@ -7,6 +7,7 @@
 //! not know to be accepted (the request's id makes that safe), offers again what it does not know
 //! to be taken, and looks for what it does not know to be final.
 
+mod admission;
 mod backend;
 #[cfg(feature = "bitcoind")]
 mod bitcoind;
@@ -26,17 +27,15 @@ mod store;
 mod stored;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use bitcoin::{Amount, OutPoint};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 use tracing::{Instrument, Span, info, info_span, warn};
 
 use crate::{
-    chain::FederationStanding,
     durable::StoreError,
     message::{RequestId, SignatureRequest},
     timer::Timer,
@@ -61,7 +60,7 @@ pub use store::BridgeStore;
 
 use life::{Action, LifeEvent};
 use message::Done;
-use store::{Known, Step};
+use store::Step;
 
 /// Pause before what could not be made durable is tried again.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
@@ -439,7 +438,7 @@ impl BridgeState {
                     Err(PegoutRefusal::Conflict(request_id.clone()))
                 };
             }
-            check(&request, known)?;
+            admission::check(&request, known)?;
             known.add_pegout(Pegout::new(request));
             Ok(true)
         })?;
@@ -478,34 +477,4 @@ impl BridgeState {
             .map(|()| CancelAnswer::Ends)
             .map_err(|error| format!("{error}; ask again")))
     }
-}
-
-/// Whether a new peg-out may be begun: with the active federation, and a PSBT to be signed.
-fn check(request: &SignatureRequest, known: &Known) -> Result<(), PegoutRefusal> {
-    let version = request.federation_version();
-    let active = known.federations.iter().find(|(federation, standing)| {
-        federation.version() == version && *standing == FederationStanding::Active
-    });
-    let (federation, _) = active.ok_or(PegoutRefusal::NotActive(version))?;
-    check_psbt(request, federation)?;
-    let unproven = request.coins().filter(|coin| !coin.proven);
-    let unproven: HashMap<OutPoint, Amount> =
-        unproven.map(|coin| (coin.outpoint, coin.amount)).collect();
-    for pegout in known.pegouts() {
-        for coin in pegout.request().coins() {
-            let (outpoint, told) = (coin.outpoint, coin.amount);
-            match unproven.get(&outpoint) {
-                Some(found) if *found != told => {
-                    return Err(PegoutRefusal::CoinTold {
-                        outpoint,
-                        found: *found,
-                        told,
-                        by: pegout.request_id().clone(),
-                    });
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }

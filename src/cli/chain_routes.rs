@@ -16,16 +16,13 @@ use governance_stream::{
         ChainMessage, ChainStore, Federation, FederationEvent, FederationStanding, Federations,
         HeightError, HeightReport, NumberedEvent, Proposal,
     },
-    message::FederationUpdateKind,
+    message::{BurnId, FederationUpdateKind},
 };
 use ractor::{ActorRef, rpc::CallResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{
-    payments::Burn,
-    socket::{CHAIN_DEADLINE, Operated, Refusal, Reply},
-};
+use super::socket::{CHAIN_DEADLINE, Operated, Refusal, Reply};
 
 /// The sidechain's best height.
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,9 +91,7 @@ async fn payments(State(operated): State<Operated>) -> Reply {
 
 /// Those of one burn: more than one must never be.
 async fn payments_of(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
-    let Burn(burn) = text
-        .parse()
-        .map_err(|fault: String| Refusal::new(StatusCode::BAD_REQUEST, fault))?;
+    let burn: BurnId = text.parse()?;
     let payments = operated.chain()?.payments();
     let payments = payments
         .iter()

@@ -1,5 +1,8 @@
 //! `demo`: governance and a node in one process, and everything that may befall them on the way.
 
+mod report;
+mod show;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -13,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use bitcoin::{Amount, Network, TxOut};
 use clap::Args;
 use governance_stream::{
-    bridge::{BridgeMessage, EmbeddedBitcoin, Pegout, PegoutStage, check_consensus},
+    bridge::{BridgeMessage, EmbeddedBitcoin, PegoutStage, check_consensus},
     chain::{ChainMessage, FederationPolicy},
     config::{BridgeConfig, Config, Features, FirstFederation, NodeConfig},
     http,
@@ -24,10 +27,8 @@ use governance_stream::{
     simulator::{FederationView, LedgerView, RotationPlan, Simulator, SimulatorConfig, wallet},
     telemetry::Metrics,
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prometheus_client::registry::Registry;
 use ractor::{ActorRef, rpc::CallResult};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -35,13 +36,13 @@ use super::{
     asked_to_stop,
     node::{Node, NodePlan},
 };
+use report::{Latency, Report};
+use show::Show;
 
 /// Longest wait for any one step; only a fault reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Sidechain height at which the second federation takes over.
 const ROTATION_HEIGHT: u64 = 110;
-/// Above this many, the bar alone shows each peg-out.
-const EACH_SHOWN: usize = 100;
 /// Network of the demo.
 const NETWORK: Network = Network::Regtest;
 /// How often the bridge looks where its peg-outs are.
@@ -61,74 +62,6 @@ pub(super) struct DemoArgs {
     /// Where `--serve` listens.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     listen: SocketAddr,
-}
-
-/// What came of it.
-#[derive(Debug, Serialize)]
-struct Report {
-    requested: usize,
-    completed: usize,
-    consensus_verified: usize,
-    lost: usize,
-    duplicates: u64,
-    reconnects: u64,
-    actor_restarts: u64,
-    federation_version: u32,
-    violations: Vec<String>,
-    latency_ms: Latency,
-    elapsed_ms: u128,
-}
-
-/// From the request to the Bitcoin network.
-#[derive(Debug, Serialize)]
-struct Latency {
-    median: u128,
-    p99: u128,
-    max: u128,
-}
-
-impl Report {
-    /// What is not as it should be.
-    fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut expect = |right: bool, fault: String| {
-            if !right {
-                faults.push(fault);
-            }
-        };
-        let requested = self.requested;
-        expect(
-            self.completed == requested,
-            format!("{} of {requested} completed", self.completed),
-        );
-        expect(
-            self.consensus_verified == requested,
-            format!(
-                "{} of {requested} verified by consensus",
-                self.consensus_verified
-            ),
-        );
-        expect(self.lost == 0, format!("{} lost", self.lost));
-        expect(
-            self.duplicates == 0,
-            format!("{} duplicated", self.duplicates),
-        );
-        expect(
-            self.reconnects >= 2,
-            format!("{} reconnects, not 2", self.reconnects),
-        );
-        expect(
-            self.actor_restarts == 1,
-            format!("{} restarts, not 1", self.actor_restarts),
-        );
-        let version = self.federation_version;
-        expect(version == 2, format!("federation version {version}, not 2"));
-        expect(
-            self.violations.is_empty(),
-            format!("violations: {:?}", self.violations),
-        );
-        faults
-    }
 }
 
 pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
@@ -163,7 +96,7 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
-        print_table(&report);
+        report.print_table();
     }
     let faults = report.faults();
     for fault in &faults {
@@ -215,12 +148,7 @@ struct Demo {
 
 impl Demo {
     async fn start(metrics: Metrics, show: Show) -> anyhow::Result<Self> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let simulator = Simulator::start(SimulatorConfig {
-            listen: vec![any, any],
-            ..SimulatorConfig::default()
-        })
-        .await?;
+        let simulator = Simulator::start(SimulatorConfig::with_endpoints(2)).await?;
         let first = federation(&simulator, 1)?;
         let endpoints = simulator.endpoints();
         show.line(&format!(
@@ -508,14 +436,6 @@ impl Demo {
         };
         let transactions = self.bitcoin.transactions();
         let status = self.node.stream.status();
-        let at = |percent: usize| {
-            let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
-            latencies
-                .get(index)
-                .copied()
-                .unwrap_or_default()
-                .as_millis()
-        };
         Ok(Report {
             requested,
             completed,
@@ -530,11 +450,7 @@ impl Demo {
                 .active_federation()
                 .unwrap_or_default(),
             violations: ledger.violations.clone(),
-            latency_ms: Latency {
-                median: at(50),
-                p99: at(99),
-                max: at(100),
-            },
+            latency_ms: Latency::of(latencies),
             elapsed_ms: elapsed.as_millis(),
         })
     }
@@ -615,34 +531,6 @@ fn pegout(federation: &FederationView, number: u64) -> anyhow::Result<SignatureR
     })?)
 }
 
-fn print_table(report: &Report) {
-    let Report { latency_ms, .. } = report;
-    println!();
-    for (name, value) in [
-        ("requested", report.requested.to_string()),
-        ("completed", report.completed.to_string()),
-        (
-            "verified by consensus",
-            report.consensus_verified.to_string(),
-        ),
-        ("lost", report.lost.to_string()),
-        ("duplicated", report.duplicates.to_string()),
-        ("restarts", report.actor_restarts.to_string()),
-        ("reconnects", report.reconnects.to_string()),
-        ("federation version", report.federation_version.to_string()),
-        (
-            "latency",
-            format!(
-                "median {} ms, p99 {} ms, max {} ms",
-                latency_ms.median, latency_ms.p99, latency_ms.max
-            ),
-        ),
-        ("elapsed", format!("{} ms", report.elapsed_ms)),
-    ] {
-        println!("{name:>22}  {value}");
-    }
-}
-
 /// Says one line for the panic that the demo asks for, instead of a backtrace.
 fn quiet_panics(show: Show) {
     let usual = std::panic::take_hook();
@@ -653,57 +541,4 @@ fn quiet_panics(show: Show) {
             usual(panic);
         }
     }));
-}
-
-/// What a person sees on the way.
-#[derive(Debug, Clone)]
-struct Show {
-    bar: ProgressBar,
-    lines: bool,
-    pegouts: usize,
-    began: Instant,
-}
-
-impl Show {
-    fn new(args: &DemoArgs) -> Self {
-        let target = if args.json {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        };
-        let bar = ProgressBar::with_draw_target(Some(args.pegouts.into()), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} broadcast") {
-            bar.set_style(style);
-        }
-        Self {
-            bar,
-            lines: !args.json,
-            pegouts: args.pegouts as usize,
-            began: Instant::now(),
-        }
-    }
-
-    /// A line for an event, above the bar where there is one.
-    fn line(&self, text: &str) {
-        if self.lines {
-            let line = format!("{:8.3}s  {text}", self.began.elapsed().as_secs_f64());
-            self.bar.suspend(|| println!("{line}"));
-        }
-    }
-
-    fn broadcast(&self, pegout: &Pegout) {
-        self.bar.inc(1);
-        if self.pegouts > EACH_SHOWN {
-            return;
-        }
-        let responses = pegout.responses();
-        let (id, txid) = (pegout.request_id(), pegout.request().txid());
-        self.line(&format!(
-            "{id} signed in {responses} responses, broadcast as {txid}"
-        ));
-    }
-
-    fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
 }

@@ -3,6 +3,7 @@
 //! A value of these types cannot be invalid: constructors and the conversions of [`wire`] check
 //! lengths, ranges, uniqueness, networks and that public keys lie on the curve.
 
+mod burn;
 mod cancel;
 mod federation;
 mod identity;
@@ -19,6 +20,7 @@ mod status;
 mod tagged_hash;
 pub mod wire;
 
+pub use burn::{BurnId, MAX_SCRIPT_BYTES, PegoutBinding};
 pub use cancel::{CancelReason, CancelRequest};
 pub use federation::{
     Approval, FederationMember, FederationUpdate, FederationUpdateAck, FederationUpdateKind,
@@ -36,8 +38,8 @@ pub use session::{
     Capabilities, GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck,
 };
 pub use signature_request::{
-    BurnId, Coin, MAX_INPUTS, MAX_PSBT_BYTES, MAX_SCRIPT_BYTES, PayloadHash, PegoutBinding,
-    SignatureRequest, SignatureRequestParts, TransactionType,
+    Coin, MAX_INPUTS, MAX_PSBT_BYTES, PayloadHash, SignatureRequest, SignatureRequestParts,
+    TransactionType,
 };
 pub use signature_response::{FailureCode, PartialSignature, SignatureResponse, SignatureStatus};
 pub use status::NodeStatus;

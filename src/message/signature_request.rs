@@ -1,13 +1,10 @@
 //! Signature requests.
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
 
-use bitcoin::{
-    Amount, Network, OutPoint, Psbt, ScriptBuf, TxOut, Txid, consensus::encode,
-    hex::DisplayHex as _,
-};
+use bitcoin::{Amount, Network, OutPoint, Psbt, TxOut, Txid, consensus::encode};
 
-use super::{ChainId, InvalidMessage, RequestId, tagged_hash::TaggedHash};
+use super::{ChainId, InvalidMessage, PegoutBinding, RequestId, tagged_hash::TaggedHash};
 
 /// What a transaction is for; governance applies other rules to each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,51 +26,6 @@ impl TransactionType {
             Self::FederationChange => "federation_change",
             Self::Emergency => "emergency",
         }
-    }
-}
-
-/// Ties one output of a peg-out transaction to the burn on the sidechain that pays for it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PegoutBinding {
-    /// Hash of the sidechain transaction that burnt.
-    pub burn_tx_hash: [u8; 32],
-    /// Index of the burn's log in its block.
-    pub log_index: u32,
-    /// Sidechain block that holds the burn.
-    pub block_hash: [u8; 32],
-    /// Its height.
-    pub block_height: u64,
-    /// Output of the transaction that pays the burn.
-    pub output_index: u32,
-    /// What the burn is owed, as the sidechain has it.
-    pub amount: Amount,
-    /// Whom it is owed to, as the sidechain has it.
-    pub script_pubkey: ScriptBuf,
-}
-
-/// Names a burn, whoever pays it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BurnId {
-    /// Hash of the sidechain transaction that burnt.
-    pub tx_hash: [u8; 32],
-    /// Index of the burn's log in its block.
-    pub log_index: u32,
-}
-
-impl PegoutBinding {
-    /// The burn that is paid.
-    #[must_use]
-    pub fn burn(&self) -> BurnId {
-        BurnId {
-            tx_hash: self.burn_tx_hash,
-            log_index: self.log_index,
-        }
-    }
-}
-
-impl fmt::Display for BurnId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0x{}:{}", self.tx_hash.as_hex(), self.log_index)
     }
 }
 
@@ -134,8 +86,6 @@ pub type PayloadHash = [u8; 32];
 
 /// Largest encoded PSBT.
 pub const MAX_PSBT_BYTES: usize = 524_288;
-/// Longest script that a burn may be owed to; consensus has the same limit for any script.
-pub const MAX_SCRIPT_BYTES: usize = 10_000;
 /// Most inputs, or burns, in one request.
 pub const MAX_INPUTS: usize = 1000;
 

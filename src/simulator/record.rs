@@ -118,8 +118,11 @@ impl Paid {
         }
     }
 
-    /// `None` when it holds no outpoints.
+    /// `None` when they are no outpoints, each with its amount.
     pub(super) fn coins(&self) -> Option<Vec<Coin>> {
+        if self.spends.len() != self.amounts_sat.len() {
+            return None;
+        }
         let coins = self.spends.iter().zip(&self.amounts_sat);
         let coins = coins.map(|(spent, sat)| {
             Some(Coin {

@@ -252,3 +252,49 @@ fn payload_hash(
     bytes.extend(request.max_fee_sat.to_le_bytes());
     tagged_sha256("governance.v1.SignatureRequest", &bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Amount;
+
+    use super::*;
+    use crate::simulator::wallet;
+
+    /// A peg-out whose burn is as it is, or is spoilt, and the hash that is right for it.
+    fn request(signers: &Signers, spoil: fn(&mut proto::PegoutBinding)) -> proto::SignatureRequest {
+        let amount = Amount::from_sat(50_000);
+        let psbt = wallet::pegout_psbt(&signers.view(), 1, 1, amount).expect("covered");
+        let spent: Vec<TxOut> = psbt.inputs[0].witness_utxo.clone().into_iter().collect();
+        let mut burn = proto::PegoutBinding::from(&wallet::burn(1, amount));
+        spoil(&mut burn);
+        let mut request = proto::SignatureRequest {
+            psbt: psbt.serialize().into(),
+            input_indices: vec![0],
+            tx_type: proto::TxType::Pegout.into(),
+            federation_version: 1,
+            burns: vec![burn],
+            max_fee_sat: wallet::FEE.to_sat(),
+            ..Default::default()
+        };
+        let hash = payload_hash(&request, &psbt.unsigned_tx, &spent);
+        request.payload_hash = hash.to_vec().into();
+        request
+    }
+
+    #[test]
+    fn nobody_signs_what_pays_a_burn_otherwise_than_it_is_owed() {
+        let signers = Signers::new(1, 3, 2).expect("exists");
+        check(&request(&signers, |_| {}), &signers.0).expect("good");
+        let spoilt: [fn(&mut proto::PegoutBinding); 4] = [
+            |burn| burn.amount_sat += 1,
+            |burn| burn.script_pubkey = vec![0x51].into(),
+            |burn| burn.output_index = 1,
+            |burn| burn.output_index = 2,
+        ];
+        for spoil in spoilt {
+            let (code, reason) = check(&request(&signers, spoil), &signers.0).expect_err("refused");
+            assert_eq!(code, FailureCode::InvalidRequest);
+            assert!(reason.contains("what a burn is owed"), "{reason}");
+        }
+    }
+}
