@@ -106,7 +106,7 @@ mod through_a_running_node {
 
     use super::*;
     use bitcoin::base64::{Engine as _, prelude::BASE64_STANDARD};
-    use support::process::{ask, burn_form, governance, node, wait_for};
+    use support::process::{ask, burn_form, governance, node, until_healthy};
 
     const REQUESTS: usize = 400;
     /// How much more memory a node may take for them at any time, in KiB.
@@ -140,10 +140,7 @@ mod through_a_running_node {
         let directory = directory.path();
         let (simulator, endpoint) = governance(0, &[]);
         let mut running = node(directory, &endpoint, &["features.http=false"]);
-        wait_for("a session", || {
-            let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
-            (status["health"]["state"] == "healthy").then_some(())
-        });
+        until_healthy(directory);
         let pid = running.0.id();
         let strategy = hostile();
         let mut runner = TestRunner::deterministic();

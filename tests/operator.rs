@@ -21,7 +21,8 @@ use std::{
 use bitcoin::Psbt;
 use serde_json::Value;
 use support::process::{
-    PATIENCE, Process, ask, binary, data, free_port, governance, node, outbox, wait_for,
+    PATIENCE, Process, ask, binary, data, free_port, governance, node, outbox, until_healthy,
+    wait_for,
 };
 
 fn text(bytes: &[u8]) -> String {
@@ -42,10 +43,7 @@ fn json(done: &Output) -> Value {
 fn start(directory: &Path) -> (Process, Process) {
     let (simulator, endpoint) = governance(0, &[]);
     let node = node(directory, &endpoint, &["features.http=false"]);
-    wait_for("a session", || {
-        let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
-        (status["health"]["state"] == "healthy").then_some(())
-    });
+    until_healthy(directory);
     (simulator, node)
 }
 
@@ -365,13 +363,7 @@ fn what_is_cancelled_while_it_waits_is_never_asked_for_and_its_burn_is_paid_unde
     let (simulator, endpoint) = governance(0, &[]);
     let set = ["features.http=false"];
     let mut running = node(directory, &endpoint, &set);
-    let connected = || {
-        wait_for("a session", || {
-            let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
-            (status["health"]["state"] == "healthy").then_some(())
-        });
-    };
-    connected();
+    until_healthy(directory);
     let said = |args: &[&str]| {
         let done = command(&[args, &["--data-dir", dir]].concat());
         assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
@@ -390,7 +382,7 @@ fn what_is_cancelled_while_it_waits_is_never_asked_for_and_its_burn_is_paid_unde
     assert_eq!(said(&["cancel", "sample-1"]), cancelled);
     running.kill();
     running = node(directory, &endpoint, &set);
-    connected();
+    until_healthy(directory);
     assert_eq!(
         said(&["cancel", "sample-1"]),
         cancelled,
@@ -428,10 +420,7 @@ fn members_who_are_away_for_a_while_sign_once_they_are_back() {
     let away = ["--offline-members", "2", "--offline-for", "500ms"];
     let (simulator, endpoint) = governance(0, &away);
     let running = node(directory.path(), &endpoint, &["features.http=false"]);
-    wait_for("a session", || {
-        let (_, status) = ask(directory.path(), "GET", "/status", &Value::Null)?;
-        (status["health"]["state"] == "healthy").then_some(())
-    });
+    until_healthy(directory.path());
     let psbt = directory.path().join("sample.psbt");
     let sample = command(&["sample-pegout", psbt.to_str().expect("UTF-8")]);
     let line = text(&sample.stdout);

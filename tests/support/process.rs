@@ -163,6 +163,14 @@ pub fn ask(directory: &Path, method: &str, path: &str, body: &Value) -> Option<(
     Some((status, serde_json::from_str(&answer).ok()?))
 }
 
+/// Waits until the node in this directory is well.
+pub fn until_healthy(directory: &Path) {
+    wait_for("a session", || {
+        let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
+        (status["health"]["state"] == "healthy").then_some(())
+    });
+}
+
 /// As a peg-out's form has it.
 pub fn burn_form(burn: &PegoutBinding) -> Value {
     json!({
