@@ -92,6 +92,7 @@ mod request;
 mod routing;
 #[cfg(feature = "simulator")]
 pub mod simulator;
+pub mod storage;
 mod stream;
 #[cfg(feature = "stress")]
 pub mod stress;

@@ -1,0 +1,170 @@
+//! Why a store fails, and what to do.
+
+use std::time::Duration;
+
+/// Why a store was not opened, or did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is none.
+    #[error(
+        "store `{place}`: there is none. On a new node make one with `governance-stream init`. On a \
+         node that has run before, do not: look whether its disk is mounted and `data_dir` is right, \
+         or restore a backup; a new store does not know what this node has promised"
+    )]
+    Absent {
+        /// Where it was looked for.
+        place: String,
+    },
+    /// There is one already, or something else.
+    #[error("store `{place}`: it is not made, since {found} is there already; choose an empty directory")]
+    Occupied {
+        /// Where it was to be made.
+        place: String,
+        /// What is there.
+        found: String,
+    },
+    /// Another process uses it.
+    #[error(
+        "store `{place}`: it is in use by {holder}; stop that first, two writers would fork history"
+    )]
+    Held {
+        /// Where it is.
+        place: String,
+        /// Who, as far as it is known.
+        holder: String,
+    },
+    /// It was written by another version of this program.
+    #[error("store `{place}`: its format is {found}, this version reads {ours}; {advice}")]
+    Format {
+        /// Where it is.
+        place: String,
+        /// The format that was found.
+        found: u32,
+        /// The format of this version.
+        ours: u32,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// It belongs to another node, chain, network, federation, or is another store than before.
+    #[error(
+        "store `{place}`: its {what} is {found}, and {expected} is expected; {advice}"
+    )]
+    Foreign {
+        /// Where it is.
+        place: String,
+        /// `node`, `chain`, `network`, `first federation` or `store id`.
+        what: &'static str,
+        /// What is written in it.
+        found: String,
+        /// What the configuration, or the store opened before, says.
+        expected: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// It is older than what was confirmed.
+    #[error(
+        "store `{place}`: its last commit is {found}, and {confirmed} was confirmed; it was replaced \
+         by an older copy, or its disk lost what it had promised to keep. Nothing is done with it; \
+         put the newer one back, or restore it with `governance-stream restore`"
+    )]
+    WentBack {
+        /// Where it is.
+        place: String,
+        /// The commit that was confirmed last.
+        confirmed: u64,
+        /// The last one that is there.
+        found: u64,
+    },
+    /// What is there is not what was written.
+    #[error(
+        "store `{place}` is damaged: {reason}; keep a copy, and see the runbook \
+         GovernanceStoreFailing before anything else"
+    )]
+    Damaged {
+        /// Where it is.
+        place: String,
+        /// What was found.
+        reason: String,
+    },
+    /// Others than its owner may read or write it.
+    #[error("store `{place}`: mode {mode:03o} lets others in; `chmod {wanted:03o}` it, and see who has been there")]
+    Permissions {
+        /// The file or directory.
+        place: String,
+        /// Its mode.
+        mode: u32,
+        /// What it is to be.
+        wanted: u32,
+    },
+    /// The disk failed, is full, or may not be written.
+    #[error("store `{place}`: cannot {operation}: {reason}; {advice}")]
+    Io {
+        /// Where it is.
+        place: String,
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        reason: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A batch, a key or a value is larger than the engine ever takes.
+    #[error("store: {what} of {bytes} bytes is more than the {limit} that it takes; it is refused")]
+    TooLarge {
+        /// `batch`, `value` or `key`.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The most.
+        limit: usize,
+    },
+    /// A user wrote to a table that is not its own.
+    #[error("store: `{user}` may not write to table `{table}`")]
+    ForeignTable {
+        /// The user.
+        user: &'static str,
+        /// The table.
+        table: String,
+    },
+    /// The engine does not return from what it was asked.
+    #[error("store `{place}` has not answered for {:.1} s; look at its disk", .waited.as_secs_f32())]
+    Hung {
+        /// Where it is.
+        place: String,
+        /// For how long.
+        waited: Duration,
+    },
+    /// What it was asked for was asked before a failure, or by a user that has a successor.
+    #[error("store: this was asked before it failed or by one that was replaced; ask again")]
+    Ended,
+    /// It is being opened again after a failure, or is closed.
+    #[error("store `{place}` is closed")]
+    Closed {
+        /// Where it is.
+        place: String,
+    },
+}
+
+impl StoreError {
+    /// Bounded label for metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Absent { .. } => "absent",
+            Self::Occupied { .. } => "occupied",
+            Self::Held { .. } => "held",
+            Self::Format { .. } => "format",
+            Self::Foreign { .. } => "foreign",
+            Self::WentBack { .. } => "went_back",
+            Self::Damaged { .. } => "damaged",
+            Self::Permissions { .. } => "permissions",
+            Self::Io { .. } => "io",
+            Self::TooLarge { .. } => "too_large",
+            Self::ForeignTable { .. } => "foreign_table",
+            Self::Hung { .. } => "hung",
+            Self::Ended => "ended",
+            Self::Closed { .. } => "closed",
+        }
+    }
+}
