@@ -1,16 +1,36 @@
 //! The store: everything durable, in one place.
 //!
-//! The node opens it before it starts anything that uses it; it belongs to no tree. Buffer, bridge
-//! and chain are its users, each with a name and with tables of its own.
+//! The node opens a [`Store`] before it starts anything that uses it; it belongs to no tree.
+//! Buffer, bridge and chain are its [`User`]s, each with a name, and with tables of its own whose
+//! names begin with that. A node's own subscribers may be users too: what they commit is then as
+//! durable, and as whole after a crash, as the stream itself.
+//!
+//! A user is told by [`StoreEvent`]s, and never waits for a disk: it hands a [`Batch`] in, goes on
+//! deciding, and does what rests on the batch once it is told that it is durable. After a failure
+//! it reads what there is and begins again.
 
 mod batch;
 mod engine;
 mod error;
 mod index;
 mod memory;
+mod metrics;
+mod owner;
+mod reader;
+mod store;
+#[cfg(test)]
+mod store_tests;
+mod user;
+mod waiting;
+mod writer;
 
 pub use batch::{Batch, Change, Table};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 pub use index::{HashKey, Index};
 pub use memory::MemoryEngine;
+pub use metrics::StoreMetrics;
+pub use owner::{FORMAT, Owner, Restored, StoreIdentity};
+pub use store::{Store, StoreCondition};
+pub use user::{Generation, StoreEvent, Ticket, User};
+pub use waiting::{Leaving, Waiting};

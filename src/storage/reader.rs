@@ -1,0 +1,113 @@
+//! The threads that read: two for look-ups, one for what takes longer.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
+
+use super::{
+    engine::Snapshot,
+    error::StoreError,
+    user::{Generation, Who},
+};
+
+/// Which threads do it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pool {
+    LookUps,
+    Scans,
+}
+
+type Snapshotted = Result<Box<dyn Snapshot>, StoreError>;
+
+/// Something to be read, and whom to tell.
+pub(super) struct ReadJob {
+    who: Who,
+    pub(super) generation: Option<Generation>,
+    since: Instant,
+    run: Box<dyn FnOnce(Snapshotted) + Send>,
+}
+
+impl ReadJob {
+    pub(super) fn new<T: Send + 'static>(
+        who: Who,
+        generation: Option<Generation>,
+        read: impl FnOnce(&dyn Snapshot) -> Result<T, StoreError> + Send + 'static,
+        answer: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) -> Self {
+        let run = move |snapshot: Snapshotted| {
+            // A panic must not keep the one who asked waiting for ever.
+            let reading = AssertUnwindSafe(|| snapshot.and_then(|snapshot| read(&*snapshot)));
+            answer(catch_unwind(reading).unwrap_or_else(|_| {
+                Err(StoreError::Damaged {
+                    place: "(a row)".to_owned(),
+                    reason: "reading it panicked".to_owned(),
+                })
+            }));
+        };
+        Self {
+            who,
+            generation,
+            since: Instant::now(),
+            run: Box::new(run),
+        }
+    }
+
+    pub(super) fn run(self, snapshot: Snapshotted) {
+        (self.run)(snapshot);
+    }
+}
+
+/// What waits to be read, and what is being read.
+#[derive(Default)]
+pub(super) struct Reading {
+    queued: VecDeque<ReadJob>,
+    /// By a number of their own.
+    running: BTreeMap<u64, (Who, Instant)>,
+    next: u64,
+}
+
+impl Reading {
+    pub(super) fn push(&mut self, job: ReadJob) {
+        self.queued.push_back(job);
+    }
+
+    /// The next job, and the number that it is under way with.
+    pub(super) fn take(&mut self) -> Option<(u64, ReadJob)> {
+        let job = self.queued.pop_front()?;
+        self.next += 1;
+        self.running.insert(self.next, (job.who, job.since));
+        Some((self.next, job))
+    }
+
+    pub(super) fn done(&mut self, number: u64) {
+        self.running.remove(&number);
+    }
+
+    /// Who waits, and since when.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Who, Instant)> {
+        let queued = self.queued.iter().map(|job| (job.who, job.since));
+        queued.chain(self.running.values().copied())
+    }
+}
+
+/// The jobs of both pools.
+#[derive(Default)]
+pub(super) struct Readings {
+    look_ups: Reading,
+    scans: Reading,
+}
+
+impl Readings {
+    pub(super) fn of(&mut self, pool: Pool) -> &mut Reading {
+        match pool {
+            Pool::LookUps => &mut self.look_ups,
+            Pool::Scans => &mut self.scans,
+        }
+    }
+
+    pub(super) fn look_ups(&self) -> &Reading {
+        &self.look_ups
+    }
+}
