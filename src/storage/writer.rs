@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
 
@@ -117,7 +118,7 @@ pub(super) fn work(shared: &Shared) {
             Work::Held(act) => act(shared),
             Work::Commit(group) => {
                 let began = Instant::now();
-                match shared.engine.commit(number, &group.batches) {
+                match guarded(shared, || shared.engine.commit(number, &group.batches)) {
                     Ok(()) => {
                         shared.metrics.record_commit(began.elapsed());
                         committed(shared, generation, number, group);
@@ -163,7 +164,7 @@ fn open_again(shared: &Shared, ended: Generation, mut fault: StoreError) -> bool
         }
         pause = (pause * 2).min(LONGEST_REOPEN_PAUSE);
         generation = Generation(generation.0 + 1);
-        match open(shared, generation) {
+        match guarded(shared, || open(shared, generation)) {
             Ok(confirmed) => {
                 info!(commit = confirmed, "the store is open again");
                 let mut state = shared.lock();
@@ -178,6 +179,19 @@ fn open_again(shared: &Shared, ended: Generation, mut fault: StoreError) -> bool
             Err(again) => fault = again,
         }
     }
+}
+
+/// A panic of an engine is a failure like any other: the thread that everyone relies on goes on.
+fn guarded<T>(
+    shared: &Shared,
+    act: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| {
+        Err(StoreError::Damaged {
+            place: shared.place.clone(),
+            reason: "the engine panicked over what it read".to_owned(),
+        })
+    })
 }
 
 /// Waits; `false` when the store is closed meanwhile.
