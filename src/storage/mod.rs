@@ -4,13 +4,20 @@
 //! and chain are its users, each with a name and with tables of its own.
 
 mod batch;
+mod blocks;
+mod checksummed;
+mod embedded;
 mod engine;
 mod error;
 mod index;
 mod memory;
+mod overlay;
+mod scrub;
 
 pub use batch::{Batch, Change, Table};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 pub use index::{HashKey, Index};
 pub use memory::MemoryEngine;
+pub use scrub::{Scrubbed, Verified};
