@@ -158,6 +158,28 @@ impl RedbEngine {
         Self::new(place.to_owned(), disk, Discipline::Full)
     }
 
+    /// As [`with_storage`](Self::with_storage), with commits in one phase on the bare storage.
+    #[cfg(test)]
+    pub(super) fn plain(
+        place: &str,
+        make: impl Fn() -> std::io::Result<Box<dyn StorageBackend>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(
+            place.to_owned(),
+            Disk::Other(Box::new(make)),
+            Discipline::Plain,
+        )
+    }
+
+    /// Makes an empty store for [`plain`](Self::plain).
+    #[cfg(test)]
+    pub(super) fn format_plain(storage: Box<dyn StorageBackend>) {
+        let database = builder().create_with_backend(Boxed(storage)).expect("made");
+        let transaction = database.begin_write().expect("begun");
+        bookkeeping::write(&transaction, Bookkeeping::default()).expect("written");
+        transaction.commit().expect("committed");
+    }
+
     /// Makes an empty store in empty storage.
     ///
     /// # Errors

@@ -6,9 +6,13 @@
 mod batch;
 mod blocks;
 mod checksummed;
+#[cfg(test)]
+mod conformance;
 mod embedded;
 mod engine;
 mod error;
+#[cfg(test)]
+mod faulty_disk;
 mod index;
 mod memory;
 mod overlay;
