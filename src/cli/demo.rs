@@ -179,6 +179,7 @@ impl Demo {
                 http: false,
             },
             data_dir: Some(directory.path.clone()),
+            init: true,
             federation: FirstFederation {
                 threshold: u32::try_from(first.threshold)?,
                 members: members.collect::<anyhow::Result<_>>()?,

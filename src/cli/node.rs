@@ -1,14 +1,10 @@
 //! The node of this binary: the stream, with this crate's bridge and chain, under one supervisor.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use governance_stream::{
-    DiskJournal, GovernanceStream, Journal, MemoryJournal, StreamArguments, Subscriber,
+    GovernanceStream, StreamArguments, Subscriber,
     bridge::{
         BitcoinBackend, BridgeActor, BridgeArguments, BridgeMessage, BridgeStore,
         CompletionSubscriber,
@@ -18,7 +14,7 @@ use governance_stream::{
         Schedule,
     },
     config::{BridgeConfig, Config, Features, FirstFederation},
-    retained::Retained,
+    storage::{Owner, Store, StoreError},
     telemetry::Metrics,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -36,6 +32,8 @@ pub(super) struct NodePlan {
     pub features: Features,
     /// Where everything lies that must survive the process; in memory when unset.
     pub data_dir: Option<PathBuf>,
+    /// Whether a store is made there, should there be nothing at all.
+    pub init: bool,
     pub federation: FirstFederation,
     pub policy: FederationPolicy,
     pub bridge: BridgeConfig,
@@ -63,6 +61,7 @@ impl Node {
             config,
             features,
             data_dir,
+            init,
             federation,
             policy,
             bridge,
@@ -72,25 +71,27 @@ impl Node {
         let (network, chain_id) = (config.node.network, &config.node.chain_id);
         let first = Federation::first(&federation, network, chain_id)
             .context("the configured first federation is none")?;
+        let owner = Owner::of(&config.node).with_first_federation(&first.digest());
         let schedule = Schedule::new(first, chain_id.clone(), policy);
-        let (journal, bridge_store, chain_store) = match &data_dir {
+        let (store, bridge_store, chain_store) = match &data_dir {
             Some(directory) => {
                 // It takes the directory: nobody else has the other files either.
-                let journal = open_journal(directory)?;
+                let store = open_store(directory.clone(), owner, init).await?;
                 let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
                 let chain_store = ChainStore::open(directory.join("chain.redb"), schedule)?;
-                (journal, bridge_store, chain_store)
+                (store, bridge_store, chain_store)
             }
-            None => {
-                let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
-                (journal, BridgeStore::new(), ChainStore::new(schedule))
-            }
+            None => (
+                Store::in_memory(),
+                BridgeStore::new(),
+                ChainStore::new(schedule),
+            ),
         };
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
             metrics: metrics.clone(),
-            ..StreamArguments::new(config.clone(), journal)
+            ..StreamArguments::new(config.clone(), store)
         };
         let (report, failed) = watch::channel(None);
         let (supervisor, _) = Actor::spawn(None, NodeSupervisor, report)
@@ -154,23 +155,19 @@ impl Node {
     }
 }
 
-/// Opens the journal and reads it once, so that a damaged one ends the start and not the node.
-fn open_journal(directory: &Path) -> anyhow::Result<Arc<dyn Journal>> {
-    let journal = DiskJournal::open(directory)?;
-    let began = Instant::now();
-    let retained = Retained::from_rows(journal.load()?);
-    let (open, parked) = retained.open_and_parked();
+/// Opens the store, or makes it where there is nothing yet and that is wanted.
+async fn open_store(directory: PathBuf, owner: Owner, init: bool) -> anyhow::Result<Store> {
+    let opening = tokio::task::spawn_blocking(move || match Store::open(&directory, &owner) {
+        Err(StoreError::Absent { .. }) if init => Store::create(&directory, &owner, false),
+        opened => opened,
+    });
+    let store = opening.await??;
     info!(
-        directory = %directory.display(),
-        took = ?began.elapsed(),
-        open_requests = open,
-        parked_requests = parked,
-        open_pegins = retained.open_pegins(),
-        dead_letters = retained.dead_letters.len(),
-        last_epoch = retained.identity.epoch,
-        "journal opened"
+        store = store.place(),
+        commit = store.condition().confirmed,
+        "store opened"
     );
-    Ok(Arc::new(journal))
+    Ok(store)
 }
 
 /// A subscriber with everything that it is started with, again and again.

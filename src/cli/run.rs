@@ -27,6 +27,10 @@ pub(super) struct RunArgs {
     /// Logs as one JSON object a line, whatever the configuration says.
     #[arg(long)]
     json: bool,
+    /// Make a store if there is none, for containers; as `init` does. Refused when the data
+    /// directory holds anything but a store.
+    #[arg(long)]
+    init: bool,
 }
 
 /// Bitcoin Core where there is one, otherwise files for whatever broadcasts them.
@@ -68,6 +72,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         config: settings.stream,
         features: settings.features,
         data_dir: Some(settings.data_dir.clone()),
+        init: args.init,
         federation: settings.federation,
         policy: settings.federation_policy,
         bridge: settings.bridge.config,

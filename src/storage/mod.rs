@@ -10,13 +10,22 @@
 //! it reads what there is and begins again.
 
 mod batch;
+mod blocks;
+mod checksummed;
+#[cfg(test)]
+mod conformance;
+mod embedded;
 mod engine;
 mod error;
+#[cfg(test)]
+mod faulty_disk;
 mod index;
 mod memory;
 mod metrics;
+mod overlay;
 mod owner;
 mod reader;
+mod scrub;
 mod store;
 #[cfg(test)]
 mod store_tests;
@@ -25,12 +34,14 @@ mod waiting;
 mod writer;
 
 pub use batch::{Batch, Change, Table};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 pub use index::{HashKey, Index};
 pub use memory::MemoryEngine;
 pub use metrics::StoreMetrics;
 pub use owner::{FORMAT, Owner, Restored, StoreIdentity};
+pub use scrub::{Scrubbed, Verified};
 pub use store::{Store, StoreCondition};
 pub use user::{Generation, StoreEvent, Ticket, User};
 pub use waiting::{Leaving, Waiting};

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bitcoin::hex::DisplayHex as _;
 use prost::Message;
 use uuid::Uuid;
 
@@ -11,6 +12,7 @@ use super::{
     error::StoreError,
     index::HashKey,
 };
+use crate::config::NodeConfig;
 
 /// The format that this version writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
@@ -35,6 +37,28 @@ pub struct Owner {
     /// Digest of the first federation of its configuration, in hex; `None` for a node that does
     /// not use this crate's chain, and then it is not compared.
     pub first_federation: Option<String>,
+}
+
+impl Owner {
+    /// The owner that a node's configuration describes.
+    #[must_use]
+    pub fn of(node: &NodeConfig) -> Self {
+        Self {
+            node_id: node.node_id.to_string(),
+            chain_id: node.chain_id.to_string(),
+            network: node.network.to_string(),
+            first_federation: None,
+        }
+    }
+
+    /// As this, with the first federation of its chain.
+    #[must_use]
+    pub fn with_first_federation(self, digest: &[u8]) -> Self {
+        Self {
+            first_federation: Some(digest.to_lower_hex_string()),
+            ..self
+        }
+    }
 }
 
 /// What names one store, from its making on.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -12,6 +13,7 @@ use tracing::error;
 
 use super::{
     batch::Batch,
+    embedded::RedbEngine,
     engine::{Engine, Snapshot, Usage},
     error::StoreError,
     index::HashKey,
@@ -129,6 +131,32 @@ impl Store {
         // Memory does not fail.
         let _ = engine.commit(1, &[identity.first_batch()]);
         Self::begin(engine, identity, None, 1)
+    }
+
+    /// Makes `owner`'s store in a directory, which is made if it is not there, and opens it.
+    /// `beside_others` lets other files be in the directory, but no store.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Occupied`] when something is there, and what the disk says.
+    pub fn create(
+        directory: impl AsRef<Path>,
+        owner: &Owner,
+        beside_others: bool,
+    ) -> Result<Self, StoreError> {
+        let engine = RedbEngine::create(directory, beside_others)?;
+        Self::create_on(Arc::new(engine), owner)
+    }
+
+    /// Opens `owner`'s store in a directory. It makes nothing: a store that has vanished is a fault,
+    /// and no new one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Absent`] when there is none, [`StoreError::Held`] while another process has
+    /// it, [`StoreError::Foreign`] when it is not `owner`'s, and what else [`StoreError`] names.
+    pub fn open(directory: impl AsRef<Path>, owner: &Owner) -> Result<Self, StoreError> {
+        Self::open_on(Arc::new(RedbEngine::at(directory)?), owner)
     }
 
     /// Makes `owner`'s store on an engine that holds nothing, and opens it.
