@@ -22,8 +22,6 @@ pub(super) const META: Table = Table::new("store/meta");
 const FORMAT_KEY: &[u8] = b"format";
 const IDENTITY_KEY: &[u8] = b"identity";
 const RESTORED_KEY: &[u8] = b"restored";
-/// Written by the commit that each opening begins with.
-pub(super) const OPENED_KEY: &[u8] = b"opened";
 
 /// The node that a store belongs to. A store that belongs to another one is never used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,12 +116,12 @@ struct StoredRestored {
     restored_unix_ms: u64,
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn time(unix_ms: u64) -> Result<SystemTime, String> {
+pub(super) fn time(unix_ms: u64) -> Result<SystemTime, String> {
     UNIX_EPOCH
         .checked_add(Duration::from_millis(unix_ms))
         .ok_or_else(|| format!("a time that cannot be: {unix_ms}"))
