@@ -19,12 +19,13 @@ use std::{
 
 use bitcoin::Network;
 use governance_stream::{
-    BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, MemoryJournal, StreamArguments,
+    BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, StreamArguments,
     StreamStatus,
     config::{Config, ConnectionConfig, Endpoint, NodeConfig},
     message::{Lane, PeginNotification},
     simulator::{Proxy, Simulator, SimulatorConfig, proxy::Cut, wallet},
 };
+use governance_stream::storage::Store;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::broadcast::error::RecvError, task::JoinHandle, time::timeout};
 
@@ -151,7 +152,7 @@ impl Node {
         let connection = config.connection.clone();
         let name = Some(config.subscribers.bridge.clone());
         let bridge = Actor::spawn(name, Bridge, ()).await.expect("starts");
-        let journal = Arc::new(MemoryJournal::new());
+        let journal = Store::in_memory();
         let stream = GovernanceStream::start(StreamArguments::new(config, journal)).await;
         let node = Self {
             stream: stream.expect("starts"),

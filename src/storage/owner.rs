@@ -157,8 +157,19 @@ impl StoreIdentity {
         batch
     }
 
-    /// Reads it, and the format with it.
-    pub(super) fn read(place: &str, snapshot: &dyn Snapshot) -> Result<Self, StoreError> {
+    /// The secret of its indexes.
+    #[must_use]
+    pub const fn hash_key(&self) -> HashKey {
+        self.hash_key
+    }
+
+    /// Reads it in a snapshot of the store at `place`, and the format with it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Format`] when another version wrote it, [`StoreError::Damaged`] when it cannot
+    /// be read.
+    pub fn read(place: &str, snapshot: &dyn Snapshot) -> Result<Self, StoreError> {
         let damaged = |reason: String| StoreError::Damaged {
             place: place.to_owned(),
             reason,
