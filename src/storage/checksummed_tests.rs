@@ -1,5 +1,8 @@
 use super::*;
-use crate::storage::faulty_disk::{Fault, FaultyDisk, SECTOR};
+use crate::storage::{
+    blocks::HEADER,
+    faulty_disk::{Fault, FaultyDisk, SECTOR},
+};
 
 const PAGE: u64 = BLOCK as u64;
 

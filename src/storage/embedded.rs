@@ -480,6 +480,6 @@ fn file_storage(file: File, place: &str) -> Result<Box<dyn StorageBackend>, Stor
     Ok(Box::new(backend))
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 #[path = "embedded_tests.rs"]
 mod tests;

@@ -215,7 +215,9 @@ fn damage_is_told_with_file_block_and_place() {
     engine.commit(1, &batches).expect("committed");
     assert_eq!(engine.open(), Ok(1));
     let mut bytes = disk.bytes();
-    let at = bytes.windows(needle.len()).position(|bytes| bytes == needle);
+    let at = bytes
+        .windows(needle.len())
+        .position(|bytes| bytes == needle);
     let at = at.expect("row 77 is there");
     bytes[at] ^= 1;
     disk.scribble(at, &bytes[at..=at]);

@@ -8,6 +8,7 @@ mod blocks;
 mod checksummed;
 #[cfg(test)]
 mod conformance;
+mod copies;
 mod embedded;
 mod engine;
 mod error;

@@ -166,7 +166,10 @@ fn a_flipped_bit_never_leads_to_an_older_state() {
 #[test]
 fn a_flipped_bit_in_a_bare_file_does() {
     let (broken, refused, total) = flipped_bits(Discipline::Plain, 211);
-    println!("{refused} of {total} flips were refused, {} not noticed", broken.len());
+    println!(
+        "{refused} of {total} flips were refused, {} not noticed",
+        broken.len()
+    );
     assert_ne!(broken, Vec::<String>::new());
 }
 
