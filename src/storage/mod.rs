@@ -20,7 +20,7 @@ mod overlay;
 mod scrub;
 
 pub use batch::{Batch, Change, Table};
-pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 pub use index::{HashKey, Index};
