@@ -15,6 +15,7 @@ mod checksummed;
 mod condition;
 #[cfg(test)]
 mod conformance;
+mod copies;
 mod embedded;
 mod engine;
 mod error;
@@ -43,7 +44,7 @@ mod writer;
 
 pub use batch::{Batch, Change, Table};
 pub use condition::StoreCondition;
-pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 #[cfg(any(test, feature = "stress"))]
