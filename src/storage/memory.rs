@@ -31,6 +31,12 @@ impl MemoryEngine {
         Self::default()
     }
 
+    /// A copy of the rows that it holds now, which goes its own way from then on.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self(Mutex::new(self.lock().clone()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A commit is whole or not there: it is made on a copy.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
