@@ -11,7 +11,7 @@ use std::{
     fmt,
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -127,6 +127,15 @@ impl RedbEngine {
         CopyWriter::create(&new)?.finish(0)?;
         home.put(&new)?;
         Ok(Self::in_home(home))
+    }
+
+    /// Where its file is, or is to be.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        match &self.disk {
+            Disk::Directory(home) => home.file(),
+            Disk::Other(_) => PathBuf::from(&self.place),
+        }
     }
 
     fn in_home(home: Home) -> Self {
@@ -370,6 +379,21 @@ fn in_order(batches: &[Batch]) -> Vec<&Change> {
 impl Engine for RedbEngine {
     fn place(&self) -> String {
         self.place.clone()
+    }
+
+    fn copy_place(&self) -> Option<PathBuf> {
+        match &self.disk {
+            Disk::Directory(home) => Some(home.new_file()),
+            Disk::Other(_) => None,
+        }
+    }
+
+    fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
+        Self::replace_with(self, copy).map(|_| ())
+    }
+
+    fn scrub(&self, from: u64, count: u64) -> Result<Option<Scrubbed>, StoreError> {
+        Self::scrub(self, from, count).map(Some)
     }
 
     fn limits(&self) -> Limits {
