@@ -19,6 +19,7 @@ use governance_stream::{
     },
     config::{BridgeConfig, Config, Features, FirstFederation},
     retained::Retained,
+    storage::Store,
     telemetry::Metrics,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -36,6 +37,8 @@ pub(super) struct NodePlan {
     pub features: Features,
     /// Where everything lies that must survive the process; in memory when unset.
     pub data_dir: Option<PathBuf>,
+    /// What the chain keeps; it belongs to this node and its first federation.
+    pub store: Store,
     pub federation: FirstFederation,
     pub policy: FederationPolicy,
     pub bridge: BridgeConfig,
@@ -63,6 +66,7 @@ impl Node {
             config,
             features,
             data_dir,
+            store,
             federation,
             policy,
             bridge,
@@ -72,20 +76,20 @@ impl Node {
         let (network, chain_id) = (config.node.network, &config.node.chain_id);
         let first = Federation::first(&federation, network, chain_id)
             .context("the configured first federation is none")?;
-        let schedule = Schedule::new(first, chain_id.clone(), policy);
-        let (journal, bridge_store, chain_store) = match &data_dir {
+        // The journal takes the directory: nobody else has the other files either.
+        let (journal, bridge_store) = match &data_dir {
             Some(directory) => {
-                // It takes the directory: nobody else has the other files either.
                 let journal = open_journal(directory)?;
                 let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
-                let chain_store = ChainStore::open(directory.join("chain.redb"), schedule)?;
-                (journal, bridge_store, chain_store)
+                (journal, bridge_store)
             }
             None => {
                 let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
-                (journal, BridgeStore::new(), ChainStore::new(schedule))
+                (journal, BridgeStore::new())
             }
         };
+        let schedule = Schedule::new(first, chain_id.clone(), policy);
+        let chain_store = ChainStore::open(&store, schedule).await?;
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),

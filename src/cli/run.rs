@@ -8,7 +8,9 @@ use clap::Args;
 use governance_stream::{
     bridge::{BitcoinBackend, BitcoinCore, FileOutbox},
     config::BridgeSettings,
-    http, telemetry,
+    http,
+    storage::Store,
+    telemetry,
 };
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -68,6 +70,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         config: settings.stream,
         features: settings.features,
         data_dir: Some(settings.data_dir.clone()),
+        store: Store::in_memory(),
         federation: settings.federation,
         policy: settings.federation_policy,
         bridge: settings.bridge.config,
