@@ -175,6 +175,14 @@ impl ChainStore {
         *self.0.lock().staging.phase() == Phase::Replaced
     }
 
+    /// Why nothing is taken now, if it is so: what is in force stays so meanwhile.
+    #[must_use]
+    pub fn fault(&self) -> Option<StoreError> {
+        let state = self.0.lock();
+        let is_open = state.staging.open_in().is_some();
+        (!is_open).then(|| state.staging.refusal())
+    }
+
     /// Completed peg-outs that the bridge has told, a page of them.
     ///
     /// # Errors

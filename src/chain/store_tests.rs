@@ -52,8 +52,10 @@ async fn an_update_and_a_height_that_fail_are_not_in_force_until_that_is_known()
             matches!(refused, Err(HeightError::Store(_))),
             "nothing is taken until it is open again: {refused:?}"
         );
+        assert!(matches!(store.fault(), Some(StoreError::Io { .. })));
         disk.is_well();
         until_open(&store).await;
+        assert_eq!(store.fault(), None);
         assert_eq!(store.federations().len(), 1 + usize::from(applied));
         let scheduled = store
             .follow(second.clone(), 0)
@@ -391,6 +393,7 @@ async fn ten_thousand_payments_are_on_disk_and_one_more_reads_a_handful_of_rows(
     drop(store);
     disk.rows_read();
     let store = open().await.expect("opens");
+    assert_eq!(store.payments_in_memory(), 0);
     let opening = disk.rows_read();
     assert!(opening < 10, "{opening} rows are read at the start");
     let again = PegoutCompleted {
