@@ -1,7 +1,6 @@
 //! The store: one engine, one writer thread, and everyone who uses them.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -48,11 +47,6 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-}
-
-thread_local! {
-    /// Whether this is a thread of a store.
-    static OWN_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
 impl fmt::Debug for Store {
@@ -330,11 +324,9 @@ impl Drop for Inner {
         for wake in [&self.shared.work, &self.shared.look_ups, &self.shared.scans] {
             wake.notify_all();
         }
-        // So that whoever opens it next finds it free. A disk that hangs keeps nobody longer, and a
-        // thread of the store that was the last to hold it does not wait for itself.
+        // So that whoever opens it next finds it free. A disk that hangs keeps nobody longer.
         let waited = Instant::now();
-        let own = usize::from(OWN_THREAD.get());
-        while state.threads > own && waited.elapsed() < END_DEADLINE {
+        while state.threads > 0 && waited.elapsed() < END_DEADLINE {
             let left = END_DEADLINE.saturating_sub(waited.elapsed());
             let woken = self.shared.ended.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
@@ -366,7 +358,6 @@ fn spawn(shared: &Arc<Shared>, name: &str, work: impl FnOnce(&Shared) + Send + '
     let counted = Arc::clone(shared);
     let thread = thread::Builder::new().name(name.to_owned());
     let spawned = thread.spawn(move || {
-        OWN_THREAD.set(true);
         let ends = Ends(counted);
         work(&ends.0);
     });
