@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    buffer::journal::JournalError,
     config::ConfigError,
     message::{BurnId, InvalidMessage, Lane, RequestId},
+    storage::StoreError,
 };
 
 /// What a caller may do about an error.
@@ -64,11 +64,11 @@ pub enum StreamError {
         /// The request that pays it.
         earlier: RequestId,
     },
-    /// The journal's disk has failed; nothing was accepted.
+    /// The store has failed; nothing was accepted.
     #[error("nothing can be accepted: {fault}; ask again in {retry_after:?}")]
-    Journal {
+    Store {
         /// What failed, and what to do about it.
-        fault: JournalError,
+        fault: StoreError,
         /// When it is tried again.
         retry_after: Duration,
     },
@@ -102,7 +102,7 @@ pub enum StreamError {
     #[error("the stream is shutting down and accepts nothing more")]
     ShuttingDown,
     /// Nobody knows this request.
-    #[error("request {request_id} is unknown: it was never accepted, or its outcome is forgotten")]
+    #[error("request {request_id} is unknown: it was never accepted here")]
     UnknownRequest {
         /// The id.
         request_id: RequestId,
@@ -128,12 +128,21 @@ pub enum StreamError {
     },
 }
 
+impl From<StoreError> for StreamError {
+    fn from(fault: StoreError) -> Self {
+        Self::Store {
+            fault,
+            retry_after: Duration::from_secs(1),
+        }
+    }
+}
+
 impl StreamError {
     /// What the caller may do about it.
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            Self::BufferFull { retry_after, .. } | Self::Journal { retry_after, .. } => {
+            Self::BufferFull { retry_after, .. } | Self::Store { retry_after, .. } => {
                 Retry::After(*retry_after)
             }
             Self::Indeterminate { .. } | Self::DeadlineExceeded { .. } => Retry::Now,

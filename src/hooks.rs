@@ -33,19 +33,3 @@ macro_rules! fault_point {
         let _ = &$owner;
     };
 }
-
-/// A point in the journal's thread, which belongs to the buffer `$owner`: what comes of the
-/// engine is what comes of it, unless it faults first.
-#[cfg(feature = "stress")]
-macro_rules! faultable_engine {
-    ($owner:expr, $point:ident, $engine:expr) => {
-        $crate::stress::pass_thread(&$owner.get_cell(), $crate::stress::Point::$point)
-            .and_then(|()| $engine)
-    };
-}
-#[cfg(not(feature = "stress"))]
-macro_rules! faultable_engine {
-    ($owner:expr, $point:ident, $engine:expr) => {
-        $engine
-    };
-}

@@ -57,7 +57,8 @@
 //! | [`message`] | what crosses the stream, as types that cannot hold an invalid value |
 //! | [`bridge`], [`chain`] | complete subscribers: from signatures to the Bitcoin network, from updates to the federation |
 //! | [`DiskJournal`], [`Journal`] | where everything accepted lies, and what an engine promises |
-//! | [`journal`], [`record`], [`retained`] | what an engine stores, and what it adds up to |
+//! | [`storage`] | the store: everything durable, in one place |
+//! | [`history`], [`record`] | what the stream has in it |
 //! | [`telemetry`] | metrics and trace context |
 //! | [`proto`] | the wire |
 //! | `testing` | whether a subscriber keeps to the contract (feature `testing`) |
@@ -115,13 +116,8 @@ pub mod proto {
     tonic::include_proto!("governance.v1");
 }
 
-pub use buffer::{
-    DiskJournal, Leftover, MemoryJournal, RequestStanding, ResumeFault,
-    journal::{self, Journal, JournalError},
-    record, retained,
-};
+pub use buffer::{Leftover, RequestStanding, ResumeFault, history, record};
 pub use connection::SessionFault;
-pub use durable::StoreError;
 pub use error::{Retry, StreamError};
 #[cfg(feature = "cli")]
 pub use health::http;

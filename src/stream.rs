@@ -15,9 +15,7 @@ use ractor::{Actor, ActorCell, ActorRef, Message, RpcReplyPort, rpc::CallResult}
 use tokio::sync::{broadcast, watch};
 
 use crate::{
-    buffer::{
-        BufferMessage, Leftover, RequestStanding, Submission, journal::Journal, record::DeadLetter,
-    },
+    buffer::{BufferMessage, Leftover, RequestStanding, Submission, history, record::DeadLetter},
     config::{Config, Endpoint},
     connection::ConnectionMessage,
     error::StreamError,
@@ -25,6 +23,7 @@ use crate::{
     message::{CancelReason, NodeStatus, PeginNotification, RequestId, SignatureRequest},
     names, request,
     routing::{BridgeEvent, ChainEvent, Delivery, Subscriber, Subscribers},
+    storage::Store,
     supervisor::{StreamSupervisor, SupervisorMessage, TreeArguments},
     telemetry::{Metrics, TraceContext},
 };
@@ -40,7 +39,7 @@ pub struct StreamArguments {
     /// Checked at the start.
     pub config: Config,
     /// Outlives the tree: a tree that is started again with it goes on where the last one ended.
-    pub journal: Arc<dyn Journal>,
+    pub store: Store,
     /// Takes signatures and peg-in acknowledgements.
     pub bridge: Subscriber<BridgeEvent>,
     /// Takes federation updates and proposals.
@@ -50,14 +49,13 @@ pub struct StreamArguments {
 }
 
 impl StreamArguments {
-    /// What is accepted lives as long as `journal` does: a [`DiskJournal`](crate::DiskJournal)
-    /// survives the process, a [`MemoryJournal`](crate::MemoryJournal) does not. Metrics that
-    /// nobody reads, and subscribers under the configured names whose message type is the bare
-    /// [`Delivery`].
+    /// What is accepted lives as long as `store` does: one on disk survives the process, one in
+    /// memory does not. Metrics that nobody reads, and subscribers under the configured names whose
+    /// message type is the bare [`Delivery`].
     #[must_use]
-    pub fn new(config: Config, journal: Arc<dyn Journal>) -> Self {
+    pub fn new(config: Config, store: Store) -> Self {
         Self {
-            journal,
+            store,
             bridge: Subscriber::named::<Delivery<BridgeEvent>>(&config.subscribers.bridge),
             chain: Subscriber::named::<Delivery<ChainEvent>>(&config.subscribers.chain),
             metrics: Metrics::default(),
@@ -70,7 +68,7 @@ impl fmt::Debug for StreamArguments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StreamArguments")
             .field("config", &self.config)
-            .field("journal", &self.journal)
+            .field("store", &self.store)
             .finish_non_exhaustive()
     }
 }
@@ -81,6 +79,7 @@ impl fmt::Debug for StreamArguments {
 pub struct GovernanceStream {
     supervisor: ActorCell,
     config: Arc<Config>,
+    store: Store,
     board: StatusBoard,
     federation_version: SharedVersion,
     metrics: Metrics,
@@ -99,7 +98,7 @@ impl GovernanceStream {
     }
 
     /// Starts a tree under the node's supervisor, which sees it fail when it gives up, and may
-    /// start another one with the same journal.
+    /// start another one with the same store.
     ///
     /// # Errors
     ///
@@ -117,7 +116,7 @@ impl GovernanceStream {
     ) -> Result<Self, StreamError> {
         let StreamArguments {
             config,
-            journal,
+            store,
             bridge,
             chain,
             metrics,
@@ -128,7 +127,7 @@ impl GovernanceStream {
         let name = names::supervisor(&config.instance);
         let tree = TreeArguments {
             config: config.clone(),
-            journal,
+            store: store.clone(),
             subscribers: Subscribers { bridge, chain },
             federation_version: federation_version.clone(),
             board: board.clone(),
@@ -154,6 +153,7 @@ impl GovernanceStream {
         Ok(Self {
             supervisor,
             config: Arc::new(config),
+            store,
             board,
             federation_version,
             metrics,
@@ -181,7 +181,7 @@ impl GovernanceStream {
     ///
     /// [`StreamError::Conflict`] when the id was used for another payload,
     /// [`StreamError::AlreadyPaid`] when a burn is paid by a request that shares no input,
-    /// [`StreamError::BufferFull`], [`StreamError::Journal`], [`StreamError::ShuttingDown`]:
+    /// [`StreamError::BufferFull`], [`StreamError::Store`], [`StreamError::ShuttingDown`]:
     /// nothing was accepted.
     /// [`StreamError::Indeterminate`], [`StreamError::DeadlineExceeded`]: it may have been; ask
     /// again.
@@ -336,16 +336,19 @@ impl GovernanceStream {
         self.resume()
     }
 
+    /// The store that it keeps everything in.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Messages of governance that could not be used, oldest first, each with its number.
     ///
     /// # Errors
     ///
-    /// [`StreamError::NotRunning`].
+    /// [`StreamError::Store`].
     pub async fn dead_letters(&self) -> Result<Vec<(u64, DeadLetter)>, StreamError> {
-        self.ask_buffer("dead_letters", None, |reply| {
-            BufferMessage::ListDeadLetters { reply }
-        })
-        .await
+        Ok(history::view(&self.store, |history| history.dead_letters()).await?)
     }
 
     /// Removes a dead letter for good; whether there was one of that number.
@@ -419,7 +422,7 @@ impl GovernanceStream {
     }
 
     /// Accepts nothing more, delivers what it can within the configured deadline, says goodbye to
-    /// governance, and stops every actor. What is left stays in the journal.
+    /// governance, and stops every actor. What is left stays in the store.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Faults at will, for tests: an actor, a task or the journal's thread panics, returns an error,
+//! Faults at will, for tests: an actor, a task or the store's engine panics, returns an error,
 //! hangs or is killed at a chosen point of its life.
 //!
 //! A [`Plan`] is armed for one instance, so that trees of parallel tests do not disturb each
@@ -14,7 +14,6 @@
 
 use std::{
     fmt,
-    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -24,7 +23,11 @@ use std::{
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 
-use crate::{JournalError, config::InstanceName};
+use crate::{
+    config::InstanceName,
+    names,
+    storage::{Batch, Engine, Limits, MemoryEngine, Owner, Snapshot, Store, StoreError, Usage},
+};
 
 /// A moment in an actor's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,10 +59,10 @@ pub enum Point {
     SessionRead,
     /// The task that waits for a subscriber's answer.
     DeliveryWait,
-    /// The journal's thread, before it loads.
-    JournalLoad,
-    /// The journal's thread, before it commits.
-    JournalCommit,
+    /// The store's engine, before it is opened again.
+    StoreOpen,
+    /// The store's engine, before it commits.
+    StoreCommit,
     /// The supervisor's task that waits for the end of the dead.
     Burial,
 }
@@ -88,8 +91,8 @@ impl Point {
             Self::SessionDial,
             Self::SessionRead,
             Self::DeliveryWait,
-            Self::JournalLoad,
-            Self::JournalCommit,
+            Self::StoreOpen,
+            Self::StoreCommit,
             Self::Burial,
         ]
     };
@@ -252,13 +255,20 @@ impl Trap {
         if ARMED.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let name = actor.get_name()?;
+        Self::of(&actor.get_name()?, point)
+    }
+
+    /// The trap that strikes what belongs to the actor of this name.
+    fn of(name: &str, point: Point) -> Option<Arc<Self>> {
+        if ARMED.load(Ordering::Acquire) == 0 {
+            return None;
+        }
         let instance = name.split('.').next()?;
         let mut traps = traps().clone().into_iter();
         traps.find(|trap| {
             trap.plan.point == point
                 && trap.instance.as_str() == instance
-                && trap.plan.only.as_ref().is_none_or(|only| *only == name)
+                && trap.plan.only.as_ref().is_none_or(|only| only == name)
                 && trap.strikes()
         })
     }
@@ -322,28 +332,80 @@ pub(crate) async fn pass(actor: &ActorCell, point: Point) -> Result<(), Struck> 
     }
 }
 
-/// Passes a point of the thread of the buffer `actor`. It is not let go on before the plan is
-/// lifted: what a thread waits for in an engine cannot be ended from outside.
-pub(crate) fn pass_thread(actor: &ActorCell, point: Point) -> Result<(), JournalError> {
-    let Some(trap) = Trap::at(actor, point) else {
-        return Ok(());
+/// A store in memory whose engine has points, for one instance.
+///
+/// # Errors
+///
+/// When the engine is struck at once.
+pub fn store(instance: &InstanceName, owner: &Owner) -> Result<Store, StoreError> {
+    let engine = FaultableEngine {
+        engine: MemoryEngine::new(),
+        instance: instance.clone(),
     };
-    match trap.plan.fault {
-        Fault::Panic => fall(point),
-        Fault::Error => Err(JournalError::Io {
-            path: PathBuf::from("(stress)"),
-            operation: "go on",
-            reason: Struck(point).to_string(),
-            advice: "this is a test",
-        }),
-        Fault::Hang => {
-            trap.hang_thread();
-            Ok(())
+    Store::create_on(Arc::new(engine), owner)
+}
+
+#[derive(Debug)]
+struct FaultableEngine {
+    engine: MemoryEngine,
+    instance: InstanceName,
+}
+
+impl FaultableEngine {
+    /// Passes a point. It does not go on before the plan is lifted: what a thread waits for in an
+    /// engine cannot be ended from outside.
+    fn pass(&self, point: Point) -> Result<(), StoreError> {
+        let name = names::buffer(&self.instance);
+        let Some(trap) = Trap::of(&name, point) else {
+            return Ok(());
+        };
+        match trap.plan.fault {
+            Fault::Panic => fall(point),
+            Fault::Error => Err(StoreError::Io {
+                place: "(stress)".to_owned(),
+                operation: "go on",
+                reason: Struck(point).to_string(),
+                advice: "this is a test",
+            }),
+            Fault::Hang => {
+                trap.hang_thread();
+                Ok(())
+            }
+            Fault::Kill => {
+                if let Some(buffer) = ractor::registry::where_is(name) {
+                    buffer.kill();
+                }
+                Ok(())
+            }
         }
-        Fault::Kill => {
-            actor.kill();
-            Ok(())
-        }
+    }
+}
+
+impl Engine for FaultableEngine {
+    fn place(&self) -> String {
+        self.engine.place()
+    }
+
+    fn limits(&self) -> Limits {
+        self.engine.limits()
+    }
+
+    fn open(&self) -> Result<u64, StoreError> {
+        self.pass(Point::StoreOpen)?;
+        self.engine.open()
+    }
+
+    fn commit(&self, number: u64, batches: &[Batch]) -> Result<(), StoreError> {
+        self.pass(Point::StoreCommit)?;
+        self.engine.commit(number, batches)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
+        self.engine.snapshot()
+    }
+
+    fn usage(&self) -> Result<Usage, StoreError> {
+        self.engine.usage()
     }
 }
 

@@ -1,9 +1,22 @@
-//! Which rows of a journal have changed since they were last committed. Pure.
+//! Which rows of the stream have changed since they were last committed. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{journal::Row, retained::Retained};
-use crate::message::{Lane, RequestId};
+use bitcoin::OutPoint;
+
+use super::{
+    record::DeadLetter,
+    retained::Retained,
+    stored::Stored as _,
+    tables::{
+        BURNS, DEAD_LETTERS, ENTRIES, IDENTITY, IDENTITY_KEY, LANES, OPEN_REQUESTS, OUTPOINTS,
+        PEGINS, REQUEST_IDS, REQUESTS, burn_key, entry_key, lane_key, outpoint_key,
+    },
+};
+use crate::{
+    message::{Lane, RequestId},
+    storage::{Batch, HashKey},
+};
 
 /// Keys of changed rows. What changed twice is one row, and what came and went between two
 /// commits is never written.
@@ -13,8 +26,20 @@ pub(super) struct Changes {
     lanes: BTreeSet<Lane>,
     entries: BTreeSet<(Lane, u64)>,
     requests: BTreeMap<u64, RequestId>,
-    pegins: BTreeSet<u64>,
-    dead_letters: BTreeSet<u64>,
+    /// Of the requests, those that are new: they are to be found by id and burns from now on.
+    opened: BTreeSet<u64>,
+    /// Deposits that were answered.
+    pegins: BTreeMap<u64, OutPoint>,
+    /// The letters themselves: memory keeps only their sizes.
+    dead_letters: BTreeMap<u64, Option<DeadLetter>>,
+}
+
+/// What may leave memory once the batch that it is in is durable, and every look-up asked before
+/// that is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Settled {
+    Request(RequestId),
+    Pegin(OutPoint),
 }
 
 /// What is known does not depend on what of it is committed.
@@ -37,37 +62,79 @@ impl Changes {
         self.entries.insert((lane, sequence));
     }
 
+    pub(super) fn opened(&mut self, number: u64, request_id: &RequestId) {
+        self.opened.insert(number);
+        self.request(number, request_id);
+    }
+
     pub(super) fn request(&mut self, number: u64, request_id: &RequestId) {
         self.requests
             .entry(number)
             .or_insert_with(|| request_id.clone());
     }
 
-    pub(super) fn pegin(&mut self, number: u64) {
-        self.pegins.insert(number);
+    pub(super) fn pegin(&mut self, number: u64, outpoint: OutPoint) {
+        self.pegins.insert(number, outpoint);
     }
 
-    pub(super) fn dead_letter(&mut self, number: u64) {
-        self.dead_letters.insert(number);
+    pub(super) fn dead_letter(&mut self, number: u64, letter: Option<DeadLetter>) {
+        self.dead_letters.insert(number, letter);
     }
 
-    /// The rows as they are now, each sort in the order of its keys.
-    pub(super) fn into_rows(self, now: &Retained) -> Vec<Row> {
-        let identity = self.identity.then_some(Row::Identity(now.identity));
-        let lanes = self.lanes.into_iter().map(|lane| now.lane_row(lane));
-        let entries = self.entries.into_iter();
-        let requests = self.requests.into_iter();
-        identity
-            .into_iter()
-            .chain(lanes)
-            .chain(entries.map(|(lane, sequence)| now.entry_row(lane, sequence)))
-            .chain(requests.filter_map(|(number, id)| now.request_row(number, &id)))
-            .chain(self.pegins.into_iter().map(|number| now.pegin_row(number)))
-            .chain(
-                self.dead_letters
-                    .into_iter()
-                    .map(|number| now.dead_letter_row(number)),
-            )
-            .collect()
+    /// The rows as they are now, and what may leave memory once they are durable.
+    pub(super) fn into_batch(self, now: &Retained, hash: HashKey) -> (Batch, Vec<Settled>) {
+        let (mut batch, mut settled) = (Batch::new(), Vec::new());
+        if self.identity {
+            batch.put(IDENTITY, IDENTITY_KEY, now.identity.encode());
+        }
+        for lane in self.lanes {
+            let counters = now.lanes.get(lane).counters;
+            batch.put(LANES, lane_key(lane), counters.encode());
+        }
+        for (lane, sequence) in self.entries {
+            let key = entry_key(lane, sequence);
+            match now.lanes.get(lane).entries.get(&sequence) {
+                Some(entry) => batch.put(ENTRIES, key, entry.encode()),
+                None => batch.remove(ENTRIES, key),
+            }
+        }
+        for (number, request_id) in self.requests {
+            let Some(record) = now.request(&request_id) else {
+                continue;
+            };
+            let is_new = self.opened.contains(&number);
+            let key = number.to_be_bytes();
+            if record.is_open() {
+                batch.put(OPEN_REQUESTS, key, record.encode());
+            } else {
+                if !is_new {
+                    batch.remove(OPEN_REQUESTS, key);
+                }
+                batch.put(REQUESTS, key, record.encode());
+                settled.push(Settled::Request(request_id.clone()));
+            }
+            if is_new {
+                let id = request_id.as_str().as_bytes();
+                REQUEST_IDS.add(&mut batch, hash, id, number);
+                for burn in &record.request.burns {
+                    BURNS.add(&mut batch, hash, &burn_key(burn), number);
+                }
+            }
+        }
+        for (number, outpoint) in self.pegins {
+            if let Some(at) = now.answered_at(&outpoint) {
+                batch.put(PEGINS, number.to_be_bytes(), (outpoint, at).encode());
+                OUTPOINTS.add(&mut batch, hash, &outpoint_key(&outpoint), number);
+                settled.push(Settled::Pegin(outpoint));
+            }
+        }
+        for (number, letter) in self.dead_letters {
+            let key = number.to_be_bytes();
+            match letter {
+                Some(letter) => batch.put(DEAD_LETTERS, key, letter.encode()),
+                None => batch.remove(DEAD_LETTERS, key),
+            }
+        }
+        (batch, settled)
     }
 }

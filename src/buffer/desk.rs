@@ -1,6 +1,6 @@
 //! The buffer at work on one message: decide, stage, and, once it is durable, carry out.
 
-use std::time::SystemTime;
+use std::{collections::HashSet, time::SystemTime};
 
 use ractor::{ActorRef, RpcReplyPort};
 use tokio::time::Instant;
@@ -9,13 +9,14 @@ use tracing::{debug, info, info_span, warn};
 use super::{
     BufferArguments, BufferMessage, Effect, MAX_IN_FLIGHT, Outgoing, PACE_BURST, Ready, Reconciled,
     RequestStanding, Session, SessionFacts,
+    commits::{Commits, Confirmed, Sent},
     flight::Flight,
     inbound::{self, HandledMessage},
     intake::{self, Intake, Submission},
+    lookups::{Found, Known},
     record::{DeadLetter, Record},
     resume::{self, ResumeFault},
-    retained::Standing,
-    writer::{Ticket, Writer},
+    retained::{RequestRecord, Standing},
 };
 use crate::{
     config::WindowConfig,
@@ -27,6 +28,7 @@ use crate::{
     names,
     pace::Pace,
     request::RequestMessage,
+    storage::StoreError,
     supervisor::SupervisorMessage,
     telemetry::TraceContext,
     timer::Timer,
@@ -36,7 +38,7 @@ use crate::{
 pub(super) struct Desk<'a> {
     pub(super) args: &'a BufferArguments,
     pub(super) myself: &'a ActorRef<BufferMessage>,
-    pub(super) writer: &'a mut Writer,
+    pub(super) commits: &'a mut Commits,
     pub(super) pace: &'a mut Timer,
     pub(super) ready: &'a mut Ready,
     pub(super) intake_closed: bool,
@@ -51,6 +53,7 @@ impl Desk<'_> {
         trace: TraceContext,
         deadline: SystemTime,
         reply: Reply,
+        found: &Found,
     ) {
         let span = info_span!("accept", request = %request.request_id);
         trace.adopt(&span);
@@ -61,7 +64,7 @@ impl Desk<'_> {
         }
         let tx_type = request.tx_type;
         let intake = intake::signature_request(
-            &self.ready.retained,
+            self.known(found),
             &self.args.config,
             request,
             TraceContext::of(&span).or(trace),
@@ -79,6 +82,7 @@ impl Desk<'_> {
         notification: PeginNotification,
         trace: TraceContext,
         reply: Reply,
+        found: &Found,
     ) {
         let span = info_span!("accept", outpoint = %notification.outpoint());
         trace.adopt(&span);
@@ -88,7 +92,7 @@ impl Desk<'_> {
             return;
         }
         let intake = intake::pegin(
-            &self.ready.retained,
+            self.known(found),
             &self.args.config,
             notification,
             TraceContext::of(&span).or(trace),
@@ -103,6 +107,7 @@ impl Desk<'_> {
         reason: CancelReason,
         trace: TraceContext,
         reply: Option<Reply>,
+        found: &Found,
     ) {
         let retained = &self.ready.retained;
         if let (CancelReason::Deadline, Some(record)) = (reason, retained.open_request(request_id))
@@ -111,7 +116,8 @@ impl Desk<'_> {
                 .metrics
                 .record_request_timeout(record.request.tx_type.name());
         }
-        let intake = intake::cancel(retained, request_id, reason, trace, SystemTime::now());
+        let now = SystemTime::now();
+        let intake = intake::cancel(self.known(found), request_id, reason, trace, now);
         self.take_in(intake, reply);
     }
 
@@ -131,21 +137,28 @@ impl Desk<'_> {
         self.stage(records, effects);
     }
 
-    pub(super) fn look_up(&self, request_id: RequestId) -> Result<RequestStanding, StreamError> {
-        let record = self.ready.retained.request(&request_id);
-        match record.map(|record| &record.standing) {
-            Some(Standing::Settled { outcome, .. }) => {
-                Ok(RequestStanding::Settled(outcome.clone()))
-            }
-            Some(Standing::Open {
-                parked: Some(reason),
-                ..
-            }) => Err(StreamError::NeedsOperator {
-                request_id,
-                reason: reason.clone(),
-            }),
-            Some(Standing::Open { progress, .. }) => Ok(RequestStanding::Open(*progress)),
-            Some(Standing::Forgotten) | None => Err(StreamError::UnknownRequest { request_id }),
+    fn known<'b>(&'b self, found: &'b Found) -> Known<'b> {
+        Known {
+            retained: &self.ready.retained,
+            found,
+        }
+    }
+
+    /// Which of these were never made here.
+    pub(super) fn unknown(&self, request_ids: Vec<RequestId>, found: &Found) -> HashSet<RequestId> {
+        let known = self.known(found);
+        let ids = request_ids.into_iter();
+        ids.filter(|id| known.request(id).is_none()).collect()
+    }
+
+    pub(super) fn look_up(
+        &self,
+        request_id: RequestId,
+        found: &Found,
+    ) -> Result<RequestStanding, StreamError> {
+        match self.known(found).request(&request_id) {
+            Some(record) => standing(record),
+            None => Err(StreamError::UnknownRequest { request_id }),
         }
     }
 
@@ -363,8 +376,13 @@ impl Desk<'_> {
             self.carry_out(effects);
         } else {
             // Without records too: what is told must not overtake what it rests on.
-            let ticket = self.writer.queue(&mut self.ready.retained);
-            self.ready.pending.push_back((ticket, effects));
+            match self.commits.queue(&mut self.ready.retained) {
+                Ok((ticket, sent)) => {
+                    self.ready.pending.push_back((ticket, effects));
+                    self.heed(sent);
+                }
+                Err(fault) => self.ready.fault = Some(fault),
+            }
         }
     }
 
@@ -372,13 +390,10 @@ impl Desk<'_> {
     /// not be, it is let go of again.
     pub(super) fn forget(&mut self) {
         let (config, now) = (&self.args.config, SystemTime::now());
-        let since = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        let (settled, acknowledged) = (since(config.settled_for), since(config.acknowledged_for));
+        let since = now.checked_sub(config.acknowledged_for);
+        let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
         let retained = &mut self.ready.retained;
-        while let Some(record) = retained
-            .to_forget(config.settled_retained, settled)
-            .or_else(|| retained.to_prune(config.acknowledged_retained, acknowledged))
-        {
+        while let Some(record) = retained.to_prune(config.acknowledged_retained, since) {
             retained.apply(&record);
         }
     }
@@ -412,17 +427,17 @@ impl Desk<'_> {
                     let late = ConnectionMessage::MarkLate(request_id.clone());
                     effects.push(Effect::TellConnection(late));
                 }
-                effects.push(self.restate(request_id));
+                effects.extend(self.restate(request_id));
             }
             Record::Progressed { request_id, .. } | Record::Parked { request_id, .. } => {
-                effects.push(self.restate(request_id));
+                effects.extend(self.restate(request_id));
             }
             Record::Settled {
                 request_id,
                 outcome,
                 ..
             } => {
-                effects.push(self.restate(request_id));
+                effects.extend(self.restate(request_id));
                 if let Some(record) = self.ready.retained.request(request_id) {
                     let accepted_at = record.request.accepted_at;
                     effects.push(Effect::Completed(outcome.clone(), accepted_at));
@@ -442,24 +457,41 @@ impl Desk<'_> {
         }
     }
 
-    pub(super) fn restate(&self, request_id: &RequestId) -> Effect {
-        let standing = self.look_up(request_id.clone());
-        Effect::TellTracker(request_id.clone(), RequestMessage::Stands(standing))
+    /// Tells its tracker how a request stands that is in memory.
+    fn restate(&self, request_id: &RequestId) -> Option<Effect> {
+        let record = self.ready.retained.request(request_id)?;
+        let stands = RequestMessage::Stands(standing(record));
+        Some(Effect::TellTracker(request_id.clone(), stands))
     }
 
-    pub(super) fn committed(&mut self, through: Ticket) {
-        self.writer.done(&mut self.ready.retained);
+    /// What rests on what is durable now is told and done; the next batch is on its way.
+    pub(super) fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), StoreError> {
+        let sent = self.commits.send(&mut self.ready.retained)?;
+        self.heed(sent);
         let mut due = Vec::new();
         while let Some((_, effects)) = self
             .ready
             .pending
-            .pop_front_if(|(ticket, _)| *ticket <= through)
+            .pop_front_if(|(ticket, _)| *ticket <= confirmed.through)
         {
             due.extend(effects);
+        }
+        let under_way = self.ready.waiting.under_way();
+        for settled in confirmed.settled {
+            self.ready.leaving.push(under_way, settled);
         }
         // Before anyone is told of it: whoever was told finds it in the status.
         self.ready.publish(self.args);
         self.carry_out(due);
+        self.ready.let_go();
+        Ok(())
+    }
+
+    fn heed(&self, sent: Sent) {
+        if sent == Sent::Unchanged {
+            let generation = self.commits.generation();
+            let _ = self.myself.cast(BufferMessage::Unchanged { generation });
+        }
     }
 
     pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -532,5 +564,20 @@ impl Desk<'_> {
             // One that died is replaced, and asks for a new session.
             let _ = session.connection.cast(message);
         }
+    }
+}
+
+/// How a request stands, as its caller sees it.
+fn standing(record: &RequestRecord) -> Result<RequestStanding, StreamError> {
+    match &record.standing {
+        Standing::Settled { outcome, .. } => Ok(RequestStanding::Settled(outcome.clone())),
+        Standing::Open {
+            parked: Some(reason),
+            ..
+        } => Err(StreamError::NeedsOperator {
+            request_id: record.request.request_id.clone(),
+            reason: reason.clone(),
+        }),
+        Standing::Open { progress, .. } => Ok(RequestStanding::Open(*progress)),
     }
 }

@@ -1,11 +1,16 @@
 //! What is accepted, and which records that makes. Pure: decides, changes nothing.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
 
 use bitcoin::OutPoint;
 use prost::bytes::Bytes;
 
 use super::{
+    BufferMessage,
+    lookups::Known,
     record::{Entry, Expects, OpenRequest, Record},
     retained::{Retained, Standing},
 };
@@ -14,7 +19,8 @@ use crate::{
     error::StreamError,
     message::{
         BurnId, CancelReason, CancelRequest, Lane, MessageId, Outbound, Outcome, PayloadHash,
-        PeginNotification, PegoutBinding, RequestId, SignatureRequest, TransactionType, wire,
+        PeginNotification, PegoutBinding, PerLane, RequestId, SignatureRequest, TransactionType,
+        wire,
     },
     proto,
     telemetry::TraceContext,
@@ -22,6 +28,9 @@ use crate::{
 
 /// When a full lane is worth another try.
 const FULL_RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// No peg-in notice takes more.
+const NOTICE_BYTES: u64 = 128;
 
 /// What a call amounts to.
 #[derive(Debug, PartialEq)]
@@ -41,9 +50,16 @@ pub(crate) struct Submission {
     payload_hash: PayloadHash,
     /// What its transaction is for.
     pub tx_type: TransactionType,
-    burns: Vec<BurnId>,
+    pub(super) burns: Vec<BurnId>,
     spends: Vec<OutPoint>,
     encoded: (proto::Kind, Bytes),
+}
+
+impl Submission {
+    /// Bytes that it takes up in its lane.
+    pub(super) fn bytes(&self) -> u64 {
+        self.encoded.1.len() as u64
+    }
 }
 
 impl From<SignatureRequest> for Submission {
@@ -113,7 +129,7 @@ fn encoded_entry(
 
 /// A signature request: new, known, or in conflict with one under the same id.
 pub(super) fn signature_request(
-    retained: &Retained,
+    known: Known<'_>,
     config: &BufferConfig,
     request: Submission,
     trace: TraceContext,
@@ -128,13 +144,15 @@ pub(super) fn signature_request(
         spends,
         encoded,
     } = request;
-    match retained.request(&request_id) {
+    let retained = known.retained;
+    match known.request(&request_id) {
         Some(known) if known.request.payload_hash == payload_hash => return Ok(Intake::Known),
         Some(_) => return Err(StreamError::Conflict { request_id }),
         None => {}
     }
+    let inputs: HashSet<OutPoint> = spends.iter().copied().collect();
     for burn in &burns {
-        if let Some(rival) = retained.rival(burn, &spends) {
+        if let Some(rival) = known.rival(burn, &inputs) {
             return Err(StreamError::AlreadyPaid {
                 burn: *burn,
                 earlier: rival.clone(),
@@ -146,7 +164,13 @@ pub(super) fn signature_request(
         deadline: Some(deadline),
         ..encoded_entry(retained, Lane::Signing, encoded, trace, now, expects)
     };
-    check_room(retained, config, &entry)?;
+    check_room(
+        retained,
+        config,
+        &Waiting::default(),
+        entry.lane,
+        Room::of(&entry),
+    )?;
     let opened = OpenRequest {
         request_id,
         payload_hash,
@@ -165,32 +189,39 @@ pub(super) fn signature_request(
 
 /// A peg-in notice: new, or known by its outpoint.
 pub(super) fn pegin(
-    retained: &Retained,
+    known: Known<'_>,
     config: &BufferConfig,
     notification: PeginNotification,
     trace: TraceContext,
     now: SystemTime,
 ) -> Result<Intake, StreamError> {
-    let outpoint = notification.outpoint();
-    if retained.knows_pegin(&outpoint) {
+    let (outpoint, retained) = (notification.outpoint(), known.retained);
+    if known.pegin(&outpoint) {
         return Ok(Intake::Known);
     }
     let message = Outbound::PeginNotification(notification);
     let entry = entry(retained, &message, trace, now, Expects::PeginAck(outpoint));
-    check_room(retained, config, &entry)?;
+    check_room(
+        retained,
+        config,
+        &Waiting::default(),
+        entry.lane,
+        Room::of(&entry),
+    )?;
     Ok(Intake::Accepted(vec![Record::Appended(entry)]))
 }
 
 /// Withdraws a request that was never sent; asks governance to cancel one that may have been.
 /// Never refused for lack of room: a request's cancel was reserved when the request was accepted.
 pub(super) fn cancel(
-    retained: &Retained,
+    known: Known<'_>,
     request_id: &RequestId,
     reason: CancelReason,
     trace: TraceContext,
     now: SystemTime,
 ) -> Result<Intake, StreamError> {
-    let Some(record) = retained.request(request_id) else {
+    let retained = known.retained;
+    let Some(record) = known.request(request_id) else {
         return Err(StreamError::UnknownRequest {
             request_id: request_id.clone(),
         });
@@ -230,34 +261,95 @@ pub(super) fn cancel(
     ))
 }
 
-/// Room for a message that a caller brings, in its lane and in all. What follows from it (a
-/// cancel, a marker) and what answers governance needs none: the former is bounded by what was
-/// accepted, the latter by the window that governance was granted.
-fn check_room(
+/// Messages that take up room in a lane, and their payload bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Room {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+impl Room {
+    fn of(entry: &Entry) -> Self {
+        Self::one(entry.payload.len() as u64)
+    }
+
+    /// Of one message.
+    pub(super) fn one(bytes: u64) -> Self {
+        Self { messages: 1, bytes }
+    }
+}
+
+impl std::ops::Sub for Room {
+    type Output = Self;
+
+    fn sub(self, less: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(less.messages),
+            bytes: self.bytes.saturating_sub(less.bytes),
+        }
+    }
+}
+
+impl std::ops::Add for Room {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self {
+            messages: self.messages + more.messages,
+            bytes: self.bytes + more.bytes,
+        }
+    }
+}
+
+/// Room for `more` that a caller brings, in its lane and in all, beside what waits to be decided.
+/// What follows from it (a cancel, a marker) and what answers governance needs none: the former is
+/// bounded by what was accepted, the latter by the window that governance was granted.
+pub(super) fn check_room(
     retained: &Retained,
     config: &BufferConfig,
-    entry: &Entry,
+    waiting: &Waiting,
+    lane: Lane,
+    more: Room,
 ) -> Result<(), StreamError> {
-    let lane = retained.lanes.get(entry.lane);
-    let size = entry.payload.len() as u64;
-    let (used, bytes) = retained
-        .lanes
-        .iter()
-        .fold((0, 0), |(used, bytes), (_, lane)| {
-            (used + lane.used, bytes + lane.bytes)
-        });
+    let used = |lane: Lane| {
+        let kept = retained.lanes.get(lane);
+        let kept = Room {
+            messages: kept.used,
+            bytes: kept.bytes,
+        };
+        kept + *waiting.get(lane)
+    };
+    let all = Lane::ALL
+        .into_iter()
+        .fold(Room::default(), |sum, lane| sum + used(lane));
+    let lane_used = used(lane);
     let limits = [
-        (lane.used, 1, config.lane_messages, "messages"),
-        (lane.bytes, size, config.lane_bytes, "bytes"),
-        (used, 1, config.total_messages, "messages of all lanes"),
-        (bytes, size, config.total_bytes, "bytes of all lanes"),
+        (
+            lane_used.messages,
+            more.messages,
+            config.lane_messages,
+            "messages",
+        ),
+        (lane_used.bytes, more.bytes, config.lane_bytes, "bytes"),
+        (
+            all.messages,
+            more.messages,
+            config.total_messages,
+            "messages of all lanes",
+        ),
+        (
+            all.bytes,
+            more.bytes,
+            config.total_bytes,
+            "bytes of all lanes",
+        ),
     ];
     match limits
         .into_iter()
         .find(|(used, more, capacity, _)| used + more > *capacity)
     {
         Some((used, _, capacity, unit)) => Err(StreamError::BufferFull {
-            lane: entry.lane,
+            lane,
             used,
             capacity,
             unit,
@@ -266,3 +358,17 @@ fn check_room(
         None => Ok(()),
     }
 }
+
+/// The room that a caller's message may come to need, if it may.
+pub(super) fn needs(message: &BufferMessage) -> Option<(Lane, Room)> {
+    match message {
+        BufferMessage::RequestSignatures { request, .. } => {
+            Some((Lane::Signing, Room::one(request.bytes())))
+        }
+        BufferMessage::NotifyPegin { .. } => Some((Lane::Pegin, Room::one(NOTICE_BYTES))),
+        _ => None,
+    }
+}
+
+/// Room that inputs which are not decided yet may come to need, by lane.
+pub(super) type Waiting = PerLane<Room>;

@@ -1,19 +1,14 @@
 //! What the buffer is asked and told, and what it starts with.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use ractor::{ActorRef, RpcReplyPort};
-use tokio_util::task::TaskTracker;
 
 use super::{
     HandledMessage, Meaning, Submission, Watermarks,
-    journal::{Journal, JournalError},
-    record::{DeadLetter, Entry, OpenRequest},
+    lookups::Found,
+    record::{Entry, OpenRequest},
     retained::{RequestRecord, Retained, Standing},
-    writer::Ticket,
 };
 use crate::{
     config::{BufferConfig, InstanceName},
@@ -26,6 +21,7 @@ use crate::{
     },
     pulse::Pulse,
     request::StandingReply,
+    storage::{self, Store, StoreError, StoreEvent},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
 };
@@ -101,10 +97,6 @@ pub(crate) enum BufferMessage {
     },
     /// An operator lets the next session adopt another ledger.
     AllowAdoption { reply: RpcReplyPort<()> },
-    /// Dead letters, oldest first.
-    ListDeadLetters {
-        reply: RpcReplyPort<Vec<(u64, DeadLetter)>>,
-    },
     /// An operator has dealt with a dead letter.
     DiscardDeadLetter {
         number: u64,
@@ -130,14 +122,27 @@ pub(crate) enum BufferMessage {
     PauseSession { epoch: u64, pause: Duration },
     /// The pace that governance asked for lets more go.
     TransmitMore,
-    /// Show that you live, and look whether the journal's thread does.
+    /// Show that you live, and look whether the store does.
     AreYouThere { pulse: Pulse },
-    /// Time to open a failed journal again.
-    Reopen,
-    /// The journal's thread has read what was kept.
-    Loaded(Result<Box<Retained>, JournalError>),
-    /// The journal's thread has committed everything up to this ticket.
-    Committed(Result<Ticket, JournalError>),
+    /// What the store says.
+    Store(StoreEvent),
+    /// What is open and retained was read, in this generation.
+    Loaded {
+        generation: storage::Generation,
+        retained: Result<Box<Retained>, StoreError>,
+    },
+    /// Time to read again what could not be read.
+    LoadAgain,
+    /// A look-up was answered, in this generation.
+    Found {
+        generation: storage::Generation,
+        look_up: u64,
+        found: Result<Box<Found>, StoreError>,
+    },
+    /// Time to look up again what could not be looked up.
+    LookAgain,
+    /// What was decided last changed nothing on disk.
+    Unchanged { generation: storage::Generation },
 }
 
 /// How a request stands, as its caller sees it.
@@ -166,7 +171,7 @@ impl From<&RequestRecord> for OpenedRequest {
     fn from(record: &RequestRecord) -> Self {
         let progress = match &record.standing {
             Standing::Open { progress, .. } => *progress,
-            Standing::Settled { .. } | Standing::Forgotten => Progress::default(),
+            Standing::Settled { .. } => Progress::default(),
         };
         Self {
             progress,
@@ -206,7 +211,7 @@ pub(crate) struct Reconciled {
     pub unlisted: Vec<RequestId>,
 }
 
-/// What a shutdown leaves behind in the journal; a later start takes it up.
+/// What a shutdown leaves behind in the store; a later start takes it up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Leftover {
     /// Messages that governance has not acknowledged, by lane.
@@ -239,7 +244,7 @@ pub(crate) struct SessionFacts {
     pub dial: u64,
     /// Names the session.
     pub epoch: u64,
-    /// Names this journal.
+    /// Names our record of messages.
     pub outbox_id: OutboxId,
     /// Governance's ledger, if known.
     pub ledger_id: Option<LedgerId>,
@@ -247,7 +252,7 @@ pub(crate) struct SessionFacts {
     pub lanes: PerLane<LaneState>,
     /// Ledgers adopted so far.
     pub adoptions: u64,
-    /// Times that the journal was read: what was handled and not committed before is forgotten.
+    /// Times that the store was read: what was handled and not committed before is forgotten.
     pub loads: u64,
     /// Open requests whose deadline has passed: their responses are marked late.
     pub late: Vec<RequestId>,
@@ -261,10 +266,8 @@ pub(crate) struct BufferArguments {
     /// Messages of governance that may be in flight in each lane: as many answers to them may
     /// wait before it is granted more.
     pub inbound_window: u32,
-    pub journal: Arc<dyn Journal>,
+    pub store: Store,
     pub supervisor: ActorRef<SupervisorMessage>,
     pub board: StatusBoard,
     pub metrics: Metrics,
-    /// Tracks this incarnation's thread; the successor starts once it is empty.
-    pub tasks: TaskTracker,
 }

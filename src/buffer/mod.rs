@@ -1,33 +1,34 @@
 //! The buffer: the durable truth. It accepts messages for governance, keeps them until governance
 //! has them, keeps requests until they have their outcome, and records what subscribers handled.
 //!
-//! Every change is a batch of records: decided purely, applied, committed by the journal's
-//! thread, and only then told to anyone. After a failed commit nothing that rested on it is told:
-//! the journal is closed, opened and read again, with growing pauses, and until then nothing is
-//! accepted.
+//! Every change is a batch of records: decided purely, applied, handed to the store, and only once
+//! it is durable told to anyone. In memory is what is open or retained; an input about anything else
+//! waits until the store has looked it up. After a failed commit nothing that rested on it is told:
+//! what is durable is read again, and until then nothing is accepted.
 
 mod changes;
+mod commits;
 mod desk;
-mod disk;
 mod flight;
+pub mod history;
 mod inbound;
 mod intake;
-pub mod journal;
-mod memory;
+mod loading;
+mod lookups;
 mod message;
 pub mod record;
 mod resume;
-pub mod retained;
+mod retained;
 mod stored;
-mod turn;
-mod writer;
+mod tables;
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod test_disk;
 
 use std::{
-    collections::VecDeque,
-    sync::Arc,
+    collections::{HashSet, VecDeque},
     time::{Duration, SystemTime},
 };
 
@@ -36,28 +37,25 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use self::{
+    changes::Settled,
+    commits::{Commits, Ticket},
     desk::Desk,
     flight::Flight,
-    journal::JournalError,
+    loading::Loading,
+    lookups::{Found, Key},
     record::Record,
-    retained::Retained,
-    writer::{Ticket, Writer},
+    tables::Rows,
 };
 use crate::{
     connection::ConnectionMessage,
     error::StreamError,
     message::{Outcome, PerLane, RequestId},
     request::{RequestMessage, StandingReply},
+    storage::{Generation, Leaving, StoreError, StoreEvent, Waiting},
     supervisor::SupervisorMessage,
     timer::Timer,
 };
 
-pub use self::{
-    disk::DiskJournal,
-    memory::MemoryJournal,
-    message::{Leftover, RequestStanding},
-    resume::ResumeFault,
-};
 pub(crate) use self::{
     inbound::{HandledMessage, Meaning},
     intake::Submission,
@@ -65,45 +63,47 @@ pub(crate) use self::{
         BufferArguments, BufferMessage, Listed, OpenedRequest, Outgoing, Reconciled, SessionFacts,
     },
     resume::Watermarks,
+    retained::Retained,
+};
+pub use self::{
+    message::{Leftover, RequestStanding},
+    resume::ResumeFault,
 };
 
+/// The stream's name as a user of the store.
+const USER: &str = "stream";
 /// Most messages of a lane in flight, whatever window governance grants: what waits for the
 /// transport is bounded by it.
 pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
 /// What governance's pace lets go at once after a rest.
 const PACE_BURST: Duration = Duration::from_millis(100);
-/// Pause before a failed journal is opened again; doubles up to the longest with each failure.
-const REOPEN_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_REOPEN_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before what could not be read is read again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+/// When a caller that the store has failed is to ask again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The buffer's state.
 #[derive(Debug)]
 pub(crate) struct BufferState {
     args: BufferArguments,
     myself: ActorRef<BufferMessage>,
-    writer: Writer,
+    commits: Commits,
     phase: Phase,
-    reopen: Timer,
+    read_again: Timer,
     /// For what governance's pace holds back.
     pace: Timer,
-    /// Before the next attempt, should the journal fail now.
-    reopen_pause: Duration,
     intake_closed: bool,
     adoption_allowed: bool,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
-    /// Whether health shows that the journal takes too long.
+    /// Whether health shows that the store takes too long.
     slow_shown: bool,
-    /// Times that the journal was read.
+    /// Times that the store was read.
     loads: u64,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// The journal's thread is reading, or has failed and will try again; messages wait for it.
-    Loading {
-        waiting: Vec<BufferMessage>,
-        fault: Option<JournalError>,
-    },
+    Loading(Loading),
     Ready(Box<Ready>),
 }
 
@@ -117,6 +117,13 @@ struct Ready {
     pending: VecDeque<(Ticket, Vec<Effect>)>,
     /// Handled and recorded, but not acknowledged until governance has taken our answers.
     withheld: PerLane<Option<u64>>,
+    /// Inputs about what is not in memory.
+    waiting: Waiting<BufferMessage, Key>,
+    /// What they may come to need.
+    reserved: intake::Waiting,
+    leaving: Leaving<Settled>,
+    /// What was decided could never be committed.
+    fault: Option<StoreError>,
 }
 
 #[derive(Debug)]
@@ -159,20 +166,18 @@ impl Actor for BufferActor {
         myself: ActorRef<BufferMessage>,
         args: BufferArguments,
     ) -> Result<BufferState, ActorProcessingErr> {
-        let journal = Arc::clone(&args.journal);
-        let metrics = args.metrics.clone();
-        let writer = Writer::start(journal, myself.clone(), metrics, args.tasks.token())?;
+        let buffer = myself.clone();
+        let user = args.store.register(USER, move |event| {
+            // A buffer that is gone has a successor, which is told on its own.
+            let _ = buffer.cast(BufferMessage::Store(event));
+        });
         Ok(BufferState {
             args,
             myself,
-            writer,
-            phase: Phase::Loading {
-                waiting: Vec::new(),
-                fault: None,
-            },
-            reopen: Timer::default(),
+            commits: Commits::new(user, Generation::default()),
+            phase: Phase::Loading(Loading::default()),
+            read_again: Timer::default(),
             pace: Timer::default(),
-            reopen_pause: REOPEN_PAUSE,
             intake_closed: false,
             adoption_allowed: false,
             waiting_for_flush: Vec::new(),
@@ -194,50 +199,118 @@ impl Actor for BufferActor {
 impl BufferState {
     /// # Errors
     ///
-    /// When the journal's thread has ended or hangs: only a new actor gets a new one.
-    fn receive(&mut self, message: BufferMessage) -> Result<(), JournalError> {
+    /// When the store hangs, can never take what was decided, or has another user under this
+    /// name: only a new actor may go on.
+    fn receive(&mut self, message: BufferMessage) -> Result<(), StoreError> {
+        let generation = self.commits.generation();
         match (&mut self.phase, message) {
             (_, BufferMessage::AreYouThere { pulse }) => {
                 pulse.beat();
-                return self.look_at_journal();
+                return self.look_at_store();
             }
-            (_, BufferMessage::Committed(Err(JournalError::ThreadEnded))) => {
-                return Err(JournalError::ThreadEnded);
+            (_, BufferMessage::Store(StoreEvent::Opened(opened))) => {
+                self.commits.begin(opened);
+                self.load();
             }
-            (_, BufferMessage::Loaded(Err(error)) | BufferMessage::Committed(Err(error))) => {
-                self.journal_failed(error);
-            }
-            (_, BufferMessage::Reopen) => self.writer.load(),
-            (Phase::Loading { waiting, .. }, BufferMessage::Loaded(Ok(retained))) => {
-                let waiting = std::mem::take(waiting);
-                self.loaded(*retained);
+            (_, BufferMessage::Store(StoreEvent::Failed(_, fault))) => self.store_failed(fault),
+            (_, BufferMessage::Store(StoreEvent::Replaced)) => return Err(StoreError::Ended),
+            (Phase::Loading(_), BufferMessage::LoadAgain) => self.load(),
+            (
+                Phase::Loading(loading),
+                BufferMessage::Loaded {
+                    generation: of,
+                    retained,
+                },
+            ) => {
+                if of != generation {
+                    return Ok(());
+                }
+                let waiting = std::mem::take(loading).into_waiting();
+                match retained {
+                    Ok(retained) => self.loaded(*retained),
+                    Err(fault) => self.not_loaded(fault),
+                }
                 for message in waiting {
                     self.receive(message)?;
                 }
             }
-            (Phase::Loading { waiting, fault }, message) => match fault {
-                Some(fault) => {
-                    let retry_after = self.reopen_pause;
-                    waiting.extend(refuse(message, fault, retry_after));
+            (Phase::Loading(loading), message) => loading.hold(message, &self.args.config),
+            (Phase::Ready(_), BufferMessage::Store(StoreEvent::Committed(of, ticket))) => {
+                if of == generation {
+                    self.confirmed(Some(ticket))?;
                 }
-                None => waiting.push(message),
-            },
-            (Phase::Ready(_), message) => self.work(message),
+            }
+            (Phase::Ready(_), BufferMessage::Unchanged { generation: of }) => {
+                if of == generation {
+                    self.confirmed(None)?;
+                }
+            }
+            (
+                Phase::Ready(_),
+                BufferMessage::Found {
+                    generation: of,
+                    look_up,
+                    found,
+                },
+            ) => {
+                if of == generation {
+                    self.found(look_up, found)?;
+                }
+            }
+            (Phase::Ready(_), BufferMessage::LookAgain) => self.ask(),
+            (Phase::Ready(_), BufferMessage::Loaded { .. } | BufferMessage::LoadAgain) => {}
+            (Phase::Ready(_), message) => self.take_up(message)?,
         }
         Ok(())
     }
 
-    /// A journal that takes too long shows in health first. One that does not answer at all fails
+    /// Has what is open and retained read.
+    fn load(&mut self) {
+        let Phase::Loading(loading) = &mut self.phase else {
+            return;
+        };
+        let generation = self.commits.generation();
+        let (progress, user) = (loading.begin(), self.commits.user());
+        let (place, hash) = (user.store().place().to_owned(), user.store().hash_key());
+        let buffer = self.myself.clone();
+        user.scan(
+            generation,
+            move |snapshot| {
+                let rows = Rows {
+                    snapshot,
+                    place: &place,
+                    hash,
+                };
+                rows.load(&|rows| progress.add(rows))
+            },
+            move |retained| {
+                let retained = retained.map(Box::new);
+                let _ = buffer.cast(BufferMessage::Loaded {
+                    generation,
+                    retained,
+                });
+            },
+        );
+    }
+
+    /// A store that takes too long shows in health first. One that does not answer at all fails
     /// this actor: its callers learn that it is unknown whether they were accepted.
     ///
     /// # Errors
     ///
     /// Past the deadline.
-    fn look_at_journal(&mut self) -> Result<(), JournalError> {
-        let (waited, deadline) = (self.writer.at_work_for(), self.args.config.commit_deadline);
-        let hung = JournalError::Hung { waited };
+    fn look_at_store(&mut self) -> Result<(), StoreError> {
+        let user = self.commits.user();
+        let waited = match &self.phase {
+            Phase::Loading(loading) => loading.stands_still_for().max(user.waiting_for()),
+            Phase::Ready(_) => user.waiting_for(),
+        };
+        let deadline = self.args.config.commit_deadline;
+        let hung = StoreError::Hung {
+            place: user.store().place().to_owned(),
+            waited,
+        };
         if waited >= deadline {
-            self.args.metrics.record_journal_failure(hung.name());
             return Err(hung);
         }
         let slow = waited >= deadline / 2;
@@ -245,72 +318,194 @@ impl BufferState {
             self.slow_shown = slow;
             let fault = match &self.phase {
                 _ if slow => Some(hung.to_string()),
-                Phase::Loading { fault, .. } => fault.as_ref().map(ToString::to_string),
+                Phase::Loading(loading) => loading.fault().map(ToString::to_string),
                 Phase::Ready(_) => None,
             };
-            self.args
-                .board
-                .update(|status| status.journal_fault = fault);
+            self.show(fault);
         }
         Ok(())
     }
 
+    fn show(&self, fault: Option<String>) {
+        self.args.board.update(|status| status.store_fault = fault);
+    }
+
     /// Nothing that rests on what was not committed is told to anyone: callers learn that it is
-    /// unknown, the session ends, and everything begins again from what was kept.
-    fn journal_failed(&mut self, fault: JournalError) {
-        error!(%fault, again_in = ?self.reopen_pause, "journal failed");
-        self.writer.failed();
-        self.args.metrics.record_journal_failure(fault.name());
-        let shown = fault.to_string();
-        self.args
-            .board
-            .update(|status| status.journal_fault = Some(shown));
-        let mut waiting = match &mut self.phase {
-            Phase::Loading { waiting, .. } => std::mem::take(waiting),
-            Phase::Ready(ready) => {
+    /// unknown, the session ends, and everything begins again from what is durable.
+    fn store_failed(&mut self, fault: StoreError) {
+        error!(%fault, "the store failed; nothing is accepted until it is open again");
+        self.show(Some(fault.to_string()));
+        let held = match std::mem::replace(&mut self.phase, Phase::Loading(Loading::default())) {
+            Phase::Loading(loading) => loading.into_waiting(),
+            Phase::Ready(mut ready) => {
                 if let Some(session) = &ready.session {
                     let epoch = session.epoch;
-                    let failed = ConnectionMessage::JournalFailed { epoch };
+                    let failed = ConnectionMessage::StoreFailed { epoch };
                     let _ = session.connection.cast(failed);
                 }
-                Vec::new()
+                ready.waiting.clear()
             }
         };
-        waiting = waiting
-            .into_iter()
-            .filter_map(|message| refuse(message, &fault, self.reopen_pause))
-            .collect();
-        self.phase = Phase::Loading {
-            waiting,
-            fault: Some(fault),
-        };
-        self.reopen
-            .arm(self.reopen_pause, &self.myself, || BufferMessage::Reopen);
-        self.reopen_pause = (self.reopen_pause * 2).min(LONGEST_REOPEN_PAUSE);
+        self.phase = Phase::Loading(Loading::failed(held, fault));
+    }
+
+    /// What is durable could not be read, while the store is open: it is tried again.
+    fn not_loaded(&mut self, fault: StoreError) {
+        error!(%fault, again_in = ?READ_AGAIN, "what is open could not be read");
+        self.show(Some(fault.to_string()));
+        self.phase = Phase::Loading(Loading::failed(Vec::new(), fault));
+        self.read_again
+            .arm(READ_AGAIN, &self.myself, || BufferMessage::LoadAgain);
     }
 
     fn loaded(&mut self, retained: Retained) {
-        self.args.board.update(|status| status.journal_fault = None);
+        self.show(None);
         self.loads += 1;
         self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
         self.announce_open_requests();
-        // Its thread waits for the first commit: that of a new journal's identity.
-        if let Phase::Ready(ready) = &mut self.phase {
-            self.writer.done(&mut ready.retained);
-        }
+        // A new store's first commit is that of the stream's identity.
+        self.decide(BufferMessage::TransmitMore, &Found::default());
     }
 
-    fn work(&mut self, message: BufferMessage) {
+    fn confirmed(&mut self, ticket: Option<crate::storage::Ticket>) -> Result<(), StoreError> {
+        if let Some(confirmed) = self.commits.confirmed(ticket)
+            && let Some(mut desk) = self.desk()
+        {
+            desk.confirmed(confirmed)?;
+        }
+        self.answer_flushed();
+        Ok(())
+    }
+
+    /// Decides about a message now, or once what it is about has been looked up.
+    fn take_up(&mut self, message: BufferMessage) -> Result<(), StoreError> {
+        let Phase::Ready(ready) = &mut self.phase else {
+            return Ok(());
+        };
+        let keys = Key::of(&message);
+        let refused = self.intake_closed && intake::needs(&message).is_some();
+        let waits = ready.waiting.holds(&keys) || !Key::are_in_memory(&keys, &ready.retained);
+        if refused || !waits {
+            self.decide(message, &Found::default());
+            return self.check();
+        }
+        if let Some((lane, room)) = intake::needs(&message) {
+            let (retained, reserved) = (&ready.retained, &mut ready.reserved);
+            let free = intake::check_room(retained, &self.args.config, reserved, lane, room);
+            if let Err(full) = free {
+                refuse_intake(message, full);
+                return Ok(());
+            }
+            let reserved = reserved.get_mut(lane);
+            *reserved = *reserved + room;
+        }
+        ready.waiting.push(message, keys);
+        self.ask();
+        Ok(())
+    }
+
+    /// Has what waits looked up, unless a look-up is under way.
+    fn ask(&mut self) {
         let Phase::Ready(ready) = &mut self.phase else {
             return;
         };
-        let mut desk = Desk {
+        let Some((look_up, inputs)) = ready.waiting.ask() else {
+            return;
+        };
+        let keys: HashSet<Key> = inputs.iter().flat_map(|(_, keys)| keys).cloned().collect();
+        let (generation, user) = (self.commits.generation(), self.commits.user());
+        let (place, hash) = (user.store().place().to_owned(), user.store().hash_key());
+        let buffer = self.myself.clone();
+        user.look_up(
+            generation,
+            move |snapshot| {
+                let rows = Rows {
+                    snapshot,
+                    place: &place,
+                    hash,
+                };
+                lookups::find(rows, &keys)
+            },
+            move |found| {
+                let found = found.map(Box::new);
+                let _ = buffer.cast(BufferMessage::Found {
+                    generation,
+                    look_up,
+                    found,
+                });
+            },
+        );
+    }
+
+    /// Decides about what waited for a look-up. Where that failed, whoever can ask again is told to.
+    fn found(
+        &mut self,
+        look_up: u64,
+        found: Result<Box<Found>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let Phase::Ready(ready) = &mut self.phase else {
+            return Ok(());
+        };
+        let inputs = ready.waiting.answered(look_up);
+        for (lane, room) in inputs.iter().filter_map(intake::needs) {
+            let reserved = ready.reserved.get_mut(lane);
+            *reserved = *reserved - room;
+        }
+        match found {
+            Ok(found) => {
+                for input in inputs {
+                    self.decide(input, &found);
+                }
+                self.ask();
+            }
+            Err(fault) => {
+                error!(%fault, inputs = inputs.len(), "a look-up failed");
+                for input in inputs {
+                    if let Some(held) = loading::refuse(input, &fault) {
+                        let keys = Key::of(&held);
+                        ready.waiting.push(held, keys);
+                    }
+                }
+                self.show(Some(fault.to_string()));
+                self.slow_shown = true;
+                self.read_again
+                    .arm(READ_AGAIN, &self.myself, || BufferMessage::LookAgain);
+            }
+        }
+        if let Phase::Ready(ready) = &mut self.phase {
+            ready.let_go();
+        }
+        self.check()
+    }
+
+    /// # Errors
+    ///
+    /// When what was decided can never be committed.
+    fn check(&mut self) -> Result<(), StoreError> {
+        match &mut self.phase {
+            Phase::Ready(ready) => ready.fault.take().map_or(Ok(()), Err),
+            Phase::Loading(_) => Ok(()),
+        }
+    }
+
+    fn desk(&mut self) -> Option<Desk<'_>> {
+        let Phase::Ready(ready) = &mut self.phase else {
+            return None;
+        };
+        Some(Desk {
             args: &self.args,
             myself: &self.myself,
-            writer: &mut self.writer,
+            commits: &mut self.commits,
             pace: &mut self.pace,
             ready,
             intake_closed: self.intake_closed,
+        })
+    }
+
+    fn decide(&mut self, message: BufferMessage, found: &Found) {
+        let adoption_allowed = self.adoption_allowed;
+        let Some(mut desk) = self.desk() else {
+            return;
         };
         match message {
             BufferMessage::RequestSignatures {
@@ -319,14 +514,14 @@ impl BufferState {
                 deadline,
                 reply,
             } => {
-                desk.request_signatures(request, trace, deadline, reply);
+                desk.request_signatures(request, trace, deadline, reply, found);
             }
             BufferMessage::NotifyPegin {
                 notification,
                 trace,
                 reply,
             } => {
-                desk.notify_pegin(notification, trace, reply);
+                desk.notify_pegin(notification, trace, reply, found);
             }
             BufferMessage::Cancel {
                 request_id,
@@ -334,10 +529,10 @@ impl BufferState {
                 trace,
                 reply,
             } => {
-                desk.cancel(&request_id, reason, trace, reply);
+                desk.cancel(&request_id, reason, trace, reply, found);
             }
             BufferMessage::LookUp { request_id, reply } => {
-                let standing = desk.look_up(request_id);
+                let standing = desk.look_up(request_id, found);
                 desk.stage(Vec::new(), vec![Effect::Answer(reply, standing)]);
             }
             BufferMessage::Announce { request_id } => {
@@ -346,8 +541,8 @@ impl BufferState {
                 desk.stage(Vec::new(), open.into_iter().collect());
             }
             BufferMessage::Restate { request_id } => {
-                let restated = desk.restate(&request_id);
-                desk.stage(Vec::new(), vec![restated]);
+                let stands = RequestMessage::Stands(desk.look_up(request_id.clone(), found));
+                desk.stage(Vec::new(), vec![Effect::TellTracker(request_id, stands)]);
             }
             BufferMessage::Park { request_id, reason } => {
                 if desk.ready.retained.open_request(&request_id).is_some() {
@@ -368,12 +563,10 @@ impl BufferState {
                 through,
                 request_ids,
             } => {
-                let ids = request_ids.into_iter();
-                let unknown = ids.filter(|id| desk.ready.retained.request(id).is_none());
                 let correlated = ConnectionMessage::Correlated {
                     of,
                     through,
-                    unknown: unknown.collect(),
+                    unknown: desk.unknown(request_ids, found),
                 };
                 let _ = connection.cast(correlated);
             }
@@ -384,7 +577,7 @@ impl BufferState {
                 desk.prepare_session(connection, dial);
             }
             BufferMessage::JudgeSession { epoch, ack } => {
-                let allowed = self.adoption_allowed || desk.args.config.adopt_ledger;
+                let allowed = adoption_allowed || desk.args.config.adopt_ledger;
                 if desk.judge_session(epoch, &ack, allowed) {
                     self.adoption_allowed = false;
                 }
@@ -395,11 +588,6 @@ impl BufferState {
             BufferMessage::AllowAdoption { reply } => {
                 self.adoption_allowed = true;
                 let _ = reply.send(());
-            }
-            BufferMessage::ListDeadLetters { reply } => {
-                let letters = desk.ready.retained.dead_letters.iter();
-                let letters = letters.map(|(number, letter)| (*number, letter.clone()));
-                let _ = reply.send(letters.collect());
             }
             BufferMessage::DiscardDeadLetter { number, reply } => {
                 let known = desk.ready.retained.dead_letters.contains_key(&number);
@@ -434,14 +622,13 @@ impl BufferState {
             BufferMessage::SessionEnded { epoch } => {
                 desk.ready.session.take_if(|session| session.epoch == epoch);
             }
-            BufferMessage::Committed(Ok(ticket)) => {
-                self.reopen_pause = REOPEN_PAUSE;
-                desk.committed(ticket);
-            }
-            BufferMessage::Committed(Err(_))
-            | BufferMessage::Loaded(_)
-            | BufferMessage::Reopen
-            | BufferMessage::AreYouThere { .. } => {}
+            BufferMessage::AreYouThere { .. }
+            | BufferMessage::Store(_)
+            | BufferMessage::Loaded { .. }
+            | BufferMessage::LoadAgain
+            | BufferMessage::Found { .. }
+            | BufferMessage::LookAgain
+            | BufferMessage::Unchanged { .. } => {}
         }
         self.answer_flushed();
     }
@@ -472,7 +659,7 @@ impl BufferState {
             unacknowledged = ?ready.leftover().unacknowledged,
             dead_letters = retained.dead_letters.len(),
             epoch = retained.identity.epoch,
-            "journal read"
+            "what is open was read"
         );
         ready.publish(&self.args);
         let _ = self
@@ -490,6 +677,17 @@ impl Ready {
             session: None,
             pending: VecDeque::new(),
             withheld: PerLane::default(),
+            waiting: Waiting::default(),
+            reserved: intake::Waiting::default(),
+            leaving: Leaving::default(),
+            fault: None,
+        }
+    }
+
+    /// Lets go of what is settled, durable, and can have been missed by no look-up.
+    fn let_go(&mut self) {
+        for settled in self.leaving.due(self.waiting.under_way()) {
+            self.retained.leave(settled);
         }
     }
 
@@ -511,38 +709,11 @@ impl Ready {
     }
 }
 
-/// Answers a caller that the journal has failed; gives back what can wait for it.
-fn refuse(
-    message: BufferMessage,
-    fault: &JournalError,
-    retry_after: Duration,
-) -> Option<BufferMessage> {
-    let refused = || StreamError::Journal {
-        fault: fault.clone(),
-        retry_after,
-    };
-    match message {
-        BufferMessage::RequestSignatures { reply, .. }
-        | BufferMessage::NotifyPegin { reply, .. }
-        | BufferMessage::Cancel {
-            reply: Some(reply), ..
-        } => {
-            let _ = reply.send(Err(refused()));
-            None
-        }
-        BufferMessage::LookUp { reply, .. } => {
-            let _ = reply.send(Err(refused()));
-            None
-        }
-        // Their callers learn that there was no answer.
-        BufferMessage::ListDeadLetters { .. } | BufferMessage::DiscardDeadLetter { .. } => None,
-        // They are about a session that ends with the failure.
-        BufferMessage::JudgeSession { .. }
-        | BufferMessage::ReadWatermarks { .. }
-        | BufferMessage::Reconciled { .. }
-        | BufferMessage::Acknowledged { .. }
-        | BufferMessage::PauseSession { .. }
-        | BufferMessage::SessionEnded { .. } => None,
-        message => Some(message),
+/// Answers a caller that there is no room.
+fn refuse_intake(message: BufferMessage, full: StreamError) {
+    if let BufferMessage::RequestSignatures { reply, .. }
+    | BufferMessage::NotifyPegin { reply, .. } = message
+    {
+        let _ = reply.send(Err(full));
     }
 }

@@ -18,10 +18,11 @@ use super::{
     flight::Flight,
     inbound,
     intake::{self, Intake},
-    journal::{Row, RowKey},
+    lookups::{Found, Key, Known},
     record::{Entry, Record},
     resume,
-    retained::{Retained, Standing},
+    retained::{RequestRecord, Retained, Standing},
+    test_disk::TestDisk,
 };
 use crate::{
     config::{BufferConfig, WindowConfig},
@@ -279,7 +280,7 @@ struct Session {
 
 #[derive(Debug)]
 struct World {
-    disk: BTreeMap<RowKey, Row>,
+    disk: TestDisk,
     retained: Retained,
     session: Option<Session>,
     effects: Vec<Effect>,
@@ -300,8 +301,8 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            disk: BTreeMap::new(),
-            retained: Retained::from_rows(Vec::new()),
+            disk: TestDisk::default(),
+            retained: Retained::new(None),
             session: None,
             effects: Vec::new(),
             unrecorded: PerLane::default(),
@@ -314,6 +315,16 @@ impl World {
             config: BufferConfig::default(),
             next: 0,
         }
+    }
+
+    /// What is known of a request, in memory or on disk.
+    fn request(&self, id: &RequestId) -> Option<RequestRecord> {
+        let in_memory = self.retained.request(id).cloned();
+        in_memory.or_else(|| self.disk.request(id))
+    }
+
+    fn find(&self, key: Key) -> Found {
+        self.disk.find([key])
     }
 
     fn take_in(&mut self, intake: Intake) {
@@ -337,12 +348,9 @@ impl World {
     }
 
     fn commit(&mut self) {
-        for row in self.retained.take_changes() {
-            if row.is_removal() {
-                self.disk.remove(&row.key());
-            } else {
-                self.disk.insert(row.key(), row);
-            }
+        // Nobody is looking anything up: what has come to its end leaves memory at once.
+        for settled in self.disk.commit(&mut self.retained) {
+            self.retained.leave(settled);
         }
         for effect in std::mem::take(&mut self.effects) {
             match effect {
@@ -364,7 +372,7 @@ impl World {
     }
 
     fn crash(&mut self) {
-        self.retained = Retained::from_rows(self.disk.values().cloned().collect());
+        self.retained = self.disk.load();
         self.session = None;
         self.connection = None;
         self.effects.clear();
@@ -617,6 +625,10 @@ impl World {
     }
 }
 
+fn known<'a>(retained: &'a Retained, found: &'a Found) -> Known<'a> {
+    Known { retained, found }
+}
+
 fn request_id(number: u64) -> RequestId {
     format!("r-{number}").parse().expect("valid")
 }
@@ -639,10 +651,11 @@ impl StateMachineTest for Kept {
         let untraced = TraceContext::default;
         match step {
             Step::Request => {
-                let (number, retained) = (world.next, &world.retained);
+                let number = world.next;
                 let request = Submission::sample(number);
+                let found = world.find(Key::Request(request.request_id.clone()));
                 let intake = intake::signature_request(
-                    retained,
+                    known(&world.retained, &found),
                     &world.config,
                     request,
                     untraced(),
@@ -653,12 +666,14 @@ impl StateMachineTest for Kept {
                 world.next += 1;
             }
             Step::Deposit => {
-                let (number, retained) = (world.next, &world.retained);
+                let number = world.next;
+                let found = world.find(Key::Pegin(outpoint(number)));
                 let address = EvmAddress::from_bytes([7; 20]);
                 let amount = Amount::from_sat(1000);
                 let notice = PeginNotification::new(outpoint(number), amount, address);
                 let notice = notice.expect("valid");
-                let intake = intake::pegin(retained, &world.config, notice, untraced(), NOW);
+                let known = known(&world.retained, &found);
+                let intake = intake::pegin(known, &world.config, notice, untraced(), NOW);
                 let intake = intake.expect("there is room");
                 if let Intake::Accepted(records) = &intake
                     && let Some(Record::Appended(entry)) = records.first()
@@ -678,7 +693,9 @@ impl StateMachineTest for Kept {
                     .map(|record| record.request.request_id.clone())
                     .collect();
                 if let Some(id) = open.get(which % open.len().max(1)) {
-                    let intake = intake::cancel(&world.retained, id, reason, untraced(), NOW);
+                    let found = Found::default();
+                    let known = known(&world.retained, &found);
+                    let intake = intake::cancel(known, id, reason, untraced(), NOW);
                     world.seen.cancelled.insert(id.clone());
                     world.take_in(intake.expect("it is known"));
                 }
@@ -699,21 +716,31 @@ impl StateMachineTest for Kept {
     }
 
     fn check_invariants(world: &World, promises: &Promises) {
-        let on_disk = Retained::from_rows(world.disk.values().cloned().collect());
         for number in &promises.requests {
-            assert!(
-                on_disk.request(&request_id(*number)).is_some(),
-                "{number} is lost"
-            );
+            let on_disk = world.disk.request(&request_id(*number));
+            assert!(on_disk.is_some(), "{number} is lost");
         }
+        let on_disk = world.disk.load();
         for number in &promises.deposits {
-            assert!(on_disk.knows_pegin(&outpoint(*number)), "{number} is lost");
+            let found = world.find(Key::Pegin(outpoint(*number)));
+            let is_known = known(&on_disk, &found).pegin(&outpoint(*number));
+            assert!(is_known, "{number} is lost");
         }
-        let known = promises.requests.len() + promises.staged.len();
         assert_eq!(
-            world.retained.requests().count(),
-            known,
+            world.disk.requests(),
+            promises.requests.len() as u64,
             "nothing is made up"
+        );
+        let staged = |number: &u64| world.retained.request(&request_id(*number)).is_some();
+        assert!(promises.staged.iter().all(staged), "it is being decided");
+        let ended = world.retained.requests().filter(|record| !record.is_open());
+        let unconfirmed = |record: &RequestRecord| {
+            let on_disk = world.disk.request(&record.request.request_id);
+            on_disk.is_none_or(|on_disk| on_disk.is_open())
+        };
+        assert!(
+            ended.into_iter().all(unconfirmed),
+            "it is on disk, and stays"
         );
     }
 
@@ -722,7 +749,7 @@ impl StateMachineTest for Kept {
         world.calm_down();
         for number in promises.requests.iter().chain(&promises.staged) {
             let id = request_id(*number);
-            let record = world.retained.request(&id).expect("known");
+            let record = world.request(&id).expect("known");
             let Standing::Settled { outcome, .. } = &record.standing else {
                 panic!("{id} has no outcome: {:?}", record.standing);
             };
@@ -766,9 +793,9 @@ fn a_full_lane_whose_requests_all_expire_serves_again() {
     let untraced = TraceContext::default;
     let submit = |world: &mut World, number| {
         let request = Submission::sample(number);
-        let retained = &world.retained;
-        let intake =
-            intake::signature_request(retained, &world.config, request, untraced(), NOW, NOW);
+        let found = Found::default();
+        let known = known(&world.retained, &found);
+        let intake = intake::signature_request(known, &world.config, request, untraced(), NOW, NOW);
         let accepted = intake.is_ok();
         if let Ok(intake) = intake {
             world.take_in(intake);
@@ -779,8 +806,9 @@ fn a_full_lane_whose_requests_all_expire_serves_again() {
     assert!(!submit(&mut world, 50), "it is full");
     for number in 0..50 {
         let id = request_id(number);
+        let found = Found::default();
         let intake = intake::cancel(
-            &world.retained,
+            known(&world.retained, &found),
             &id,
             CancelReason::Deadline,
             untraced(),
@@ -794,13 +822,8 @@ fn a_full_lane_whose_requests_all_expire_serves_again() {
     );
     world.commit();
     world.calm_down();
-    let ended = |number| match &world
-        .retained
-        .request(&request_id(number))
-        .expect("known")
-        .standing
-    {
-        Standing::Settled { outcome, .. } => outcome.clone(),
+    let ended = |number| match world.request(&request_id(number)).expect("known").standing {
+        Standing::Settled { outcome, .. } => outcome,
         other => panic!("{other:?}"),
     };
     assert!((0..50).all(|number| ended(number) == Outcome::ExpiredUnsent));

@@ -88,8 +88,6 @@ pub enum Record {
         /// When it came.
         at: SystemTime,
     },
-    /// The outcome is no longer kept; the id stays taken.
-    Forgotten(RequestId),
     /// An acknowledged message is no longer kept for a ledger that might be restored.
     Pruned {
         /// The lane.
@@ -104,8 +102,6 @@ pub enum Record {
         /// When the answer came.
         at: SystemTime,
     },
-    /// It is no longer kept that the peg-in notice was answered.
-    PeginForgotten(OutPoint),
     /// The subscriber has handled everything of the lane up to here.
     Handled {
         /// The lane.

@@ -1,11 +1,13 @@
-//! What a journal's rows amount to, and what each record changes. Pure: without clock or I/O.
+//! What the stream keeps in memory: everything that is open, or retained under a cap; and what each
+//! record changes of it. Pure: without clock or I/O.
 
 mod adoption;
+mod identity;
 mod lane;
 mod request;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     time::SystemTime,
 };
 
@@ -13,217 +15,211 @@ use bitcoin::OutPoint;
 use prost::{Message as _, bytes::Bytes};
 
 use super::{
-    changes::Changes,
-    journal::{Identity, Row},
+    changes::{Changes, Settled},
     record::{DeadLetter, Entry, Expects, OpenRequest, Record},
 };
 use crate::{
     message::{BurnId, CancelReason, Lane, Outcome, PerLane, Progress, RequestId},
     proto,
+    storage::{Batch, HashKey},
 };
 
+pub(crate) use self::lane::RetainedLane;
 pub use self::{
-    lane::{Counters, RetainedLane},
+    identity::Identity,
+    lane::Counters,
     request::{Cancel, RequestRecord, Standing},
 };
 
-/// Most dead letters kept; the oldest go first.
+/// Most dead letters kept, and most bytes of their payloads; the oldest go first.
 const MAX_DEAD_LETTERS: usize = 1000;
+const MAX_DEAD_LETTER_BYTES: u64 = 32 << 20;
 
-/// Everything the stream knows durably.
+/// What is open, or retained under a cap. What has come to its end is here until it is durable and
+/// no look-up can have missed it ([`leave`](Self::leave)); from then on it is looked up.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Retained {
-    /// The journal itself, and its peer.
+pub(crate) struct Retained {
+    /// The stream itself, and its peer.
     pub identity: Identity,
     /// Both directions of each lane.
     pub lanes: PerLane<RetainedLane>,
-    /// Every request there ever was: ids stay taken, burns stay paid.
     requests: HashMap<RequestId, RequestRecord>,
-    /// Settled requests whose outcome is kept, oldest first, to be forgotten in that order.
-    settled: VecDeque<RequestId>,
     /// Requests without an outcome.
     open: BTreeMap<u64, RequestId>,
     /// Of them, those that wait for an operator.
     parked: usize,
-    /// Who pays each burn, cancelled requests included.
-    payments: HashMap<BurnId, Vec<RequestId>>,
+    /// Who of `requests` pays each burn.
+    payers: HashMap<BurnId, Vec<RequestId>>,
     next_request: u64,
     /// Peg-in notices without an answer, and their sequences.
     pegins: HashMap<OutPoint, u64>,
     /// Peg-in notices that governance has answered, and when.
-    settled_pegins: BTreeMap<u64, (OutPoint, SystemTime)>,
-    settled_outpoints: HashMap<OutPoint, u64>,
+    answered_pegins: HashMap<OutPoint, SystemTime>,
     next_pegin: u64,
-    /// What could not be used, oldest first.
-    pub dead_letters: BTreeMap<u64, DeadLetter>,
-    next_dead_letter: u64,
+    /// Payload bytes of what could not be used, oldest first.
+    pub dead_letters: BTreeMap<u64, u64>,
+    dead_letter_bytes: u64,
     changes: Changes,
 }
 
 impl Retained {
-    /// What the rows of a journal amount to.
+    /// What is in memory of a stream that has nothing open; without an identity it is a new one,
+    /// and gets one with its first commit.
     #[must_use]
-    pub fn from_rows(rows: Vec<Row>) -> Self {
+    pub(crate) fn new(identity: Option<Identity>) -> Self {
         let mut retained = Self::default();
-        let mut entries = Vec::new();
-        let mut requests = Vec::new();
-        // A journal that was never committed to has no rows; its identity is then written first.
-        let mut is_new = true;
-        for row in rows {
-            match row {
-                Row::Identity(identity) => {
-                    retained.identity = identity;
-                    is_new = false;
-                }
-                Row::Lane(lane, counters) => retained.lanes.get_mut(lane).counters = counters,
-                Row::Entry { entry, .. } => entries.extend(entry),
-                Row::Request { request, .. } => requests.push(*request),
-                Row::Pegin { number, settled } => {
-                    if let Some((outpoint, at)) = settled {
-                        retained.settled_pegins.insert(number, (outpoint, at));
-                        retained.settled_outpoints.insert(outpoint, number);
-                    }
-                }
-                Row::DeadLetter { number, letter } => {
-                    retained
-                        .dead_letters
-                        .extend(letter.map(|letter| (number, letter)));
-                }
-            }
-        }
-        for entry in entries {
-            if let Expects::PeginAck(outpoint) = entry.expects {
-                retained.pegins.insert(outpoint, entry.sequence);
-            }
-            retained.lanes.get_mut(entry.lane).insert(entry);
-        }
-        requests.sort_unstable_by_key(|request| request.number);
-        let mut settled = Vec::new();
-        for record in requests {
-            let id = record.request.request_id.clone();
-            match &record.standing {
-                Standing::Open { parked, .. } => {
-                    retained.open.insert(record.number, id.clone());
-                    retained.parked += usize::from(parked.is_some());
-                }
-                Standing::Settled { at, .. } => settled.push((*at, record.number, id.clone())),
-                Standing::Forgotten => {}
-            }
-            for burn in &record.request.burns {
-                retained.payments.entry(*burn).or_default().push(id.clone());
-            }
-            retained.requests.insert(id, record);
-        }
-        settled.sort_unstable();
-        retained.settled = settled.into_iter().map(|(_, _, id)| id).collect();
-        let last = |numbers: Option<u64>| numbers.map_or(0, |last| last + 1);
-        retained.next_request = last(retained.requests.values().map(|r| r.number).max());
-        retained.next_pegin = last(retained.settled_pegins.last_key_value().map(|(n, _)| *n));
-        retained.next_dead_letter = last(retained.dead_letters.last_key_value().map(|(n, _)| *n));
-        retained.changes = Changes::default();
-        if is_new {
-            retained.changes.identity();
+        match identity {
+            Some(identity) => retained.identity = identity,
+            None => retained.changes.identity(),
         }
         retained
     }
 
-    /// The rows that changed since the last call.
-    pub fn take_changes(&mut self) -> Vec<Row> {
-        let changes = std::mem::take(&mut self.changes);
-        changes.into_rows(self)
+    /// Takes in how far a lane has come, as it is stored; before its entries.
+    pub(super) fn restore_lane(&mut self, lane: Lane, counters: Counters) {
+        self.lanes.get_mut(lane).counters = counters;
     }
 
-    /// What is known about a request id.
+    /// Takes in a message, as it is stored.
+    pub(super) fn restore_entry(&mut self, entry: Entry) {
+        if let Expects::PeginAck(outpoint) = entry.expects {
+            self.pegins.insert(outpoint, entry.sequence);
+        }
+        self.lanes.get_mut(entry.lane).insert(entry);
+    }
+
+    /// Takes in an open request, as it is stored.
+    pub(super) fn restore_request(&mut self, record: RequestRecord) {
+        if let Standing::Open { parked, .. } = &record.standing {
+            self.parked += usize::from(parked.is_some());
+        }
+        let id = record.request.request_id.clone();
+        self.open.insert(record.number, id.clone());
+        self.note_payers(&record.request);
+        self.requests.insert(id, record);
+    }
+
+    /// Takes in a dead letter, as it is stored.
+    pub(super) fn restore_dead_letter(&mut self, number: u64, letter: &DeadLetter) {
+        let bytes = letter.payload.len() as u64;
+        self.dead_letters.insert(number, bytes);
+        self.dead_letter_bytes += bytes;
+    }
+
+    /// Takes in the highest numbers that are stored.
+    pub(super) fn count_on(&mut self, requests: Option<u64>, pegins: Option<u64>) {
+        let after = |last: Option<u64>| last.map_or(0, |last| last + 1);
+        self.next_request = after(requests);
+        self.next_pegin = after(pegins);
+    }
+
+    fn note_payers(&mut self, request: &OpenRequest) {
+        for burn in &request.burns {
+            let payers = self.payers.entry(*burn).or_default();
+            payers.push(request.request_id.clone());
+        }
+    }
+
+    /// Lets go of what has come to its end, is durable, and can be looked up.
+    pub(super) fn leave(&mut self, settled: Settled) {
+        match settled {
+            Settled::Request(request_id) => {
+                let ended = |record: &RequestRecord| !record.is_open();
+                if !self.requests.get(&request_id).is_some_and(ended) {
+                    return;
+                }
+                let record = self.requests.remove(&request_id);
+                for burn in record.into_iter().flat_map(|record| record.request.burns) {
+                    if let Some(payers) = self.payers.get_mut(&burn) {
+                        payers.retain(|payer| *payer != request_id);
+                        if payers.is_empty() {
+                            self.payers.remove(&burn);
+                        }
+                    }
+                }
+            }
+            Settled::Pegin(outpoint) => drop(self.answered_pegins.remove(&outpoint)),
+        }
+    }
+
+    /// The rows that changed since the last call, and what may leave memory once they are durable.
+    pub(super) fn take_changes(&mut self, hash: HashKey) -> (Batch, Vec<Settled>) {
+        let changes = std::mem::take(&mut self.changes);
+        changes.into_batch(self, hash)
+    }
+
+    /// A request that is open, or has only just come to its end.
     #[must_use]
-    pub fn request(&self, request_id: &RequestId) -> Option<&RequestRecord> {
+    pub(crate) fn request(&self, request_id: &RequestId) -> Option<&RequestRecord> {
         self.requests.get(request_id)
     }
 
     /// The request, if it has no outcome yet.
     #[must_use]
-    pub fn open_request(&self, request_id: &RequestId) -> Option<&RequestRecord> {
+    pub(crate) fn open_request(&self, request_id: &RequestId) -> Option<&RequestRecord> {
         self.requests
             .get(request_id)
             .filter(|record| record.is_open())
     }
 
     /// Requests without an outcome, oldest first.
-    pub fn open_requests(&self) -> impl Iterator<Item = &RequestRecord> {
+    pub(crate) fn open_requests(&self) -> impl Iterator<Item = &RequestRecord> {
         self.open.values().filter_map(|id| self.requests.get(id))
     }
 
-    /// Every request there ever was, in no order.
-    pub fn requests(&self) -> impl Iterator<Item = &RequestRecord> {
+    /// Every request that is in memory, in no order.
+    #[cfg(test)]
+    pub(super) fn requests(&self) -> impl Iterator<Item = &RequestRecord> {
         self.requests.values()
     }
 
     /// How many requests have no outcome, and how many of them wait for an operator.
     #[must_use]
-    pub fn open_and_parked(&self) -> (usize, usize) {
+    pub(crate) fn open_and_parked(&self) -> (usize, usize) {
         (self.open.len(), self.parked)
     }
 
-    /// An earlier request that pays `burn` and shares no input with `spends`: both could be
-    /// mined, and the burn be paid twice.
+    /// Requests in memory that pay `burn`.
     #[must_use]
-    pub fn rival(&self, burn: &BurnId, spends: &[OutPoint]) -> Option<&RequestId> {
-        self.payments.get(burn)?.iter().find(|earlier| {
-            self.requests.get(earlier).is_some_and(|earlier| {
-                let shared = |input| spends.contains(input);
-                !earlier.request.spends.iter().any(shared)
-            })
-        })
-    }
-
-    /// What is no longer kept, with `limit` of each sort allowed that are younger than `since`.
-    #[must_use]
-    pub fn to_forget(&self, limit: usize, since: SystemTime) -> Option<Record> {
-        if let Some(oldest) = self.settled.front() {
-            let expired = || match self.requests.get(oldest).map(|r| &r.standing) {
-                Some(Standing::Settled { at, .. }) => *at < since,
-                _ => true,
-            };
-            if self.settled.len() > limit || expired() {
-                return Some(Record::Forgotten(oldest.clone()));
-            }
-        }
-        if let Some((_, (outpoint, at))) = self.settled_pegins.first_key_value()
-            && (self.settled_pegins.len() > limit || *at < since)
-        {
-            return Some(Record::PeginForgotten(*outpoint));
-        }
-        None
+    pub(crate) fn payers(&self, burn: &BurnId) -> &[RequestId] {
+        self.payers.get(burn).map_or(&[], Vec::as_slice)
     }
 
     /// An acknowledged message that is no longer kept for a ledger that might be restored.
     #[must_use]
-    pub fn to_prune(&self, limit: usize, since: SystemTime) -> Option<Record> {
+    pub(crate) fn to_prune(&self, limit: usize, since: SystemTime) -> Option<Record> {
         self.lanes.iter().find_map(|(lane, retained)| {
             let sequence = retained.to_prune(limit, since)?;
             Some(Record::Pruned { lane, sequence })
         })
     }
 
-    /// Whether a notice for this outpoint was accepted, answered or not.
+    /// Whether a notice for this outpoint is open, or was only just answered.
     #[must_use]
-    pub fn knows_pegin(&self, outpoint: &OutPoint) -> bool {
-        self.pegins.contains_key(outpoint) || self.settled_outpoints.contains_key(outpoint)
+    pub(crate) fn knows_pegin(&self, outpoint: &OutPoint) -> bool {
+        self.pegins.contains_key(outpoint) || self.answered_pegins.contains_key(outpoint)
+    }
+
+    /// When the notice was answered, while that is in memory.
+    #[must_use]
+    pub(crate) fn answered_at(&self, outpoint: &OutPoint) -> Option<SystemTime> {
+        self.answered_pegins.get(outpoint).copied()
     }
 
     /// Whether the notice still waits for its answer.
     #[must_use]
-    pub fn pegin_is_open(&self, outpoint: &OutPoint) -> bool {
+    pub(crate) fn pegin_is_open(&self, outpoint: &OutPoint) -> bool {
         self.pegins.contains_key(outpoint)
     }
 
     /// Peg-in notices without an answer.
     #[must_use]
-    pub fn open_pegins(&self) -> usize {
+    pub(crate) fn open_pegins(&self) -> usize {
         self.pegins.len()
     }
 
     /// Adds one fact. Facts about what is not there change nothing.
-    pub fn apply(&mut self, record: &Record) {
+    pub(crate) fn apply(&mut self, record: &Record) {
         match record {
             Record::Epoch(epoch) => {
                 self.identity.epoch = *epoch;
@@ -284,29 +280,13 @@ impl Retained {
                 outcome,
                 at,
             } => self.settle(request_id, outcome, *at),
-            Record::Forgotten(request_id) => {
-                if let Some(record) = self.requests.get_mut(request_id)
-                    && !record.is_open()
-                {
-                    self.settled.pop_front_if(|oldest| oldest == request_id);
-                    record.standing = Standing::Forgotten;
-                    self.changes.request(record.number, request_id);
-                }
-            }
             Record::PeginSettled { outpoint, at } => {
                 if let Some(sequence) = self.pegins.remove(outpoint) {
                     let number = self.next_pegin;
                     self.next_pegin += 1;
-                    self.settled_pegins.insert(number, (*outpoint, *at));
-                    self.settled_outpoints.insert(*outpoint, number);
-                    self.changes.pegin(number);
+                    self.answered_pegins.insert(*outpoint, *at);
+                    self.changes.pegin(number, *outpoint);
                     self.answered(Lane::Pegin, sequence);
-                }
-            }
-            Record::PeginForgotten(outpoint) => {
-                if let Some(number) = self.settled_outpoints.remove(outpoint) {
-                    self.settled_pegins.remove(&number);
-                    self.changes.pegin(number);
                 }
             }
             Record::Handled {
@@ -321,22 +301,31 @@ impl Retained {
                     self.changes.lane(*lane);
                 }
             }
-            Record::DeadLetter(letter) => {
-                if self.dead_letters.len() >= MAX_DEAD_LETTERS
-                    && let Some((oldest, _)) = self.dead_letters.pop_first()
-                {
-                    self.changes.dead_letter(oldest);
-                }
-                let number = self.next_dead_letter;
-                self.next_dead_letter += 1;
-                self.dead_letters.insert(number, letter.clone());
-                self.changes.dead_letter(number);
-            }
-            Record::DeadLetterDiscarded(number) => {
-                if self.dead_letters.remove(number).is_some() {
-                    self.changes.dead_letter(*number);
-                }
-            }
+            Record::DeadLetter(letter) => self.add_dead_letter(letter),
+            Record::DeadLetterDiscarded(number) => self.discard_dead_letter(*number),
+        }
+    }
+
+    fn add_dead_letter(&mut self, letter: &DeadLetter) {
+        let number = self.identity.next_dead_letter;
+        self.identity.next_dead_letter += 1;
+        self.changes.identity();
+        self.restore_dead_letter(number, letter);
+        self.changes.dead_letter(number, Some(letter.clone()));
+        while self.dead_letters.len() > MAX_DEAD_LETTERS
+            || self.dead_letter_bytes > MAX_DEAD_LETTER_BYTES
+        {
+            let Some((oldest, _)) = self.dead_letters.first_key_value() else {
+                return;
+            };
+            self.discard_dead_letter(*oldest);
+        }
+    }
+
+    fn discard_dead_letter(&mut self, number: u64) {
+        if let Some(bytes) = self.dead_letters.remove(&number) {
+            self.dead_letter_bytes -= bytes;
+            self.changes.dead_letter(number, None);
         }
     }
 
@@ -355,12 +344,9 @@ impl Retained {
         let number = self.next_request;
         self.next_request += 1;
         let request_id = request.request_id.clone();
-        for burn in &request.burns {
-            let payers = self.payments.entry(*burn).or_default();
-            payers.push(request_id.clone());
-        }
+        self.note_payers(request);
         self.open.insert(number, request_id.clone());
-        self.changes.request(number, &request_id);
+        self.changes.opened(number, &request_id);
         let record = RequestRecord {
             number,
             request: request.clone(),
@@ -449,7 +435,6 @@ impl Retained {
         record.standing = Standing::Settled { outcome, at };
         let sequence = record.request.sequence;
         self.changes.request(record.number, request_id);
-        self.settled.push_back(request_id.clone());
         self.answered(Lane::Signing, sequence);
         if let Some(cancel) = cancel {
             self.answered(Lane::Signing, cancel.sequence);
@@ -471,34 +456,6 @@ impl Retained {
             });
             self.changes.request(record.number, request_id);
         }
-    }
-
-    pub(super) fn lane_row(&self, lane: Lane) -> Row {
-        Row::Lane(lane, self.lanes.get(lane).counters)
-    }
-
-    pub(super) fn entry_row(&self, lane: Lane, sequence: u64) -> Row {
-        let entry = self.lanes.get(lane).entries.get(&sequence).cloned();
-        Row::Entry {
-            lane,
-            sequence,
-            entry,
-        }
-    }
-
-    pub(super) fn request_row(&self, number: u64, request_id: &RequestId) -> Option<Row> {
-        let request = Box::new(self.requests.get(request_id)?.clone());
-        Some(Row::Request { number, request })
-    }
-
-    pub(super) fn pegin_row(&self, number: u64) -> Row {
-        let settled = self.settled_pegins.get(&number).copied();
-        Row::Pegin { number, settled }
-    }
-
-    pub(super) fn dead_letter_row(&self, number: u64) -> Row {
-        let letter = self.dead_letters.get(&number).cloned();
-        Row::DeadLetter { number, letter }
     }
 }
 

@@ -4,6 +4,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
+    buffer::test_disk::TestDisk,
     message::{LedgerId, MessageId},
     telemetry::TraceContext,
 };
@@ -117,11 +118,7 @@ fn records(retained: &Retained, step: &Step) -> Vec<Record> {
         }
         Step::Forget => {
             let since = SystemTime::UNIX_EPOCH;
-            let forgotten = retained.to_forget(2, since);
-            forgotten
-                .or_else(|| retained.to_prune(2, since))
-                .into_iter()
-                .collect()
+            retained.to_prune(2, since).into_iter().collect()
         }
         Step::Cancel(number) => {
             let request_id = requests(*number);
@@ -152,10 +149,11 @@ fn records(retained: &Retained, step: &Step) -> Vec<Record> {
 }
 
 /// Request ids are made of the sequence that was next: after an adoption one may come again.
-fn possible(retained: &Retained, step: &Step) -> Vec<Record> {
+fn possible(retained: &Retained, disk: &TestDisk, step: &Step) -> Vec<Record> {
     let records = records(retained, step);
     let known = records.iter().any(|record| {
-        matches!(record, Record::Opened(open) if retained.request(&open.request_id).is_some())
+        matches!(record, Record::Opened(open) if retained.request(&open.request_id).is_some()
+            || disk.request(&open.request_id).is_some())
     });
     if known { Vec::new() } else { records }
 }
@@ -163,13 +161,13 @@ fn possible(retained: &Retained, step: &Step) -> Vec<Record> {
 proptest! {
     #[test]
     fn whatever_happens_the_sums_agree_and_nothing_is_lost(steps in vec(step(), 0..120)) {
-        let mut retained = Retained::from_rows(Vec::new());
+        let mut retained = Retained::new(None);
         let mut accepted = BTreeSet::new();
-        let mut kept = BTreeMap::new();
+        let mut disk = TestDisk::default();
         for step in &steps {
-            for record in possible(&retained, step) {
+            for record in possible(&retained, &disk, step) {
                 if let Record::Opened(open) = &record {
-                    accepted.insert(open.request_id.to_string());
+                    accepted.insert(open.request_id.clone());
                 }
                 retained.apply(&record);
             }
@@ -193,33 +191,35 @@ proptest! {
             });
             prop_assert_eq!(retained.open_and_parked(), (open.len(), parked.count()));
 
-            // Every request is open, settled or remembered.
-            let known: BTreeSet<_> = retained
-                .requests()
-                .map(|record| record.request.request_id.to_string())
-                .collect();
-            prop_assert_eq!(&known, &accepted);
-            // What the changed rows amount to is what is known.
-            for row in retained.take_changes() {
-                if row.is_removal() {
-                    kept.remove(&row.key());
-                } else {
-                    kept.insert(row.key(), row);
-                }
+            // Every request is in memory or on disk.
+            for id in &accepted {
+                let known = retained.request(id).cloned().or_else(|| disk.request(id));
+                prop_assert!(known.is_some(), "{} is lost", id);
             }
-            let read = Retained::from_rows(kept.values().cloned().collect());
+            // What the changed rows amount to is what is known, but for what has come to its end.
+            let ended = disk.commit(&mut retained);
+            let read = disk.load();
             prop_assert_eq!(&read.lanes, &retained.lanes);
-            prop_assert_eq!(&read.requests, &retained.requests);
             prop_assert_eq!((&read.open, read.parked), (&retained.open, retained.parked));
             prop_assert_eq!(&read.identity, &retained.identity);
+            for record in retained.requests() {
+                let on_disk = disk.request(&record.request.request_id);
+                prop_assert_eq!(on_disk.as_ref(), Some(record));
+            }
+            for settled in ended {
+                retained.leave(settled);
+            }
+            prop_assert_eq!(&read.requests, &retained.requests);
+            prop_assert_eq!(&read.payers, &retained.payers);
         }
     }
 
     #[test]
     fn a_repeated_fact_changes_nothing(steps in vec(step(), 0..60)) {
         let mut retained = Retained::default();
+        let disk = TestDisk::default();
         for step in &steps {
-            for record in possible(&retained, step) {
+            for record in possible(&retained, &disk, step) {
                 retained.apply(&record);
                 let repeatable = !matches!(
                     record,

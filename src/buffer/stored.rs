@@ -1,18 +1,14 @@
 //! How rows are written: protobuf messages of our own, so that a later version can read what an
 //! earlier one wrote.
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::{OutPoint, Txid, hashes::Hash as _};
 use prost::{Message, bytes::Bytes};
 
 use super::{
-    journal::{Identity, JournalError},
     record::{DeadLetter, Entry, Expects, OpenRequest},
-    retained::{Cancel, Counters, RequestRecord, Standing},
+    retained::{Cancel, Counters, Identity, RequestRecord, Standing},
 };
 use crate::{
     message::{
@@ -29,14 +25,6 @@ pub(super) trait Stored: Sized {
     fn encode(&self) -> Vec<u8>;
     /// From bytes of [`encode`](Self::encode); why they are none otherwise.
     fn decode(bytes: &[u8]) -> Result<Self, String>;
-}
-
-/// Reads a value of the journal at `path`.
-pub(super) fn read<T: Stored>(path: &Path, what: &str, bytes: &[u8]) -> Result<T, JournalError> {
-    T::decode(bytes).map_err(|reason| JournalError::Damaged {
-        path: path.to_owned(),
-        reason: format!("{what}: {reason}"),
-    })
 }
 
 macro_rules! stored {
@@ -72,6 +60,8 @@ struct StoredIdentity {
     adoptions: u64,
     #[prost(bool, tag = "5")]
     reconciling: bool,
+    #[prost(uint64, tag = "6")]
+    next_dead_letter: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -164,7 +154,7 @@ struct StoredRequest {
     deadline: u64,
     #[prost(bool, tag = "10")]
     sent_before: bool,
-    #[prost(oneof = "StoredStanding", tags = "11, 12, 13")]
+    #[prost(oneof = "StoredStanding", tags = "11, 12")]
     standing: Option<StoredStanding>,
     #[prost(message, optional, tag = "14")]
     aside: Option<StoredEntry>,
@@ -176,8 +166,6 @@ enum StoredStanding {
     Open(StoredOpen),
     #[prost(message, tag = "12")]
     Settled(StoredSettled),
-    #[prost(bool, tag = "13")]
-    Forgotten(bool),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -293,6 +281,7 @@ impl From<&Identity> for StoredIdentity {
             ledger_id: identity.ledger_id.map(|id| id.to_bytes().to_vec()),
             adoptions: identity.adoptions,
             reconciling: identity.reconciling,
+            next_dead_letter: identity.next_dead_letter,
         }
     }
 }
@@ -308,6 +297,7 @@ impl TryFrom<StoredIdentity> for Identity {
             ledger_id: ledger_id.transpose().map_err(text)?,
             adoptions: form.adoptions,
             reconciling: form.reconciling,
+            next_dead_letter: form.next_dead_letter,
         })
     }
 }
@@ -441,7 +431,6 @@ impl From<&RequestRecord> for StoredRequest {
                 Standing::Settled { outcome, at } => {
                     StoredStanding::Settled(store_outcome(outcome, *at))
                 }
-                Standing::Forgotten => StoredStanding::Forgotten(true),
             }),
         }
     }
@@ -494,7 +483,6 @@ impl TryFrom<StoredRequest> for RequestRecord {
                     at: time(settled.at),
                     outcome: read_outcome(settled)?,
                 },
-                StoredStanding::Forgotten(_) => Standing::Forgotten,
             },
         })
     }

@@ -25,7 +25,6 @@ use governance_stream::{
     },
     proto::FederationUpdateKind,
     simulator::{FederationView, LedgerView, RotationPlan, Simulator, SimulatorConfig, wallet},
-    storage::Store,
     telemetry::Metrics,
 };
 use prometheus_client::registry::Registry;
@@ -180,7 +179,7 @@ impl Demo {
                 http: false,
             },
             data_dir: Some(directory.path.clone()),
-            store: Store::in_memory(),
+            init: true,
             federation: FirstFederation {
                 threshold: u32::try_from(first.threshold)?,
                 members: members.collect::<anyhow::Result<_>>()?,

@@ -9,12 +9,12 @@ mod chain_routes;
 mod check_config;
 #[cfg(unix)]
 mod connect;
+#[cfg(unix)]
+mod dead_letters;
 #[cfg(feature = "simulator")]
 mod demo;
 #[cfg(unix)]
 mod federation;
-#[cfg(unix)]
-mod journal;
 mod node;
 mod out;
 #[cfg(unix)]
@@ -90,9 +90,9 @@ enum Command {
     /// Have a running node try again what a fault has stopped, as a runbook says.
     #[cfg(unix)]
     Resume(connect::ResumeArgs),
-    /// What a node that is down has kept, and what to do about dead letters.
+    /// Messages of governance that a running node could not use.
     #[cfg(unix)]
-    Journal(journal::JournalArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
     /// Show the configuration that is in force, and where each value comes from.
     CheckConfig(check_config::CheckConfigArgs),
     /// Play governance: a federation of real keys behind a real server. For tests only.
@@ -172,7 +172,7 @@ pub(crate) fn main() -> ExitCode {
             #[cfg(unix)]
             Command::Resume(args) => connect::resume(args).await,
             #[cfg(unix)]
-            Command::Journal(args) => journal::run(args).await,
+            Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::CheckConfig(args) => check_config::run(&args),
             #[cfg(feature = "simulator")]
             Command::Simulator(args) => simulator::run(args).await,

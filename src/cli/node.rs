@@ -1,14 +1,10 @@
 //! The node of this binary: the stream, with this crate's bridge and chain, under one supervisor.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use governance_stream::{
-    DiskJournal, GovernanceStream, Journal, MemoryJournal, StreamArguments, Subscriber,
+    GovernanceStream, StreamArguments, Subscriber,
     bridge::{
         BitcoinBackend, BridgeActor, BridgeArguments, BridgeMessage, BridgeStore,
         CompletionSubscriber,
@@ -18,8 +14,7 @@ use governance_stream::{
         Schedule,
     },
     config::{BridgeConfig, Config, Features, FirstFederation},
-    retained::Retained,
-    storage::Store,
+    storage::{Owner, Store, StoreError},
     telemetry::Metrics,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -37,8 +32,8 @@ pub(super) struct NodePlan {
     pub features: Features,
     /// Where everything lies that must survive the process; in memory when unset.
     pub data_dir: Option<PathBuf>,
-    /// What the chain keeps; it belongs to this node and its first federation.
-    pub store: Store,
+    /// Whether a store is made there, should there be nothing at all.
+    pub init: bool,
     pub federation: FirstFederation,
     pub policy: FederationPolicy,
     pub bridge: BridgeConfig,
@@ -66,7 +61,7 @@ impl Node {
             config,
             features,
             data_dir,
-            store,
+            init,
             federation,
             policy,
             bridge,
@@ -76,25 +71,23 @@ impl Node {
         let (network, chain_id) = (config.node.network, &config.node.chain_id);
         let first = Federation::first(&federation, network, chain_id)
             .context("the configured first federation is none")?;
-        // The journal takes the directory: nobody else has the other files either.
-        let (journal, bridge_store) = match &data_dir {
-            Some(directory) => {
-                let journal = open_journal(directory)?;
-                let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
-                (journal, bridge_store)
-            }
-            None => {
-                let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
-                (journal, BridgeStore::new())
-            }
-        };
+        let owner = Owner::of(&config.node).with_first_federation(&first.digest());
         let schedule = Schedule::new(first, chain_id.clone(), policy);
+        let (store, bridge_store) = match &data_dir {
+            Some(directory) => {
+                // It takes the directory: nobody else has the other files either.
+                let store = open_store(directory.clone(), owner, init).await?;
+                let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
+                (store, bridge_store)
+            }
+            None => (Store::in_memory(), BridgeStore::new()),
+        };
         let chain_store = ChainStore::open(&store, schedule).await?;
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
             metrics: metrics.clone(),
-            ..StreamArguments::new(config.clone(), journal)
+            ..StreamArguments::new(config.clone(), store)
         };
         let (report, failed) = watch::channel(None);
         let (supervisor, _) = Actor::spawn(None, NodeSupervisor, report)
@@ -158,23 +151,19 @@ impl Node {
     }
 }
 
-/// Opens the journal and reads it once, so that a damaged one ends the start and not the node.
-fn open_journal(directory: &Path) -> anyhow::Result<Arc<dyn Journal>> {
-    let journal = DiskJournal::open(directory)?;
-    let began = Instant::now();
-    let retained = Retained::from_rows(journal.load()?);
-    let (open, parked) = retained.open_and_parked();
+/// Opens the store, or makes it where there is nothing yet and that is wanted.
+async fn open_store(directory: PathBuf, owner: Owner, init: bool) -> anyhow::Result<Store> {
+    let opening = tokio::task::spawn_blocking(move || match Store::open(&directory, &owner) {
+        Err(StoreError::Absent { .. }) if init => Store::create(&directory, &owner, false),
+        opened => opened,
+    });
+    let store = opening.await??;
     info!(
-        directory = %directory.display(),
-        took = ?began.elapsed(),
-        open_requests = open,
-        parked_requests = parked,
-        open_pegins = retained.open_pegins(),
-        dead_letters = retained.dead_letters.len(),
-        last_epoch = retained.identity.epoch,
-        "journal opened"
+        store = store.place(),
+        commit = store.condition().confirmed,
+        "store opened"
     );
-    Ok(Arc::new(journal))
+    Ok(store)
 }
 
 /// A subscriber with everything that it is started with, again and again.

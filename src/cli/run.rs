@@ -8,9 +8,7 @@ use clap::Args;
 use governance_stream::{
     bridge::{BitcoinBackend, BitcoinCore, FileOutbox},
     config::BridgeSettings,
-    http,
-    storage::Store,
-    telemetry,
+    http, telemetry,
 };
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -29,6 +27,10 @@ pub(super) struct RunArgs {
     /// Logs as one JSON object a line, whatever the configuration says.
     #[arg(long)]
     json: bool,
+    /// Make a store if there is none, for containers; as `init` does. Refused when the data
+    /// directory holds anything but a store.
+    #[arg(long)]
+    init: bool,
 }
 
 /// Bitcoin Core where there is one, otherwise files for whatever broadcasts them.
@@ -70,7 +72,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         config: settings.stream,
         features: settings.features,
         data_dir: Some(settings.data_dir.clone()),
-        store: Store::in_memory(),
+        init: args.init,
         federation: settings.federation,
         policy: settings.federation_policy,
         bridge: settings.bridge.config,

@@ -278,7 +278,7 @@ async fn dead_letters(State(operated): State<Operated>) -> Reply {
     let letters = operated.stream.dead_letters().await?;
     let letters = letters
         .iter()
-        .map(|(number, letter)| super::journal::shown_letter(*number, letter));
+        .map(|(number, letter)| super::dead_letters::shown_letter(*number, letter));
     Ok(Json(Value::Array(letters.collect())))
 }
 

@@ -51,7 +51,7 @@ pub(crate) enum ConnectionMessage {
     /// Governance's ledger was adopted: ask it how these open requests stand there.
     Reconcile { epoch: u64, listed: Vec<Listed> },
     /// The journal has failed: the session rests on what may not be there.
-    JournalFailed { epoch: u64 },
+    StoreFailed { epoch: u64 },
     /// Governance acknowledged what was never sent.
     AcknowledgedTooMuch {
         epoch: u64,

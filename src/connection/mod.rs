@@ -253,7 +253,7 @@ impl ConnectionState {
                     self.send_control(Control::Reconcile(page))?;
                 }
             }
-            ConnectionMessage::JournalFailed { epoch } => {
+            ConnectionMessage::StoreFailed { epoch } => {
                 self.end_epoch(epoch, SessionFault::Journal)?;
             }
             ConnectionMessage::AcknowledgedTooMuch {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 use serde::Serialize;
 use tokio::sync::{broadcast, watch};
 
-use crate::{buffer::retained::Retained, message::Lane};
+use crate::{buffer::Retained, message::Lane};
 
 /// One answer to "is it well?".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -173,7 +173,7 @@ pub struct StreamStatus {
     /// Messages of governance that could not be used.
     pub dead_letters: usize,
     /// Why the journal takes nothing, when it does not.
-    pub journal_fault: Option<String>,
+    pub store_fault: Option<String>,
     /// Restarts by the supervisor since the start.
     pub actor_restarts: u64,
     /// Whether the tree runs.
@@ -198,7 +198,7 @@ impl StreamStatus {
             open_requests: 0,
             parked_requests: 0,
             dead_letters: 0,
-            journal_fault: None,
+            store_fault: None,
             actor_restarts: 0,
             running: false,
         };
@@ -221,7 +221,7 @@ impl StreamStatus {
         if !self.running {
             return Health::Unhealthy(vec!["the tree is not running".to_owned()]);
         }
-        if let Some(fault) = &self.journal_fault {
+        if let Some(fault) = &self.store_fault {
             return Health::Unhealthy(vec![fault.clone()]);
         }
         if let ConnectionPhase::Quarantined | ConnectionPhase::Failed = connection.phase {

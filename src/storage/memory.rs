@@ -56,6 +56,12 @@ impl Engine for MemoryEngine {
 
     fn commit(&self, number: u64, batches: &[Batch]) -> Result<(), StoreError> {
         let mut state = self.lock();
+        if state.commit.checked_add(1) != Some(number) {
+            return Err(StoreError::Damaged {
+                place: self.place(),
+                reason: format!("commit {number} was to follow commit {}", state.commit),
+            });
+        }
         for change in batches.iter().flat_map(Batch::changes) {
             let table = state.tables.entry(change.table.clone().into_owned());
             let rows = Arc::make_mut(table.or_default());

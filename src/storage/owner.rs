@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bitcoin::hex::DisplayHex as _;
 use prost::Message;
 use uuid::Uuid;
 
@@ -11,6 +12,7 @@ use super::{
     error::StoreError,
     index::HashKey,
 };
+use crate::config::NodeConfig;
 
 /// The format that this version writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
@@ -20,8 +22,6 @@ pub(super) const META: Table = Table::new("store/meta");
 const FORMAT_KEY: &[u8] = b"format";
 const IDENTITY_KEY: &[u8] = b"identity";
 const RESTORED_KEY: &[u8] = b"restored";
-/// Written by the commit that each opening begins with.
-pub(super) const OPENED_KEY: &[u8] = b"opened";
 
 /// The node that a store belongs to. A store that belongs to another one is never used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,28 @@ pub struct Owner {
     /// Digest of the first federation of its configuration, in hex; `None` for a node that does
     /// not use this crate's chain, and then it is not compared.
     pub first_federation: Option<String>,
+}
+
+impl Owner {
+    /// The owner that a node's configuration describes.
+    #[must_use]
+    pub fn of(node: &NodeConfig) -> Self {
+        Self {
+            node_id: node.node_id.to_string(),
+            chain_id: node.chain_id.to_string(),
+            network: node.network.to_string(),
+            first_federation: None,
+        }
+    }
+
+    /// As this, with the first federation of its chain.
+    #[must_use]
+    pub fn with_first_federation(self, digest: &[u8]) -> Self {
+        Self {
+            first_federation: Some(digest.to_lower_hex_string()),
+            ..self
+        }
+    }
 }
 
 /// What names one store, from its making on.
@@ -94,12 +116,12 @@ struct StoredRestored {
     restored_unix_ms: u64,
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn time(unix_ms: u64) -> Result<SystemTime, String> {
+pub(super) fn time(unix_ms: u64) -> Result<SystemTime, String> {
     UNIX_EPOCH
         .checked_add(Duration::from_millis(unix_ms))
         .ok_or_else(|| format!("a time that cannot be: {unix_ms}"))

@@ -8,7 +8,7 @@ mod start;
 mod trackers;
 mod watch;
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent,
@@ -25,7 +25,7 @@ use self::{
     watch::{Verdict, Watch},
 };
 use crate::{
-    buffer::{BufferMessage, Leftover, OpenedRequest, journal::Journal},
+    buffer::{BufferMessage, Leftover, OpenedRequest},
     config::{Config, SupervisionConfig},
     connection::ConnectionMessage,
     health::StatusBoard,
@@ -33,6 +33,7 @@ use crate::{
     pulse::Pulse,
     request::RequestMessage,
     routing::Subscribers,
+    storage::Store,
     stream::SharedVersion,
     telemetry::Metrics,
 };
@@ -72,7 +73,7 @@ pub(crate) enum SupervisorMessage {
 #[derive(Clone)]
 pub(crate) struct TreeArguments {
     pub config: Config,
-    pub journal: Arc<dyn Journal>,
+    pub store: Store,
     pub subscribers: Subscribers,
     pub federation_version: SharedVersion,
     pub board: StatusBoard,

@@ -95,11 +95,10 @@ impl SupervisorState {
                     instance,
                     config: args.config.buffer,
                     inbound_window: args.config.connection.inbound_window.messages,
-                    journal: args.journal,
+                    store: args.store,
                     supervisor: myself.clone(),
                     board: args.board,
                     metrics: args.metrics,
-                    tasks: tasks.clone(),
                 };
                 let buffer = faultable!(BufferActor, Buffer);
                 let spawn = Actor::spawn_linked(Some(name), buffer, args, cell);

@@ -12,7 +12,7 @@ use crate::{
 
 /// One lane, both directions.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct RetainedLane {
+pub(crate) struct RetainedLane {
     /// What governance has not acknowledged or not answered, and what is kept for a ledger that
     /// might be restored, by sequence.
     pub entries: BTreeMap<u64, Entry>,
@@ -60,7 +60,7 @@ impl Default for Counters {
 impl RetainedLane {
     /// Messages that governance has not acknowledged.
     #[must_use]
-    pub fn unacknowledged(&self) -> u64 {
+    pub(crate) fn unacknowledged(&self) -> u64 {
         self.counters.next_new - self.counters.first_unacknowledged
     }
 

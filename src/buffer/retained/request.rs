@@ -42,8 +42,6 @@ pub enum Standing {
         /// When it came.
         at: SystemTime,
     },
-    /// It had an outcome, which is no longer kept. The id stays taken, and its burns paid.
-    Forgotten,
 }
 
 /// How governance was asked to cancel a request.

@@ -1,0 +1,140 @@
+//! What the buffer does until it knows what is durable.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{
+    ASK_AGAIN, BufferMessage,
+    intake::{self, Waiting},
+    refuse_intake,
+    retained::Retained,
+};
+use crate::{config::BufferConfig, error::StreamError, storage::StoreError};
+
+/// The store is being opened or read. What comes meanwhile waits, within the bounds that hold at
+/// any time; once a fault is known, callers are refused with it.
+#[derive(Debug, Default)]
+pub(super) struct Loading {
+    waiting: Vec<BufferMessage>,
+    reserved: Waiting,
+    fault: Option<StoreError>,
+    progress: Option<Progress>,
+}
+
+/// How far a load has come.
+#[derive(Debug, Clone)]
+pub(super) struct Progress(Arc<Mutex<Read>>);
+
+#[derive(Debug)]
+struct Read {
+    rows: usize,
+    moved: Instant,
+}
+
+impl Progress {
+    /// So many rows more were read.
+    pub(super) fn add(&self, rows: usize) {
+        let mut read = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        read.rows += rows;
+        read.moved = Instant::now();
+    }
+}
+
+impl Loading {
+    /// After a failure: what waits and cannot ask again goes on waiting.
+    pub(super) fn failed(waiting: Vec<BufferMessage>, fault: StoreError) -> Self {
+        let held = waiting
+            .into_iter()
+            .filter_map(|message| refuse(message, &fault));
+        Self {
+            waiting: held.collect(),
+            fault: Some(fault),
+            ..Self::default()
+        }
+    }
+
+    /// A load begins.
+    pub(super) fn begin(&mut self) -> Progress {
+        let progress = Progress(Arc::new(Mutex::new(Read {
+            rows: 0,
+            moved: Instant::now(),
+        })));
+        self.progress = Some(progress.clone());
+        progress
+    }
+
+    /// For how long the load that is under way has read nothing.
+    pub(super) fn stands_still_for(&self) -> Duration {
+        let since = self.progress.as_ref().map(|progress| {
+            let read = progress.0.lock().unwrap_or_else(PoisonError::into_inner);
+            read.moved.elapsed()
+        });
+        since.unwrap_or_default()
+    }
+
+    pub(super) fn fault(&self) -> Option<&StoreError> {
+        self.fault.as_ref()
+    }
+
+    /// Has a message wait, or answers it.
+    pub(super) fn hold(&mut self, message: BufferMessage, config: &BufferConfig) {
+        if let Some(fault) = &self.fault {
+            self.waiting.extend(refuse(message, fault));
+            return;
+        }
+        if let Some((lane, room)) = intake::needs(&message) {
+            let nothing = Retained::new(None);
+            let free = intake::check_room(&nothing, config, &self.reserved, lane, room);
+            if let Err(full) = free {
+                refuse_intake(message, full);
+                return;
+            }
+            let reserved = self.reserved.get_mut(lane);
+            *reserved = *reserved + room;
+        }
+        self.waiting.push(message);
+    }
+
+    /// What waits, in order.
+    pub(super) fn into_waiting(self) -> Vec<BufferMessage> {
+        self.waiting
+    }
+}
+
+/// Answers a caller that the store has failed; gives back what can wait for it.
+pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<BufferMessage> {
+    let refused = || StreamError::Store {
+        fault: fault.clone(),
+        retry_after: ASK_AGAIN,
+    };
+    match message {
+        BufferMessage::RequestSignatures { reply, .. }
+        | BufferMessage::NotifyPegin { reply, .. }
+        | BufferMessage::Cancel {
+            reply: Some(reply), ..
+        } => {
+            let _ = reply.send(Err(refused()));
+            None
+        }
+        BufferMessage::LookUp { reply, .. } => {
+            let _ = reply.send(Err(refused()));
+            None
+        }
+        // Its caller learns that there was no answer.
+        BufferMessage::DiscardDeadLetter { .. } => None,
+        // They are about a session or a generation that ends with the failure.
+        BufferMessage::JudgeSession { .. }
+        | BufferMessage::ReadWatermarks { .. }
+        | BufferMessage::Reconciled { .. }
+        | BufferMessage::Acknowledged { .. }
+        | BufferMessage::PauseSession { .. }
+        | BufferMessage::SessionEnded { .. }
+        | BufferMessage::Correlate { .. }
+        | BufferMessage::Store(_)
+        | BufferMessage::Found { .. }
+        | BufferMessage::Unchanged { .. } => None,
+        message => Some(message),
+    }
+}

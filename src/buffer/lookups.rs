@@ -1,0 +1,131 @@
+//! What an input asks the disk before it can be decided. Pure, but for [`find`].
+
+use std::collections::{HashMap, HashSet};
+
+use bitcoin::OutPoint;
+
+use super::{
+    BufferMessage,
+    retained::{RequestRecord, Retained},
+    tables::Rows,
+};
+use crate::{
+    message::{BurnId, RequestId},
+    storage::StoreError,
+};
+
+/// What inputs are found by; those that share one are decided in the order in which they came.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Request(RequestId),
+    Burn(BurnId),
+    Pegin(OutPoint),
+}
+
+/// What a look-up found on disk.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    requests: HashMap<RequestId, RequestRecord>,
+    payers: HashMap<BurnId, Vec<RequestId>>,
+    pegins: HashSet<OutPoint>,
+}
+
+/// What is known for a decision: memory first, then what was found on disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) retained: &'a Retained,
+    pub(super) found: &'a Found,
+}
+
+impl Key {
+    /// The keys of an input; none for one that is about no request, burn or deposit.
+    pub(super) fn of(message: &BufferMessage) -> Vec<Self> {
+        match message {
+            BufferMessage::RequestSignatures { request, .. } => {
+                let burns = request.burns.iter().copied().map(Self::Burn);
+                burns
+                    .chain([Self::Request(request.request_id.clone())])
+                    .collect()
+            }
+            BufferMessage::NotifyPegin { notification, .. } => {
+                vec![Self::Pegin(notification.outpoint())]
+            }
+            BufferMessage::Cancel { request_id, .. }
+            | BufferMessage::LookUp { request_id, .. }
+            | BufferMessage::Restate { request_id } => vec![Self::Request(request_id.clone())],
+            BufferMessage::Correlate { request_ids, .. } => {
+                request_ids.iter().cloned().map(Self::Request).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether memory alone decides about an input with these keys. What has its request in memory
+    /// is known, whatever else pays its burns.
+    pub(super) fn are_in_memory(keys: &[Self], retained: &Retained) -> bool {
+        let mut requests = keys.iter().filter_map(|key| match key {
+            Self::Request(id) => Some(retained.request(id).is_some()),
+            Self::Burn(_) | Self::Pegin(_) => None,
+        });
+        let mut pegins = keys.iter().filter_map(|key| match key {
+            Self::Pegin(outpoint) => Some(retained.knows_pegin(outpoint)),
+            Self::Request(_) | Self::Burn(_) => None,
+        });
+        requests.all(|known| known) && pegins.all(|known| known)
+    }
+}
+
+/// Looks the keys up.
+pub(super) fn find(rows: Rows<'_>, keys: &HashSet<Key>) -> Result<Found, StoreError> {
+    let mut found = Found::default();
+    for key in keys {
+        match key {
+            Key::Request(id) => {
+                let record = rows.request(id)?;
+                found
+                    .requests
+                    .extend(record.map(|record| (id.clone(), record)));
+            }
+            Key::Burn(burn) => {
+                let payers = rows.payers(burn)?;
+                let ids = payers
+                    .iter()
+                    .map(|record| record.request.request_id.clone());
+                found.payers.insert(*burn, ids.collect());
+                let by_id = |record: RequestRecord| (record.request.request_id.clone(), record);
+                found.requests.extend(payers.into_iter().map(by_id));
+            }
+            Key::Pegin(outpoint) => {
+                let answered = rows.pegin(outpoint)?;
+                found.pegins.extend(answered.map(|_| *outpoint));
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl<'a> Known<'a> {
+    /// What is known about a request id.
+    pub(super) fn request(&self, id: &RequestId) -> Option<&'a RequestRecord> {
+        let in_memory = self.retained.request(id);
+        in_memory.or_else(|| self.found.requests.get(id))
+    }
+
+    /// Whether a notice for this outpoint was accepted, answered or not.
+    pub(super) fn pegin(&self, outpoint: &OutPoint) -> bool {
+        self.retained.knows_pegin(outpoint) || self.found.pegins.contains(outpoint)
+    }
+
+    /// An earlier request that pays `burn` and shares no input with `spends`: both could be
+    /// mined, and the burn be paid twice.
+    pub(super) fn rival(&self, burn: &BurnId, spends: &HashSet<OutPoint>) -> Option<&'a RequestId> {
+        let in_memory = self.retained.payers(burn).iter();
+        let on_disk = self.found.payers.get(burn).into_iter().flatten();
+        in_memory.chain(on_disk).find(|earlier| {
+            self.request(earlier).is_some_and(|earlier| {
+                let mut inputs = earlier.request.spends.iter();
+                !inputs.any(|input| spends.contains(input))
+            })
+        })
+    }
+}

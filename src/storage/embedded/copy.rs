@@ -1,0 +1,136 @@
+//! A new file, filled in the order of its keys: what a backup and a compaction write.
+
+use std::{fs, io, path::Path};
+
+use redb::{Database, StorageBackend, TableDefinition};
+
+use super::{
+    bookkeeping::{self, Bookkeeping},
+    builder,
+    fault::{Faults, io_error},
+    home,
+};
+use crate::storage::{checksummed::Checksummed, error::StoreError};
+
+/// Bytes of rows that are written at once.
+const AT_ONCE: usize = 8 << 20;
+
+/// Writes a store's file from beginning to end. Nothing of it counts until it is finished.
+#[derive(Debug)]
+pub struct CopyWriter {
+    place: String,
+    storage: Checksummed,
+    database: Database,
+    faults: Faults,
+    bookkeeping: Bookkeeping,
+    waiting: Vec<(String, Vec<u8>, Vec<u8>)>,
+    waiting_bytes: usize,
+}
+
+impl CopyWriter {
+    /// Makes the file at `path`, which only its owner may read. One that is there already, left of
+    /// an attempt that was cut short, is overwritten.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
+        let place = home::shown(path);
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error(&place, "replace it", &error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let file = home::create_file(path)?;
+        let storage = super::file_storage(file, &place)?;
+        Self::on(&place, storage)
+    }
+
+    /// As [`create`](Self::create), on empty storage.
+    pub(super) fn on(place: &str, storage: Box<dyn StorageBackend>) -> Result<Self, StoreError> {
+        let storage =
+            Checksummed::create(storage).map_err(|error| io_error(place, "create it", &error))?;
+        let faults = Faults::of(place, Some(storage.clone()));
+        let database = faults.guard("create it", || {
+            Ok(builder().create_with_backend(storage.clone())?)
+        })?;
+        Ok(Self {
+            place: place.to_owned(),
+            storage,
+            database,
+            faults,
+            bookkeeping: Bookkeeping::default(),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+        })
+    }
+
+    /// Adds a row. Rows come in the order of their tables' names and their keys, each once; in
+    /// another order they take more time and room.
+    ///
+    /// # Errors
+    ///
+    /// When what was gathered cannot be written. Nothing more can be done with it then.
+    pub fn put(&mut self, table: &str, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
+        self.waiting_bytes += table.len() + key.len() + value.len();
+        self.waiting.push((table.to_owned(), key, value));
+        if self.waiting_bytes < AT_ONCE {
+            return Ok(());
+        }
+        self.write(false)
+    }
+
+    /// Completes it as the state of commit `number`, and returns once it is synced. Renaming it,
+    /// and syncing its directory, is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written or synced: it is then to be removed.
+    pub fn finish(mut self, number: u64) -> Result<(), StoreError> {
+        self.bookkeeping.commit = number;
+        self.write(true)?;
+        let Self {
+            place,
+            storage,
+            database,
+            faults,
+            ..
+        } = self;
+        faults.guard("close it", || Ok(database.close()?))?;
+        // The engine's last words, and the length it has trimmed the file to.
+        storage
+            .sync_data()
+            .map_err(|error| io_error(&place, "sync it", &error))
+    }
+
+    fn write(&mut self, last: bool) -> Result<(), StoreError> {
+        let rows = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        let mut bookkeeping = self.bookkeeping;
+        let database = &self.database;
+        self.faults.guard("write to it", || {
+            let mut transaction = database.begin_write()?;
+            if last {
+                transaction.set_two_phase_commit(true);
+                transaction.set_quick_repair(true);
+            }
+            for rows in rows.chunk_by(|one, next| one.0 == next.0) {
+                let name = rows.first().map_or("", |(name, ..)| name);
+                let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(name);
+                let mut table = transaction.open_table(definition)?;
+                for (_, key, value) in rows {
+                    let old = table.insert(key.as_slice(), value.as_slice())?;
+                    let old = old.map(|old| old.value().len());
+                    bookkeeping.count(key, old, Some(value.len()));
+                }
+            }
+            if last {
+                bookkeeping::write(&transaction, bookkeeping)?;
+            }
+            Ok(transaction.commit()?)
+        })?;
+        self.bookkeeping = bookkeeping;
+        Ok(())
+    }
+}

@@ -1,0 +1,246 @@
+//! The directory that a store's file lives in, and who may be in it.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use super::fault::io_error;
+use crate::storage::error::StoreError;
+
+/// The store's file.
+const FILE: &str = "store.redb";
+/// Locked while a process has the directory; holds its id.
+const LOCK: &str = "LOCK";
+/// What may be in a directory that counts as empty: the lock, the operator's socket, and what is
+/// left of a making that was cut short.
+const UNIMPORTANT: [&str; 3] = [LOCK, "operator.sock", "store.redb.new"];
+
+/// A directory that belongs to this process for as long as this value lives; the kernel lets go of
+/// it with the process.
+#[derive(Debug)]
+pub(super) struct Home {
+    directory: PathBuf,
+    _lock: File,
+}
+
+impl Home {
+    /// Takes a directory that is there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Absent`] if it is not, [`StoreError::Held`] while another process has it,
+    /// [`StoreError::Permissions`] when others may enter it.
+    pub(super) fn take(directory: &Path) -> Result<Self, StoreError> {
+        if !directory.exists() {
+            return Err(StoreError::Absent {
+                place: shown(directory),
+            });
+        }
+        demand_private(directory, 0o700)?;
+        let failed = |operation| move |error| io_error(&shown(directory), operation, &error);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        private(&mut options);
+        let mut lock = options
+            .open(directory.join(LOCK))
+            .map_err(failed("write to the directory"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(held(directory, &mut lock)),
+            Err(TryLockError::Error(error)) => return Err(failed("lock the directory")(error)),
+        }
+        let id = std::process::id().to_string();
+        lock.set_len(0)
+            .and_then(|()| lock.write_all(id.as_bytes()))
+            .map_err(failed("write to the directory"))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Makes the directory, for its owner only, if it is not there, and takes it. One that is
+    /// there, and empty, becomes its owner's only.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Occupied`] when it holds a store, or anything unless `anything` may be there;
+    /// and as [`take`](Self::take).
+    pub(super) fn make(directory: &Path, anything: bool) -> Result<Self, StoreError> {
+        let failed = |operation| move |error| io_error(&shown(directory), operation, &error);
+        let mut builder = DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder
+            .create(directory)
+            .map_err(failed("make the directory"))?;
+        let entries = entries(directory).map_err(failed("read the directory"))?;
+        let found = |wanted: &dyn Fn(&String) -> bool| entries.iter().find(|name| wanted(name));
+        let store = found(&|name| name == FILE);
+        let other = found(&|name| !UNIMPORTANT.contains(&name.as_str()));
+        if let Some(name) = store.or(other.filter(|_| !anything)) {
+            return Err(StoreError::Occupied {
+                place: shown(directory),
+                found: format!("`{name}`"),
+            });
+        }
+        #[cfg(unix)]
+        if other.is_none() && demand_private(directory, 0o700).is_err() {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(directory, mode)
+                .map_err(failed("close the directory to others"))?;
+        }
+        Self::take(directory)
+    }
+
+    /// Refuses a directory that others may enter by now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Permissions`]; [`StoreError::Absent`] when it has vanished.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        if !self.directory.exists() {
+            return Err(StoreError::Absent {
+                place: shown(&self.file()),
+            });
+        }
+        demand_private(&self.directory, 0o700)
+    }
+
+    /// The store's file.
+    pub(super) fn file(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// Where a new file is made whole before it takes the store's place.
+    pub(super) fn new_file(&self) -> PathBuf {
+        self.directory.join("store.redb.new")
+    }
+
+    /// Puts a file that is whole and synced in the store's place.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be renamed, or the directory cannot be synced.
+    pub(super) fn put(&self, file: &Path) -> Result<(), StoreError> {
+        fs::rename(file, self.file())
+            .and_then(|()| File::open(&self.directory))
+            .and_then(|directory| directory.sync_all())
+            .map_err(|error| io_error(&shown(&self.file()), "put it in place", &error))
+    }
+
+    /// Bytes that are left on the disk to those without privileges.
+    pub(super) fn available(&self) -> Option<u64> {
+        #[cfg(unix)]
+        {
+            let disk = rustix::fs::statvfs(&self.directory).ok()?;
+            disk.f_bavail.checked_mul(disk.f_frsize)
+        }
+        #[cfg(not(unix))]
+        None
+    }
+}
+
+/// The store's file in `directory`, which no process has, to be read there.
+///
+/// # Errors
+///
+/// [`StoreError::Held`] while a process has it.
+pub(super) fn unheld(directory: &Path) -> Result<PathBuf, StoreError> {
+    if let Ok(mut lock) = File::open(directory.join(LOCK)) {
+        match lock.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => return Err(held(directory, &mut lock)),
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+    }
+    Ok(directory.join(FILE))
+}
+
+/// Opens a store's file.
+///
+/// # Errors
+///
+/// [`StoreError::Absent`], [`StoreError::Permissions`], or what the disk says.
+pub(super) fn open_file(path: &Path, write: bool) -> Result<File, StoreError> {
+    let opened = OpenOptions::new().read(true).write(write).open(path);
+    match opened {
+        Ok(file) => {
+            demand_private(path, 0o600)?;
+            Ok(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(StoreError::Absent { place: shown(path) })
+        }
+        Err(error) => Err(io_error(&shown(path), "open it", &error)),
+    }
+}
+
+/// Makes a file that only its owner may read or write. One that is there already is a fault.
+///
+/// # Errors
+///
+/// What the disk says.
+pub(super) fn create_file(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    private(&mut options);
+    options
+        .open(path)
+        .map_err(|error| io_error(&shown(path), "create it", &error))
+}
+
+pub(super) fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn private(options: &mut OpenOptions) {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    #[cfg(not(unix))]
+    let _ = options;
+}
+
+/// Refuses what others may read, write or enter.
+fn demand_private(path: &Path, wanted: u32) -> Result<(), StoreError> {
+    #[cfg(unix)]
+    {
+        let metadata =
+            fs::metadata(path).map_err(|error| io_error(&shown(path), "look at it", &error))?;
+        let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(StoreError::Permissions {
+                place: shown(path),
+                mode,
+                wanted,
+            });
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (path, wanted);
+    Ok(())
+}
+
+fn entries(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn held(directory: &Path, lock: &mut File) -> StoreError {
+    let mut id = String::new();
+    let read = lock.rewind().and_then(|()| lock.read_to_string(&mut id));
+    let holder = match read {
+        Ok(_) if !id.trim().is_empty() => format!("process {}", id.trim()),
+        Ok(_) | Err(_) => "another process".to_owned(),
+    };
+    StoreError::Held {
+        place: shown(directory),
+        holder,
+    }
+}
