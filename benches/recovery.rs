@@ -18,14 +18,13 @@ use std::{
 };
 
 use bitcoin::Network;
+use governance_stream::storage::Store;
 use governance_stream::{
-    BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, StreamArguments,
-    StreamStatus,
+    BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, StreamArguments, StreamStatus,
     config::{Config, ConnectionConfig, Endpoint, NodeConfig},
     message::{Lane, PeginNotification},
     simulator::{Proxy, Simulator, SimulatorConfig, proxy::Cut, wallet},
 };
-use governance_stream::storage::Store;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::{sync::broadcast::error::RecvError, task::JoinHandle, time::timeout};
 
