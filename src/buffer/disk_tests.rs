@@ -17,7 +17,8 @@ use crate::{
         retained::{Cancel, Counters, RequestRecord, Standing},
     },
     message::{
-        BurnId, CancelReason, FailureCode, LedgerId, MessageId, Outcome, Progress, TransactionType,
+        BurnId, CancelReason, FailureCode, LedgerId, MessageId, OccurrenceId, Outcome, Progress,
+        TransactionType,
     },
     proto,
     telemetry::TraceContext,
@@ -268,6 +269,7 @@ fn row() -> impl Strategy<Value = Row> {
                 lane,
                 sequence: number,
                 message_id: MessageId::generate(),
+                occurrence_id: Some(OccurrenceId::generate()),
                 kind: 99,
                 payload: Payload::from_static(&[0xff; 40]),
                 reason: "why".to_owned(),

@@ -20,6 +20,7 @@ mod machine;
 mod message;
 mod outbound;
 mod probe;
+mod recall;
 mod reconcile;
 mod session;
 mod state;
@@ -52,7 +53,6 @@ use crate::{
     health::{ConnectionChange, ConnectionPhase, EndpointStatus, StatusBoard},
     message::RegistrationAck,
     owned::owned,
-    proto::stream_request::Control,
     routing::{Acknowledgements, Router, Subscribers},
     stream::SharedVersion,
     telemetry::Metrics,
@@ -248,9 +248,17 @@ impl ConnectionState {
             }
             ConnectionMessage::Reconcile { epoch, listed } => {
                 if self.live_dial_of(epoch).is_some() {
-                    let (reconciliation, page) = Reconciliation::new(&listed);
+                    let registered = self.lines.current().and_then(|line| line.registration);
+                    let restored = registered.is_some_and(|registered| registered.restored);
+                    let now = Instant::now();
+                    let (reconciliation, first) = Reconciliation::new(&listed, restored, now);
                     self.reconciliation = Some(reconciliation);
-                    self.send_control(Control::Reconcile(page))?;
+                    self.send_control(first)?;
+                }
+            }
+            ConnectionMessage::Recalled { epoch } => {
+                if self.live_dial_of(epoch).is_some() {
+                    self.recalled()?;
                 }
             }
             ConnectionMessage::JournalFailed { epoch } => {
@@ -312,6 +320,7 @@ impl ConnectionState {
             ConnectionMessage::TimerFired => {
                 self.timer_due = None;
                 self.happen(Event::DeadlineReached)?;
+                self.end_stalled_reconciliation()?;
                 self.advance_deliveries();
                 self.acknowledge_if_due()?;
             }
@@ -586,7 +595,13 @@ impl ConnectionState {
         let deliveries = self.router.as_ref().and_then(Router::deadline);
         let live = self.machine.state().live();
         let acknowledgements = live.and_then(|_| self.acknowledgements.deadline());
-        let due = [self.machine.deadline(now), deliveries, acknowledgements];
+        let reconciliation = live.and(self.reconciliation_deadline());
+        let due = [
+            self.machine.deadline(now),
+            deliveries,
+            acknowledgements,
+            reconciliation,
+        ];
         let Some(due) = due.into_iter().flatten().min() else {
             return;
         };

@@ -15,7 +15,8 @@ use crate::{
     buffer::{HandledMessage, Meaning, record::DeadLetter},
     config::WindowConfig,
     message::{
-        Inbound, InvalidMessage, Lane, MessageId, Outbound, PerLane, Reject, RequestId, wire,
+        Inbound, InvalidMessage, Lane, MessageId, OccurrenceId, Outbound, PerLane, Reject,
+        RequestId, wire,
     },
     proto,
     telemetry::{Metrics, TraceContext},
@@ -39,6 +40,7 @@ impl Subscribers {
             lane,
             sequence,
             message_id,
+            occurrence_id,
             kind,
             payload,
             ..
@@ -46,7 +48,9 @@ impl Subscribers {
         let content = wire::decode(lane, kind, &payload).map_err(|error| error.to_string())?;
         let meaning = Meaning::of(&content);
         let (reply, answer) = oneshot::channel();
-        let identity = (lane, sequence, message_id);
+        // One that came without a name goes by its id.
+        let occurrence_id = occurrence_id.unwrap_or_else(|| message_id.into());
+        let identity = (lane, sequence, message_id, occurrence_id);
         let handed = match content {
             Inbound::SignatureResponse(response) => {
                 let late = true;
@@ -77,7 +81,7 @@ impl Subscribers {
 
 /// A delivery of one message, under the identity that it came with.
 fn alone<E>(
-    (lane, sequence, message_id): (Lane, u64, MessageId),
+    (lane, sequence, message_id, occurrence_id): (Lane, u64, MessageId, OccurrenceId),
     event: E,
     reply: RpcReplyPort<Handled>,
 ) -> Delivery<E> {
@@ -85,6 +89,7 @@ fn alone<E>(
         lane,
         sequence,
         message_id,
+        occurrence_id,
         redelivered: true,
         trace: opentelemetry::Context::new(),
         event,
@@ -200,7 +205,10 @@ impl Router {
             let trace = TraceContext::from_wire(message.traceparent, message.tracestate);
             let span = info_span!("deliver", %lane, sequence, kind);
             trace.adopt(&span);
-            let content = wire::decode(lane, message.kind, &message.payload);
+            // A message without it could be handled twice: it is as malformed as one whose payload is.
+            let occurrence_id = OccurrenceId::from_slice(&message.occurrence_id);
+            let content = wire::decode(lane, message.kind, &message.payload)
+                .and_then(|content| occurrence_id.clone().map(|_| content));
             if content.is_err() {
                 metrics.record_serialization_error(lane);
             }
@@ -213,6 +221,7 @@ impl Router {
                 answers,
                 sequence,
                 message_id,
+                occurrence_id: occurrence_id.ok(),
                 redelivered: message.redelivered,
                 trace: TraceContext::of(&span).or(trace),
                 _span: span,
@@ -439,6 +448,7 @@ fn hand_over<E: Send + 'static>(
             lane,
             sequence: arrived.sequence,
             message_id: arrived.message_id,
+            occurrence_id: arrived.occurrence_id?,
             redelivered: arrived.redelivered,
             trace: arrived.trace.to_context(),
             event: event(arrived.content.ok()?)?,
@@ -481,6 +491,7 @@ fn rejected(lane: Lane, arrived: Arrived, reason: String) -> HandledMessage {
             lane,
             sequence: arrived.sequence,
             message_id: arrived.message_id,
+            occurrence_id: arrived.occurrence_id,
             kind: arrived.kind,
             payload: arrived.payload,
             reason,

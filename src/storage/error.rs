@@ -17,7 +17,9 @@ pub enum StoreError {
         place: String,
     },
     /// There is one already, or something else.
-    #[error("store `{place}`: it is not made, since {found} is there already; choose an empty directory")]
+    #[error(
+        "store `{place}`: it is not made, since {found} is there already; choose an empty directory"
+    )]
     Occupied {
         /// Where it was to be made.
         place: String,
@@ -47,9 +49,7 @@ pub enum StoreError {
         advice: &'static str,
     },
     /// It belongs to another node, chain, network, federation, or is another store than before.
-    #[error(
-        "store `{place}`: its {what} is {found}, and {expected} is expected; {advice}"
-    )]
+    #[error("store `{place}`: its {what} is {found}, and {expected} is expected; {advice}")]
     Foreign {
         /// Where it is.
         place: String,
@@ -88,7 +88,9 @@ pub enum StoreError {
         reason: String,
     },
     /// Others than its owner may read or write it.
-    #[error("store `{place}`: mode {mode:03o} lets others in; `chmod {wanted:03o}` it, and see who has been there")]
+    #[error(
+        "store `{place}`: mode {mode:03o} lets others in; `chmod {wanted:03o}` it, and see who has been there"
+    )]
     Permissions {
         /// The file or directory.
         place: String,
