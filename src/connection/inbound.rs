@@ -11,7 +11,6 @@ use super::{
     ConnectionMessage, ConnectionState, Generation, REDELIVERY_DEADLINE, SessionFault,
     fault::Phase,
     line::Registered,
-    reconcile::{Progress, Reconciliation},
     session::InboundFrame,
     state::{Event, ImpossibleEvent, State},
 };
@@ -252,77 +251,9 @@ impl ConnectionState {
                 let fault = "the registration was answered twice".to_owned();
                 self.end(dial, SessionFault::Protocol(fault))
             }
-            Control::ReconcileResponse(answer) => {
-                let progress = self.exchange(|exchange, now| exchange.answered(answer, now));
-                self.reconciling(dial, "reconcile_response", progress)
-            }
-            Control::RecallPage(page) => {
-                let progress = self.exchange(|exchange, _| exchange.recalled(page));
-                self.reconciling(dial, "recall_page", progress)
-            }
+            Control::ReconcileResponse(answer) => self.reconciliation_answered(dial, answer),
+            Control::RecallPage(page) => self.recall_told(dial, page),
         }
-    }
-
-    fn exchange(
-        &mut self,
-        answered: impl FnOnce(&mut Reconciliation, Instant) -> Result<Progress, String>,
-    ) -> Result<Progress, String> {
-        let unasked = || "a reconciliation that was not asked for".to_owned();
-        let exchange = self.reconciliation.as_mut().ok_or_else(unasked)?;
-        answered(exchange, Instant::now())
-    }
-
-    fn reconciling(
-        &mut self,
-        dial: u64,
-        what: &str,
-        progress: Result<Progress, String>,
-    ) -> Result<(), ImpossibleEvent> {
-        match progress {
-            Ok(Progress::Ask(next)) => self.send_control(next),
-            Ok(Progress::TakeIn(reconciled)) => {
-                self.reconciliation.take_if(|exchange| exchange.is_over());
-                let reconciled = Box::new(reconciled);
-                if let Some(epoch) = self.lines.epoch_of(dial) {
-                    self.tell_buffer(BufferMessage::Reconciled { epoch, reconciled });
-                }
-                Ok(())
-            }
-            Err(fault) => {
-                let fault = format!("{what}: {fault}");
-                self.end(dial, SessionFault::Protocol(fault))
-            }
-        }
-    }
-
-    /// The buffer has committed what was recalled: asks for more, or says that it was all.
-    pub(super) fn recalled(&mut self) -> Result<(), ImpossibleEvent> {
-        let exchange = self.reconciliation.as_mut();
-        let next = exchange.and_then(|exchange| exchange.committed(Instant::now()));
-        self.reconciliation.take_if(|exchange| exchange.is_over());
-        match next {
-            Some(next) => self.send_control(next),
-            None => Ok(()),
-        }
-    }
-
-    /// When governance has owed an answer of the reconciliation for too long.
-    pub(super) fn reconciliation_deadline(&self) -> Option<Instant> {
-        let asked_at = self.reconciliation.as_ref()?.asked_at()?;
-        Some(asked_at + self.args.config.stall_deadline)
-    }
-
-    pub(super) fn end_stalled_reconciliation(&mut self) -> Result<(), ImpossibleEvent> {
-        let live = self.machine.state().live().map(|live| live.dial);
-        let due = self.reconciliation_deadline();
-        let (Some(dial), Some(_)) = (live, due.filter(|due| *due <= Instant::now())) else {
-            return Ok(());
-        };
-        let (awaited, within) = (
-            "answer of a reconciliation",
-            self.args.config.stall_deadline,
-        );
-        self.end(dial, SessionFault::TooSlow { awaited, within })
     }
 
     fn heartbeat_answered(&mut self, number: u64) {

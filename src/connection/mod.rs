@@ -22,6 +22,7 @@ mod outbound;
 mod probe;
 mod recall;
 mod reconcile;
+mod reconciling;
 mod session;
 mod state;
 mod witness;
@@ -247,20 +248,9 @@ impl ConnectionState {
                 self.end_epoch(epoch, SessionFault::Resume(fault))?;
             }
             ConnectionMessage::Reconcile { epoch, listed } => {
-                if self.live_dial_of(epoch).is_some() {
-                    let registered = self.lines.current().and_then(|line| line.registration);
-                    let restored = registered.is_some_and(|registered| registered.restored);
-                    let now = Instant::now();
-                    let (reconciliation, first) = Reconciliation::new(&listed, restored, now);
-                    self.reconciliation = Some(reconciliation);
-                    self.send_control(first)?;
-                }
+                self.reconcile(epoch, &listed)?;
             }
-            ConnectionMessage::Recalled { epoch } => {
-                if self.live_dial_of(epoch).is_some() {
-                    self.recalled()?;
-                }
-            }
+            ConnectionMessage::Recalled { epoch } => self.recalled(epoch)?,
             ConnectionMessage::JournalFailed { epoch } => {
                 self.end_epoch(epoch, SessionFault::Journal)?;
             }

@@ -205,7 +205,7 @@ fn governance_owes_an_answer_from_each_question_on_and_nothing_in_between() {
 fn nothing_is_told_that_was_not_asked_for() {
     let (mut exchange, page) = begin(0, false);
     let unasked = proto::RecallPage {
-        reconcile_id: page.reconcile_id.clone(),
+        reconcile_id: page.reconcile_id,
         last_page: true,
         ..Default::default()
     };

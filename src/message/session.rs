@@ -366,3 +366,69 @@ impl From<proto::Error> for GovernanceError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack() -> proto::RegistrationAck {
+        let lanes = Lane::ALL.map(|lane| proto::LaneState {
+            lane: proto::Lane::from(lane).into(),
+            first_retained: 1,
+            next_new: 1,
+            next_expected: 1,
+            window_messages: 1,
+            ..Default::default()
+        });
+        proto::RegistrationAck {
+            session_id: vec![1; 16].into(),
+            ledger_id: vec![2; 16].into(),
+            lanes: lanes.to_vec(),
+            heartbeat_interval_ms: 1000,
+            federation_version: 1,
+            node_id: "node-1".to_owned(),
+            epoch: 7,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_governance_knows_of_the_store_is_read_from_its_answer() {
+        for (new_node, recall_due) in [(true, false), (false, true), (false, false)] {
+            let read = RegistrationAck::try_from(proto::RegistrationAck {
+                new_node,
+                recall_due,
+                ..ack()
+            });
+            let read = read.expect("good");
+            assert_eq!((read.new_node, read.recall_due), (new_node, recall_due));
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_highest_epoch_or_none() {
+        for (wire, read) in [(0, None), (1, Some(1)), (u64::MAX, Some(u64::MAX))] {
+            let error = GovernanceError::from(proto::Error {
+                code: proto::ErrorCode::Fenced.into(),
+                highest_epoch: wire,
+                ..Default::default()
+            });
+            assert_eq!(error.highest_epoch, read);
+        }
+    }
+
+    #[test]
+    fn every_code_of_the_protocol_has_a_name_of_its_own_and_a_later_one_has_none() {
+        let read = |code| {
+            GovernanceError::from(proto::Error {
+                code,
+                ..Default::default()
+            })
+            .code
+        };
+        let names: std::collections::BTreeSet<_> = (0..=11).map(|code| read(code).name()).collect();
+        assert_eq!(names.len(), 12);
+        assert_eq!(read(12), GovernanceErrorCode::Unspecified);
+        assert!(GovernanceErrorCode::OutboxRetired.ends_session());
+    }
+}

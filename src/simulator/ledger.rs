@@ -1,6 +1,7 @@
 //! Governance's durable record: nodes, their lanes, requests, deposits and answers. It serves all
 //! endpoints, and knows no sockets.
 
+mod admission;
 mod outbox;
 mod payments;
 mod reconcile;

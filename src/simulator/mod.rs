@@ -285,6 +285,12 @@ impl Simulator {
             .change(|ledger| ledger.script.withholding = withholding);
     }
 
+    /// Takes what nodes ask of a reconciliation and leaves it unanswered; or answers again.
+    pub fn leave_reconciliation_unanswered(&self, unanswered: bool) {
+        self.shared
+            .change(|ledger| ledger.script.reconciliation_unanswered = unanswered);
+    }
+
     /// Ends the silence.
     pub fn speak(&self) {
         self.shared.change(|ledger| ledger.script.silent = false);

@@ -174,6 +174,9 @@ impl Ledger {
 
     /// Sends a session this control message, behind whatever was said before.
     fn tell(&mut self, node_id: &str, control: Control) -> Result<(), String> {
+        if self.script.reconciliation_unanswered {
+            return Ok(());
+        }
         let session = self.node(node_id)?.session.as_mut();
         let frame = proto::StreamResponse {
             control: Some(control),
