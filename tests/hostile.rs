@@ -425,6 +425,10 @@ async fn a_message_that_does_not_name_what_it_tells_is_a_dead_letter_and_its_lan
         ]));
         let delivered = victim.chain.recorded(1).await;
         assert_eq!(delivered[0].sequence, 2);
+        support::until(&victim.stream, "kept as a dead letter", |status| {
+            status.dead_letters == 1
+        })
+        .await;
         let letters = victim.stream.dead_letters().await.expect("running");
         let reason = &letters[0].1.reason;
         assert!(reason.contains("occurrence_id"), "{reason}");
