@@ -10,6 +10,7 @@
 #[cfg(all(unix, feature = "cli"))]
 pub mod bitcoind;
 pub mod certificates;
+pub mod client;
 #[cfg(all(unix, feature = "cli"))]
 pub mod collector;
 pub mod full;
