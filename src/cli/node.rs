@@ -19,6 +19,7 @@ use governance_stream::{
     },
     config::{BridgeConfig, Config, Features, FirstFederation},
     retained::Retained,
+    storage::Store,
     telemetry::Metrics,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -73,17 +74,18 @@ impl Node {
         let first = Federation::first(&federation, network, chain_id)
             .context("the configured first federation is none")?;
         let schedule = Schedule::new(first, chain_id.clone(), policy);
-        let (journal, bridge_store, chain_store) = match &data_dir {
+        // In memory until the store's engine on a disk is there.
+        let bridge_store = BridgeStore::new(Store::in_memory());
+        let (journal, chain_store) = match &data_dir {
             Some(directory) => {
                 // It takes the directory: nobody else has the other files either.
                 let journal = open_journal(directory)?;
-                let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
                 let chain_store = ChainStore::open(directory.join("chain.redb"), schedule)?;
-                (journal, bridge_store, chain_store)
+                (journal, chain_store)
             }
             None => {
                 let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
-                (journal, BridgeStore::new(), ChainStore::new(schedule))
+                (journal, ChainStore::new(schedule))
             }
         };
         let arguments = StreamArguments {

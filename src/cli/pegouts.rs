@@ -63,8 +63,8 @@ pub(super) async fn run(args: PegoutsArgs) -> anyhow::Result<ExitCode> {
 async fn set(args: SureArgs, path: &str, what: &str) -> anyhow::Result<()> {
     if !args.yes {
         let listed = args.node.get("/pegouts").await?;
-        let open = pegouts(&listed).filter(|pegout| pegout.get("ended") != Some(&true.into()));
-        let (open, standing) = (open.count(), standing(&listed));
+        let open = listed.get("open").and_then(Value::as_u64);
+        let (open, standing) = (open.unwrap_or_default(), standing(&listed));
         bail!(
             "{standing}, and {open} have not come to their end. To {what} them, repeat with --yes"
         );
