@@ -19,6 +19,7 @@ pub mod memory;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
 pub mod recorder;
+pub mod rows;
 
 use std::{
     sync::{
