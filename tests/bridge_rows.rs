@@ -1,0 +1,487 @@
+//! The bridge's rows: what it has in memory, what it looks up, and what becomes of what its store did
+//! not keep.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use bitcoin::Amount;
+use governance_stream::{
+    bridge::{
+        BridgeMessage, BridgeStore, CancelAnswer, PausedBy, Pegout, PegoutEvent, PegoutRefusal,
+        PegoutStage,
+    },
+    message::{RequestId, SignatureRequest},
+    proto,
+    simulator::{Behaviour, FederationView, wallet},
+    storage::{Batch, Change, Engine as _},
+};
+use prost::Message as _;
+use ractor::{ActorRef, rpc::CallResult};
+use support::{
+    PATIENCE, deposit,
+    full::FullNode,
+    governance, pegout, pegout_parts, request_id,
+    rows::{Rows, open, rows},
+};
+
+const MANY: u64 = 10_000;
+
+fn failed(stage: &PegoutStage) -> bool {
+    matches!(stage, PegoutStage::Failed(_))
+}
+
+async fn begin(
+    bridge: &ActorRef<BridgeMessage>,
+    request: SignatureRequest,
+) -> Result<(), PegoutRefusal> {
+    let initiate = |reply| BridgeMessage::InitiatePegout {
+        request: Box::new(request),
+        span: tracing::Span::none(),
+        reply,
+    };
+    match bridge.call(initiate, Some(PATIENCE)).await {
+        Ok(CallResult::Success(verdict)) => verdict,
+        other => panic!("no verdict: {other:?}"),
+    }
+}
+
+async fn cancel(bridge: &ActorRef<BridgeMessage>, request_id: RequestId) -> CancelAnswer {
+    let cancel = |reply| BridgeMessage::CancelPegout { request_id, reply };
+    match bridge.call(cancel, Some(PATIENCE)).await {
+        Ok(CallResult::Success(answer)) => answer.expect("durable"),
+        other => panic!("no answer: {other:?}"),
+    }
+}
+
+async fn status(bridge: &ActorRef<BridgeMessage>, number: u64) -> Option<Arc<Pegout>> {
+    let get = |reply| BridgeMessage::GetPegoutStatus {
+        request_id: request_id(number),
+        reply,
+    };
+    match bridge.call(get, Some(PATIENCE)).await {
+        Ok(CallResult::Success(found)) => found.expect("read"),
+        other => panic!("no answer: {other:?}"),
+    }
+}
+
+/// Waits until nothing is in memory but what these many are.
+async fn until_open(node: &FullNode, wanted: usize) {
+    let waiting = async {
+        while node.bridge_store.open_pegouts().len() != wanted {
+            // One that leaves is no change to anyone who looks.
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("{:?}", node.bridge_store.open_pegouts()));
+}
+
+/// A node whose bridge is on these rows.
+async fn node_on(
+    engine: &Arc<Rows>,
+    simulator: &governance_stream::simulator::Simulator,
+) -> FullNode {
+    let mut node = FullNode::start(simulator).await;
+    node.restart_bridge_on(open(engine)).await;
+    node
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_is_not_in_memory_and_admission_looks_up_a_few_rows() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let engine = rows();
+    let mut node = node_on(&engine, &simulator).await;
+    node.set_paused(true).await;
+    for first in (1..=MANY).step_by(100) {
+        let ended = (first..first + 100).map(|number| {
+            let (bridge, request) = (node.bridge.clone(), pegout(&federation, number));
+            tokio::spawn(async move {
+                begin(&bridge, request).await.expect("recorded");
+                cancel(&bridge, request_id(number)).await
+            })
+        });
+        for ended in ended.collect::<Vec<_>>() {
+            assert_eq!(ended.await.expect("no panic"), CancelAnswer::Ends);
+        }
+    }
+    until_open(&node, 0).await;
+    let before = engine.rows_read();
+    node.restart_bridge_on(open(&engine)).await;
+    assert!(node.bridge_store.open_pegouts().is_empty());
+    let read = engine.rows_read() - before;
+    assert!(read < 50, "a start read {read} rows");
+    let before = engine.rows_read();
+    node.initiate(pegout(&federation, MANY + 1))
+        .await
+        .expect("recorded");
+    let read = engine.rows_read() - before;
+    assert!(read < 10, "admission read {read} rows");
+    // Their words on their coins, and their ids, are known all the same.
+    let mut parts = pegout_parts(&federation, 7);
+    parts.request_id = request_id(MANY + 2);
+    let input = &mut parts.psbt.inputs[0];
+    input.witness_utxo.as_mut().expect("set").value += Amount::ONE_SAT;
+    parts.max_fee += Amount::ONE_SAT;
+    let outpoint = parts.psbt.unsigned_tx.input[0].previous_output;
+    let refused = node
+        .initiate(SignatureRequest::new(parts).expect("valid"))
+        .await;
+    let told = PegoutRefusal::CoinTold {
+        outpoint,
+        found: wallet::COIN + Amount::ONE_SAT,
+        told: wallet::COIN,
+        by: request_id(7),
+    };
+    assert_eq!(refused, Err(told));
+    node.initiate(pegout(&federation, 9))
+        .await
+        .expect("is known");
+    let mut parts = pegout_parts(&federation, MANY + 3);
+    parts.request_id = request_id(9);
+    let other = SignatureRequest::new(parts).expect("valid");
+    let conflict = PegoutRefusal::Conflict(request_id(9));
+    assert_eq!(node.initiate(other).await, Err(conflict));
+    assert_eq!(
+        cancel(&node.bridge, request_id(9)).await,
+        CancelAnswer::Ends
+    );
+    assert_eq!(node.bridge_store.open_pegouts().len(), 1);
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+fn fields(pegout: &Pegout) -> impl PartialEq + std::fmt::Debug {
+    (
+        (pegout.request_id().clone(), pegout.stage().clone()),
+        (pegout.txid(), pegout.payload_hash(), pegout.is_reported()),
+        (pegout.payments().to_vec(), pegout.coins().to_vec()),
+        (pegout.federation_version(), pegout.responses()),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_is_the_same_before_and_after_a_restart() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let engine = rows();
+    let mut node = node_on(&engine, &simulator).await;
+    // Completed, failed for want of signatures, cancelled.
+    node.initiate(pegout(&federation, 1)).await.expect("begun");
+    node.until_completed(1).await;
+    node.until_reported(1).await;
+    simulator.answer_next(Behaviour::Fail(
+        proto::FailureCode::Declined,
+        "not today".to_owned(),
+    ));
+    node.initiate(pegout(&federation, 2)).await.expect("begun");
+    node.until(&request_id(2), failed).await;
+    node.set_paused(true).await;
+    node.initiate(pegout(&federation, 3))
+        .await
+        .expect("recorded");
+    cancel(&node.bridge, request_id(3)).await;
+    let cancelled = |stage: &PegoutStage| *stage == PegoutStage::Cancelled;
+    node.until(&request_id(3), cancelled).await;
+    until_open(&node, 0).await;
+    let mut before = Vec::new();
+    for number in 1..=3 {
+        before.push(status(&node.bridge, number).await.expect("known"));
+    }
+    assert!(before[0].request().is_none(), "it is over");
+    assert!(before[1].request().is_some(), "signatures may still come");
+    node.restart_bridge_on(open(&engine)).await;
+    assert!(node.bridge_store.open_pegouts().is_empty());
+    for (number, before) in (1..).zip(&before) {
+        let after = status(&node.bridge, number).await.expect("known");
+        assert_eq!(fields(&after), fields(before));
+        assert_eq!(after.since(), before.since());
+        node.initiate(pegout(&federation, number))
+            .await
+            .expect("the same again is fine");
+    }
+    assert_eq!(
+        cancel(&node.bridge, request_id(1)).await,
+        CancelAnswer::AtStream
+    );
+    assert!(status(&node.bridge, 4).await.is_none());
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rival_that_failed_and_left_memory_is_superseded() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let engine = rows();
+    let mut node = node_on(&engine, &simulator).await;
+    simulator.answer_next(Behaviour::Fail(
+        proto::FailureCode::Declined,
+        "not today".to_owned(),
+    ));
+    node.initiate(pegout(&federation, 1)).await.expect("begun");
+    node.until(&request_id(1), failed).await;
+    node.restart_bridge_on(open(&engine)).await;
+    assert!(node.bridge_store.open_pegouts().is_empty());
+    let mut parts = pegout_parts(&federation, 1);
+    parts.request_id = request_id(2);
+    node.initiate(SignatureRequest::new(parts).expect("valid"))
+        .await
+        .expect("begun");
+    node.until_completed(2).await;
+    let by = request_id(2);
+    let superseded = PegoutStage::Superseded { by };
+    // In one batch with what it follows from.
+    let pegout = node.pegout(&request_id(1)).await.expect("known");
+    assert_eq!(*pegout.stage(), superseded);
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_requests_in_flight_that_tell_differently_of_a_coin_one_is_begun() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let engine = rows();
+    let node = node_on(&engine, &simulator).await;
+    let told = |number, more| {
+        let mut parts = pegout_parts(&federation, 1);
+        parts.request_id = request_id(number);
+        let input = &mut parts.psbt.inputs[0];
+        input.witness_utxo.as_mut().expect("set").value += more;
+        parts.max_fee += more;
+        SignatureRequest::new(parts).expect("valid")
+    };
+    node.set_paused(true).await;
+    // Neither can be seen in the store when the other one is looked up.
+    engine.hold_commits(true);
+    engine.hold_reads(true);
+    let asked = [(1, Amount::ZERO), (2, Amount::ONE_SAT), (1, Amount::ZERO)];
+    let mut answers = Vec::new();
+    for (number, more) in asked {
+        let (reply, answer) = ractor::concurrency::oneshot();
+        let initiate = BridgeMessage::InitiatePegout {
+            request: Box::new(told(number, more)),
+            span: tracing::Span::none(),
+            reply: reply.into(),
+        };
+        node.bridge.cast(initiate).expect("alive");
+        answers.push(answer);
+    }
+    engine.hold_reads(false);
+    for answer in &mut answers {
+        let early = tokio::time::timeout(Duration::from_millis(20), answer).await;
+        assert!(
+            early.is_err(),
+            "whoever waits for its commit is told nothing"
+        );
+    }
+    assert!(node.pegout(&request_id(1)).await.is_none(), "not durable");
+    engine.hold_commits(false);
+    let mut verdicts = Vec::new();
+    for answer in answers {
+        verdicts.push(answer.await.expect("answered"));
+    }
+    assert_eq!((&verdicts[0], &verdicts[2]), (&Ok(()), &Ok(())));
+    let by_first = |by: &RequestId| *by == request_id(1);
+    let refused = &verdicts[1];
+    assert!(
+        matches!(refused, Err(PegoutRefusal::CoinTold { by, .. }) if by_first(by)),
+        "{refused:?}"
+    );
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+/// Everything that a bridge makes durable, whatever fails meanwhile; every answer and every event is
+/// compared with what is in the store when it comes.
+async fn live(node: &FullNode, federation: &FederationView, recorded: &BridgeStore) {
+    let again = |refused: &str| refused.contains("ask again");
+    for paused in [true, false] {
+        loop {
+            let set = |reply| BridgeMessage::SetPaused { paused, reply };
+            match node.bridge.call(set, Some(PATIENCE)).await {
+                Ok(CallResult::Success(Ok(()))) => break,
+                Ok(CallResult::Success(Err(busy))) => assert!(again(&busy.to_string())),
+                other => panic!("no answer: {other:?}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    for number in [1, 2] {
+        loop {
+            match begin(&node.bridge, pegout(federation, number)).await {
+                Ok(()) => break,
+                Err(PegoutRefusal::AskAgain(_)) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        let found = read(recorded, number).await;
+        assert!(found.is_some(), "{number}: told, and not durable");
+    }
+    node.stream
+        .notify_pegin(deposit(1))
+        .await
+        .expect("accepted");
+    for number in [1, 2] {
+        node.until_on_network(number).await;
+    }
+    node.bitcoin.mine(6);
+    let completed = |stage: &PegoutStage| matches!(stage, PegoutStage::Completed { .. });
+    for number in [1, 2] {
+        let stage = node.until(&request_id(number), completed).await;
+        assert!(completed(&stage));
+        node.until_reported(number).await;
+    }
+}
+
+async fn read(recorded: &BridgeStore, number: u64) -> Option<Arc<Pegout>> {
+    loop {
+        // It fails while it is opened again.
+        if let Ok(found) = recorded.pegout(&request_id(number)).await {
+            return found;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn rank(stage: &PegoutStage) -> usize {
+    let order = [
+        "requested",
+        "signatures_requested",
+        "partial",
+        "signed",
+        "broadcast",
+        "confirmed",
+        "completed",
+    ];
+    let place = order.iter().position(|name| *name == stage.name());
+    place.unwrap_or_else(|| panic!("{stage:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_fails_anywhere_in_a_bridges_life_loses_nothing_and_tells_nothing_too_early()
+{
+    let mut faults = 0;
+    for after in 0..14 {
+        for kept in [false, true] {
+            let simulator = governance().await;
+            let federation = simulator.federation(1).expect("the first");
+            let engine = rows();
+            let mut node = FullNode::start(&simulator).await;
+            let store = open(&engine);
+            node.restart_bridge_on(store.clone()).await;
+            // It reads nothing but the store.
+            let recorded = BridgeStore::new(store);
+            let mut told = node.bridge_store.events();
+            engine.fail_after(after, kept);
+            let listening = {
+                let recorded = recorded.clone();
+                tokio::spawn(async move {
+                    while let Ok(event) = told.recv().await {
+                        if let PegoutEvent::Stage { request_id, stage } = event {
+                            let number = if request_id == support::request_id(1) {
+                                1
+                            } else {
+                                2
+                            };
+                            let durable = read(&recorded, number).await.expect("durable");
+                            assert!(
+                                rank(durable.stage()) >= rank(&stage),
+                                "{stage:?} was told of {durable:?}"
+                            );
+                        }
+                    }
+                })
+            };
+            live(&node, &federation, &recorded).await;
+            let answered = async {
+                while recorded.pegin(&deposit(1).outpoint()).await
+                    != Ok(Some(governance_stream::message::PeginStatus::Recorded))
+                {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let answered = tokio::time::timeout(PATIENCE, answered).await;
+            answered.expect("the deposit's answer is kept");
+            faults += u32::from(!engine.is_to_fail());
+            until_open(&node, 0).await;
+            assert_eq!(node.bitcoin.transactions().len(), 2, "each is sent once");
+            assert!(!listening.is_finished(), "nothing was told too early");
+            listening.abort();
+            let mut after_it = FullNode::start(&simulator_of_its_own().await).await;
+            after_it.restart_bridge_on(open(&engine)).await;
+            assert!(after_it.bridge_store.open_pegouts().is_empty());
+            assert!(after_it.bridge_store.paused_by().is_empty());
+            for number in [1, 2] {
+                let pegout = after_it.pegout(&request_id(number)).await.expect("known");
+                assert!(pegout.is_reported(), "{pegout:?}");
+            }
+            after_it.stop().await;
+            node.stop().await;
+            simulator.assert_clean();
+        }
+    }
+    assert!(faults >= 20, "only {faults} of the faults came");
+}
+
+async fn simulator_of_its_own() -> governance_stream::simulator::Simulator {
+    governance().await
+}
+
+/// As a restore of a backup leaves it in the store's own rows.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Restored {
+    #[prost(bytes = "vec", tag = "1")]
+    restore_id: Vec<u8>,
+}
+
+fn restore(engine: &Arc<Rows>, id: u8) {
+    let restored = Restored {
+        restore_id: vec![id; 16],
+    };
+    let mut batch = Batch::new();
+    batch.push(Change {
+        table: "store/meta".into(),
+        key: b"restored".to_vec(),
+        value: Some(restored.encode_to_vec()),
+    });
+    let last = engine.open().expect("memory");
+    engine.commit(last + 1, &[batch]).expect("kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_store_pauses_pegouts_once_until_the_operator_resumes() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let engine = rows();
+    drop(open(&engine));
+    restore(&engine, 1);
+    let mut node = node_on(&engine, &simulator).await;
+    let mut changed = node.bridge_store.watch();
+    while node.bridge_store.paused_by() != [PausedBy::Restore] {
+        changed.changed().await.expect("the store lives");
+    }
+    node.initiate(pegout(&federation, 1))
+        .await
+        .expect("recorded");
+    // It is the same restore at the next start, and the pause stays beside another one.
+    node.set_paused(true).await;
+    node.restart_bridge_on(open(&engine)).await;
+    let by = [PausedBy::Operator, PausedBy::Restore];
+    assert_eq!(node.bridge_store.paused_by(), by);
+    assert!(simulator.ledger().requests.is_empty());
+    node.set_paused(false).await;
+    node.until_on_network(1).await;
+    node.restart_bridge_on(open(&engine)).await;
+    assert!(node.bridge_store.paused_by().is_empty(), "once is enough");
+    node.stop().await;
+    simulator.assert_clean();
+}
