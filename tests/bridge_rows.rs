@@ -17,9 +17,9 @@ use governance_stream::{
         BridgeMessage, BridgeStore, CancelAnswer, PausedBy, Pegout, PegoutEvent, PegoutRefusal,
         PegoutStage,
     },
-    message::{RequestId, SignatureRequest},
+    message::{PeginStatus, RequestId, SignatureRequest},
     proto,
-    simulator::{Behaviour, FederationView, wallet},
+    simulator::{Behaviour, Simulator, wallet},
     storage::{Batch, Change, Engine as _},
 };
 use prost::Message as _;
@@ -84,10 +84,7 @@ async fn until_open(node: &FullNode, wanted: usize) {
 }
 
 /// A node whose bridge is on these rows.
-async fn node_on(
-    engine: &Arc<Rows>,
-    simulator: &governance_stream::simulator::Simulator,
-) -> FullNode {
+async fn node_on(engine: &Arc<Rows>, simulator: &Simulator) -> FullNode {
     let mut node = FullNode::start(simulator).await;
     node.restart_bridge_on(open(engine)).await;
     node
@@ -300,45 +297,90 @@ async fn of_two_requests_in_flight_that_tell_differently_of_a_coin_one_is_begun(
     simulator.assert_clean();
 }
 
-/// Everything that a bridge makes durable, whatever fails meanwhile; every answer and every event is
-/// compared with what is in the store when it comes.
-async fn live(node: &FullNode, federation: &FederationView, recorded: &BridgeStore) {
-    let again = |refused: &str| refused.contains("ask again");
-    for paused in [true, false] {
-        loop {
-            let set = |reply| BridgeMessage::SetPaused { paused, reply };
-            match node.bridge.call(set, Some(PATIENCE)).await {
-                Ok(CallResult::Success(Ok(()))) => break,
-                Ok(CallResult::Success(Err(busy))) => assert!(again(&busy.to_string())),
-                other => panic!("no answer: {other:?}"),
+/// Asks until it is answered: a store that fails has its caller ask again.
+async fn insist(node: &FullNode, what: Asked<'_>) {
+    loop {
+        let refused = match what {
+            Asked::Paused(paused) => {
+                let set = |reply| BridgeMessage::SetPaused { paused, reply };
+                match node.bridge.call(set, Some(PATIENCE)).await {
+                    Ok(CallResult::Success(answer)) => answer.err(),
+                    other => panic!("no answer: {other:?}"),
+                }
             }
-            tokio::task::yield_now().await;
-        }
-    }
-    for number in [1, 2] {
-        loop {
-            match begin(&node.bridge, pegout(federation, number)).await {
-                Ok(()) => break,
-                Err(PegoutRefusal::AskAgain(_)) => tokio::task::yield_now().await,
+            Asked::Begun(request) => match begin(&node.bridge, request.clone()).await {
+                Ok(()) => None,
+                Err(PegoutRefusal::AskAgain(again)) => Some(again),
                 Err(other) => panic!("{other}"),
+            },
+            Asked::Cancelled(number) => {
+                let request_id = request_id(number);
+                let cancel = |reply| BridgeMessage::CancelPegout { request_id, reply };
+                match node.bridge.call(cancel, Some(PATIENCE)).await {
+                    Ok(CallResult::Success(Ok(answer))) => {
+                        assert_eq!(answer, CancelAnswer::Ends);
+                        None
+                    }
+                    Ok(CallResult::Success(Err(again))) => Some(again),
+                    other => panic!("no answer: {other:?}"),
+                }
             }
+        };
+        match refused {
+            None => return,
+            Some(again) => assert!(again.to_string().contains("ask again"), "{again}"),
         }
-        let found = read(recorded, number).await;
-        assert!(found.is_some(), "{number}: told, and not durable");
+        tokio::task::yield_now().await;
     }
-    node.stream
-        .notify_pegin(deposit(1))
-        .await
-        .expect("accepted");
+}
+
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Paused(bool),
+    Begun(&'a SignatureRequest),
+    Cancelled(u64),
+}
+
+/// Everything that a bridge makes durable, whatever fails meanwhile: 1 and 2 are completed, 3 is
+/// cancelled, 4 is declined and then overtaken by 1, a deposit is answered. Every answer is compared
+/// with what is in the store when it comes.
+async fn live(node: &FullNode, simulator: &Simulator, recorded: &BridgeStore) {
+    let federation = simulator.federation(1).expect("the first");
+    insist(node, Asked::Paused(true)).await;
+    insist(node, Asked::Begun(&pegout(&federation, 3))).await;
+    assert!(read(recorded, 3).await.is_some(), "told, and not durable");
+    insist(node, Asked::Cancelled(3)).await;
+    let stage = read(recorded, 3).await.expect("known").stage().clone();
+    assert!(rank(&stage) >= rank(&PegoutStage::Cancelling), "{stage:?}");
+    insist(node, Asked::Paused(false)).await;
+    simulator.answer_next(Behaviour::Fail(
+        proto::FailureCode::Declined,
+        "not today".to_owned(),
+    ));
+    let mut parts = pegout_parts(&federation, 1);
+    parts.request_id = request_id(4);
+    let declined = SignatureRequest::new(parts).expect("valid");
+    insist(node, Asked::Begun(&declined)).await;
+    node.until(&request_id(4), failed).await;
+    for number in [1, 2] {
+        insist(node, Asked::Begun(&pegout(&federation, number))).await;
+        assert!(read(recorded, number).await.is_some(), "not durable");
+    }
+    let accepted = node.stream.notify_pegin(deposit(1)).await;
+    accepted.expect("accepted");
     for number in [1, 2] {
         node.until_on_network(number).await;
     }
     node.bitcoin.mine(6);
-    let completed = |stage: &PegoutStage| matches!(stage, PegoutStage::Completed { .. });
     for number in [1, 2] {
-        let stage = node.until(&request_id(number), completed).await;
-        assert!(completed(&stage));
         node.until_reported(number).await;
+    }
+    let ended = [
+        (3, PegoutStage::Cancelled),
+        (4, PegoutStage::Superseded { by: request_id(1) }),
+    ];
+    for (number, end) in ended {
+        node.until(&request_id(number), |stage| *stage == end).await;
     }
 }
 
@@ -352,60 +394,52 @@ async fn read(recorded: &BridgeStore, number: u64) -> Option<Arc<Pegout>> {
     }
 }
 
-fn rank(stage: &PegoutStage) -> usize {
-    let order = [
-        "requested",
-        "signatures_requested",
-        "partial",
-        "signed",
-        "broadcast",
-        "confirmed",
-        "completed",
-    ];
-    let place = order.iter().position(|name| *name == stage.name());
-    place.unwrap_or_else(|| panic!("{stage:?}"))
+/// No stage follows one of a higher rank.
+fn rank(stage: &PegoutStage) -> u32 {
+    match stage {
+        PegoutStage::Requested => 0,
+        PegoutStage::Cancelling | PegoutStage::SignaturesRequested => 1,
+        PegoutStage::Partial { .. } => 2,
+        PegoutStage::Cancelled | PegoutStage::Signed | PegoutStage::Failed(_) => 3,
+        PegoutStage::Broadcast { .. } => 4,
+        PegoutStage::Confirmed { .. } => 5,
+        PegoutStage::Completed { .. } | PegoutStage::Superseded { .. } => 6,
+    }
+}
+
+/// Compares every event with what is in the store when it comes.
+async fn listen(mut told: tokio::sync::broadcast::Receiver<PegoutEvent>, recorded: BridgeStore) {
+    while let Ok(event) = told.recv().await {
+        if let PegoutEvent::Stage { request_id, stage } = event {
+            let number = (1..=4).find(|number| request_id == support::request_id(*number));
+            let durable = read(&recorded, number.expect("one of them")).await;
+            let durable = durable.expect("told, and not durable");
+            let (shown, is) = (rank(&stage), rank(durable.stage()));
+            assert!(is >= shown, "{stage:?} was told of {durable:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_fails_anywhere_in_a_bridges_life_loses_nothing_and_tells_nothing_too_early()
 {
     let mut faults = 0;
-    for after in 0..14 {
+    for after in 0..18 {
         for kept in [false, true] {
             let simulator = governance().await;
-            let federation = simulator.federation(1).expect("the first");
             let engine = rows();
             let mut node = FullNode::start(&simulator).await;
             let store = open(&engine);
             node.restart_bridge_on(store.clone()).await;
             // It reads nothing but the store.
             let recorded = BridgeStore::new(store);
-            let mut told = node.bridge_store.events();
+            let listening = listen(node.bridge_store.events(), recorded.clone());
+            let listening = tokio::spawn(listening);
             engine.fail_after(after, kept);
-            let listening = {
-                let recorded = recorded.clone();
-                tokio::spawn(async move {
-                    while let Ok(event) = told.recv().await {
-                        if let PegoutEvent::Stage { request_id, stage } = event {
-                            let number = if request_id == support::request_id(1) {
-                                1
-                            } else {
-                                2
-                            };
-                            let durable = read(&recorded, number).await.expect("durable");
-                            assert!(
-                                rank(durable.stage()) >= rank(&stage),
-                                "{stage:?} was told of {durable:?}"
-                            );
-                        }
-                    }
-                })
-            };
-            live(&node, &federation, &recorded).await;
+            live(&node, &simulator, &recorded).await;
+            let recorded_deposit = Ok(Some(PeginStatus::Recorded));
             let answered = async {
-                while recorded.pegin(&deposit(1).outpoint()).await
-                    != Ok(Some(governance_stream::message::PeginStatus::Recorded))
-                {
+                while recorded.pegin(&deposit(1).outpoint()).await != recorded_deposit {
                     tokio::task::yield_now().await;
                 }
             };
@@ -416,24 +450,60 @@ async fn a_commit_that_fails_anywhere_in_a_bridges_life_loses_nothing_and_tells_
             assert_eq!(node.bitcoin.transactions().len(), 2, "each is sent once");
             assert!(!listening.is_finished(), "nothing was told too early");
             listening.abort();
-            let mut after_it = FullNode::start(&simulator_of_its_own().await).await;
-            after_it.restart_bridge_on(open(&engine)).await;
-            assert!(after_it.bridge_store.open_pegouts().is_empty());
-            assert!(after_it.bridge_store.paused_by().is_empty());
+            node.restart_bridge_on(open(&engine)).await;
+            assert!(node.bridge_store.open_pegouts().is_empty());
+            assert!(node.bridge_store.paused_by().is_empty());
             for number in [1, 2] {
-                let pegout = after_it.pegout(&request_id(number)).await.expect("known");
+                let pegout = node.pegout(&request_id(number)).await.expect("known");
                 assert!(pegout.is_reported(), "{pegout:?}");
             }
-            after_it.stop().await;
             node.stop().await;
             simulator.assert_clean();
         }
     }
-    assert!(faults >= 20, "only {faults} of the faults came");
+    assert!(faults >= 30, "only {faults} of the faults came");
 }
 
-async fn simulator_of_its_own() -> governance_stream::simulator::Simulator {
-    governance().await
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_is_killed_while_its_store_commits_leaves_all_or_nothing_to_the_next() {
+    for fails in [None, Some(false), Some(true)] {
+        let simulator = governance().await;
+        let federation = simulator.federation(1).expect("the first");
+        let engine = rows();
+        let mut node = node_on(&engine, &simulator).await;
+        engine.hold_commits(true);
+        let (bridge, request) = (node.bridge.clone(), pegout(&federation, 1));
+        let begun = tokio::spawn(async move {
+            let initiate = |reply| BridgeMessage::InitiatePegout {
+                request: Box::new(request),
+                span: tracing::Span::none(),
+                reply,
+            };
+            bridge.call(initiate, Some(PATIENCE)).await
+        });
+        while !engine.is_committing() {
+            tokio::task::yield_now().await;
+        }
+        if let Some(kept) = fails {
+            engine.fail_after(0, kept);
+        }
+        node.bridge.kill();
+        let unknown = begun.await.expect("no panic");
+        assert!(
+            !matches!(unknown, Ok(CallResult::Success(_))),
+            "{unknown:?}"
+        );
+        engine.hold_commits(false);
+        node.restart_bridge().await;
+        node.until_active(1).await;
+        let is_there = node.pegout(&request_id(1)).await.is_some();
+        assert_eq!(is_there, fails != Some(false));
+        // The same again is safe, whichever it was.
+        insist(&node, Asked::Begun(&pegout(&federation, 1))).await;
+        node.until_on_network(1).await;
+        node.stop().await;
+        simulator.assert_clean();
+    }
 }
 
 /// As a restore of a backup leaves it in the store's own rows.

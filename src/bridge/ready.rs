@@ -285,3 +285,8 @@ impl Ready {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "simulator")]
+#[path = "ready_tests.rs"]
+mod tests;

@@ -25,7 +25,7 @@ pub struct Rows {
 
 /// Whoever comes waits while it is shut.
 #[derive(Debug, Default)]
-struct Gate(Mutex<bool>, Condvar);
+struct Gate(Mutex<bool>, Condvar, AtomicU64);
 
 impl Gate {
     fn set(&self, shut: bool) {
@@ -35,7 +35,9 @@ impl Gate {
 
     fn pass(&self) {
         let shut = self.0.lock().expect("whole");
+        self.2.fetch_add(1, Ordering::SeqCst);
         drop(self.1.wait_while(shut, |shut| *shut).expect("whole"));
+        self.2.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -87,6 +89,11 @@ impl Rows {
     /// Has commits wait, or go on.
     pub fn hold_commits(&self, held: bool) {
         self.commits_held.set(held);
+    }
+
+    /// Whether a commit waits.
+    pub fn is_committing(&self) -> bool {
+        self.commits_held.2.load(Ordering::SeqCst) > 0
     }
 
     /// Has reads wait, or go on. What they see is what was there when they began.
