@@ -86,7 +86,7 @@ async fn until_open(node: &FullNode, wanted: usize) {
 /// A node whose bridge is on these rows.
 async fn node_on(engine: &Arc<Rows>, simulator: &Simulator) -> FullNode {
     let mut node = FullNode::start(simulator).await;
-    node.restart_bridge_on(open(engine)).await;
+    node.restart_bridge_on(|| open(engine)).await;
     node
 }
 
@@ -111,7 +111,7 @@ async fn what_has_ended_is_not_in_memory_and_admission_looks_up_a_few_rows() {
     }
     until_open(&node, 0).await;
     let before = engine.rows_read();
-    node.restart_bridge_on(open(&engine)).await;
+    node.restart_bridge_on(|| open(&engine)).await;
     assert!(node.bridge_store.open_pegouts().is_empty());
     let read = engine.rows_read() - before;
     assert!(read < 50, "a start read {read} rows");
@@ -194,7 +194,7 @@ async fn what_has_ended_is_the_same_before_and_after_a_restart() {
     }
     assert!(before[0].request().is_none(), "it is over");
     assert!(before[1].request().is_some(), "signatures may still come");
-    node.restart_bridge_on(open(&engine)).await;
+    node.restart_bridge_on(|| open(&engine)).await;
     assert!(node.bridge_store.open_pegouts().is_empty());
     for (number, before) in (1..).zip(&before) {
         let after = status(&node.bridge, number).await.expect("known");
@@ -225,7 +225,7 @@ async fn a_rival_that_failed_and_left_memory_is_superseded() {
     ));
     node.initiate(pegout(&federation, 1)).await.expect("begun");
     node.until(&request_id(1), failed).await;
-    node.restart_bridge_on(open(&engine)).await;
+    node.restart_bridge_on(|| open(&engine)).await;
     assert!(node.bridge_store.open_pegouts().is_empty());
     let mut parts = pegout_parts(&federation, 1);
     parts.request_id = request_id(2);
@@ -430,7 +430,7 @@ async fn a_commit_that_fails_anywhere_in_a_bridges_life_loses_nothing_and_tells_
             let engine = rows();
             let mut node = FullNode::start(&simulator).await;
             let store = open(&engine);
-            node.restart_bridge_on(store.clone()).await;
+            node.restart_bridge_on(|| store.clone()).await;
             // It reads nothing but the store.
             let recorded = BridgeStore::new(store);
             let listening = listen(node.bridge_store.events(), recorded.clone());
@@ -450,7 +450,9 @@ async fn a_commit_that_fails_anywhere_in_a_bridges_life_loses_nothing_and_tells_
             assert_eq!(node.bitcoin.transactions().len(), 2, "each is sent once");
             assert!(!listening.is_finished(), "nothing was told too early");
             listening.abort();
-            node.restart_bridge_on(open(&engine)).await;
+            let _ = listening.await;
+            drop(recorded);
+            node.restart_bridge_on(|| open(&engine)).await;
             assert!(node.bridge_store.open_pegouts().is_empty());
             assert!(node.bridge_store.paused_by().is_empty());
             for number in [1, 2] {
@@ -544,13 +546,13 @@ async fn a_restored_store_pauses_pegouts_once_until_the_operator_resumes() {
         .expect("recorded");
     // It is the same restore at the next start, and the pause stays beside another one.
     node.set_paused(true).await;
-    node.restart_bridge_on(open(&engine)).await;
+    node.restart_bridge_on(|| open(&engine)).await;
     let by = [PausedBy::Operator, PausedBy::Restore];
     assert_eq!(node.bridge_store.paused_by(), by);
     assert!(simulator.ledger().requests.is_empty());
     node.set_paused(false).await;
     node.until_on_network(1).await;
-    node.restart_bridge_on(open(&engine)).await;
+    node.restart_bridge_on(|| open(&engine)).await;
     assert!(node.bridge_store.paused_by().is_empty(), "once is enough");
     node.stop().await;
     simulator.assert_clean();

@@ -127,7 +127,7 @@ async fn a_cancel_that_was_begun_is_carried_through_by_the_next_process() {
         let simulator = governance().await;
         let federation = simulator.federation(1).expect("the first");
         let mut node = FullNode::start(&simulator).await;
-        node.restart_bridge_on(open(&engine)).await;
+        node.restart_bridge_on(|| open(&engine)).await;
         node.set_paused(true).await;
         node.initiate(pegout(&federation, 1))
             .await
@@ -150,7 +150,7 @@ async fn a_cancel_that_was_begun_is_carried_through_by_the_next_process() {
     let before = BridgeStore::new(store.clone());
     let found = before.pegout(&request_id(1)).await.expect("read");
     assert_eq!(found.expect("there").stage(), &PegoutStage::Cancelling);
-    node.restart_bridge_on(store).await;
+    node.restart_bridge_on(|| store).await;
     node.until(&request_id(1), cancelled).await;
     node.set_paused(false).await;
     node.until_active(1).await;

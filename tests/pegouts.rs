@@ -126,9 +126,9 @@ async fn a_pause_is_in_the_store_and_so_is_its_end() {
     let mut node = FullNode::start(&simulator).await;
     let engine = rows();
     for paused in [true, false] {
-        node.restart_bridge_on(open(&engine)).await;
+        node.restart_bridge_on(|| open(&engine)).await;
         node.set_paused(paused).await;
-        node.restart_bridge_on(open(&engine)).await;
+        node.restart_bridge_on(|| open(&engine)).await;
         let by: &[PausedBy] = if paused { &[PausedBy::Operator] } else { &[] };
         assert_eq!(node.bridge_store.paused_by(), by);
     }

@@ -45,6 +45,8 @@ pub(super) struct Ready {
     reports: bool,
     waiting: Waiting<Input, Key>,
     leaving: Leaving<RequestId>,
+    /// Those that have left, and are still shown as if they had not.
+    gone: Vec<RequestId>,
     gathered: VecDeque<Unit>,
     gathered_bytes: usize,
     in_flight: Option<(Ticket, Vec<Unit>)>,
@@ -80,6 +82,7 @@ impl Ready {
             reports,
             waiting: Waiting::default(),
             leaving: Leaving::default(),
+            gone: Vec::new(),
             gathered: VecDeque::new(),
             gathered_bytes: 0,
             in_flight: None,
@@ -123,6 +126,8 @@ impl Ready {
 
     /// The next look-up, with its number; nothing while one is under way, or when nothing waits.
     pub(super) fn ask(&mut self) -> Option<(u64, HashKey, Wanted)> {
+        // What leaves now is looked up with the rest.
+        self.forget();
         let (number, inputs) = self.waiting.ask()?;
         let mut wanted = Wanted::default();
         for (input, _) in inputs {
@@ -259,15 +264,21 @@ impl Ready {
         confirmed
     }
 
-    /// Lets those go that may leave memory now, and names them.
-    pub(super) fn let_go(&mut self) -> Vec<RequestId> {
-        let mut due = self.leaving.due(self.waiting.under_way());
-        // One that was taken up again stays.
-        due.retain(|request_id| self.memory.may_leave(request_id, self.reports));
-        for request_id in &due {
-            self.memory.remove(request_id);
+    /// Lets those leave memory that may now.
+    fn forget(&mut self) {
+        for request_id in self.leaving.due(self.waiting.under_way()) {
+            // One that was taken up again stays.
+            if self.memory.may_leave(&request_id, self.reports) {
+                self.memory.remove(&request_id);
+                self.gone.push(request_id);
+            }
         }
-        due
+    }
+
+    /// Those that have left memory since this was asked last.
+    pub(super) fn let_go(&mut self) -> Vec<RequestId> {
+        self.forget();
+        std::mem::take(&mut self.gone)
     }
 
     /// Nothing that is not durable is told: whoever waits is to ask again, and whatever was to be

@@ -208,6 +208,43 @@ fn what_has_ended_stays_until_the_look_up_that_could_not_see_it_is_answered() {
 }
 
 #[test]
+fn one_that_leaves_while_it_is_asked_for_is_looked_up_and_not_begun_anew() {
+    let store = Store::in_memory();
+    let mut desk = Desk::open(&store);
+    let _begun = desk.begin("first", 0);
+    let found = desk.look_up();
+    desk.answer(found);
+    desk.commit();
+    // This one's look-up keeps the first in memory, and the same again waits behind it.
+    let _other = desk.begin("other", 0);
+    let found = desk.look_up();
+    desk.step("first", failed());
+    desk.commit();
+    let mut same = desk.begin("first", 0);
+    let mut changed = desk.begin("first", 1);
+    desk.answer(found);
+    let found = desk.look_up();
+    assert!(!desk.ready.memory.has(&"first".parse().expect("valid")));
+    desk.answer(found);
+    desk.commit();
+    assert_eq!(same.try_recv(), Ok(Ok(())));
+    let conflict = PegoutRefusal::Conflict("first".parse().expect("valid"));
+    assert_eq!(changed.try_recv(), Ok(Err(conflict)));
+    let (tell, rows) = mpsc::channel();
+    desk.user.scan(
+        desk.ready.generation,
+        |snapshot| tables::newest_pegouts(snapshot, None, 10),
+        move |rows| drop(tell.send(rows)),
+    );
+    let rows = rows.recv().expect("answered").expect("read");
+    let ids: Vec<&str> = rows
+        .iter()
+        .map(|row| row.pegout.request_id().as_str())
+        .collect();
+    assert_eq!(ids, ["other", "first"]);
+}
+
+#[test]
 fn one_that_is_taken_up_again_before_it_could_leave_stays() {
     let store = Store::in_memory();
     let mut desk = Desk::open(&store);

@@ -123,10 +123,12 @@ impl FullNode {
     }
 
     /// Puts the bridge on another store, as the next process has it.
-    pub async fn restart_bridge_on(&mut self, store: Store) {
+    pub async fn restart_bridge_on(&mut self, open: impl FnOnce() -> Store) {
         self.bridge.kill();
         self.bridge.wait(Some(PATIENCE)).await.expect("dies");
-        self.bridge_store = BridgeStore::new(store);
+        // The one before is closed first.
+        self.bridge_store = BridgeStore::new(Store::in_memory());
+        self.bridge_store = BridgeStore::new(open());
         self.restart_bridge().await;
         // The chain tells a bridge that takes another's place.
         self.until_active(1).await;
