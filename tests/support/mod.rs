@@ -20,6 +20,7 @@ pub mod memory;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
 pub mod recorder;
+pub mod rows;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
