@@ -32,7 +32,7 @@ use super::{
 };
 
 pub use copy::CopyWriter;
-pub use verify::ReadOnlyFile;
+pub use verify::{ReadOnlyFile, verify_file};
 
 /// Pages that the engine may keep in memory.
 const CACHE_BYTES: usize = 32 << 20;
@@ -245,7 +245,7 @@ impl RedbEngine {
     /// When it cannot be told. What is damaged is in the result.
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified, StoreError> {
         let _none = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        ReadOnlyFile::on(&self.place, self.storage(false)?)?.verify(progress)
+        verify::verify(&self.place, self.storage(false)?, progress)
     }
 
     fn closed(&self) -> StoreError {
@@ -505,5 +505,6 @@ fn file_storage(file: File, place: &str) -> Result<Box<dyn StorageBackend>, Stor
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 #[path = "embedded_tests.rs"]
 mod tests;

@@ -19,6 +19,7 @@ mod compaction;
 mod condition;
 #[cfg(test)]
 mod conformance;
+mod copies;
 mod copying;
 mod embedded;
 mod engine;
@@ -57,7 +58,7 @@ pub use caretaker::UpkeepSettings;
 pub use compaction::{Compacted, CompactionPolicy};
 pub use condition::StoreCondition;
 pub use copying::{CopyProgress, CopyStage, OnProgress};
-pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 #[cfg(any(test, feature = "stress"))]
