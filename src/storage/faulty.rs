@@ -55,11 +55,13 @@ struct State {
     panics_at: Option<u64>,
     open_fault: Option<StoreError>,
     read_fault: Option<StoreError>,
+    row_fault: Option<StoreError>,
     write_fault: Option<StoreError>,
     claimed: Option<u64>,
     limits: Option<Limits>,
     usage: Option<Usage>,
     scrubbed: Option<Scrubbed>,
+    replace_fault: Option<StoreError>,
     is_broken: bool,
     hanging: BTreeMap<Hang, usize>,
 }
@@ -75,11 +77,13 @@ impl FaultyEngine {
             panics_at: None,
             open_fault: None,
             read_fault: None,
+            row_fault: None,
             write_fault: None,
             claimed: None,
             limits: None,
             usage: None,
             scrubbed: None,
+            replace_fault: None,
             is_broken: false,
             hanging: BTreeMap::new(),
         };
@@ -123,6 +127,11 @@ impl FaultyEngine {
         self.0.lock().read_fault = fault;
     }
 
+    /// Has reads of rows fail in this way, and nothing else, until it is told otherwise.
+    pub fn fail_reads_of_rows(&self, fault: Option<StoreError>) {
+        self.0.lock().row_fault = fault;
+    }
+
     /// Has every commit fail, and nothing of it kept, until it is told otherwise: a disk that is
     /// full, or may not be written.
     pub fn fail_writes(&self, fault: Option<StoreError>) {
@@ -163,6 +172,12 @@ impl FaultyEngine {
     /// Has it say that this is what it takes up.
     pub fn claim_usage(&self, usage: Option<Usage>) {
         self.0.lock().usage = usage;
+    }
+
+    /// Has it fail to take a copy in its place, in this way, until it is told otherwise; then it is to
+    /// be opened again.
+    pub fn fail_replacing(&self, fault: Option<StoreError>) {
+        self.0.lock().replace_fault = fault;
     }
 
     /// Has each scrub find this.
@@ -238,6 +253,11 @@ impl Faulty {
     fn read(&self) -> Result<(), StoreError> {
         self.pass(Hang::Reads);
         self.lock().read_fault.clone().map_or(Ok(()), Err)
+    }
+
+    fn read_row(&self) -> Result<(), StoreError> {
+        self.read()?;
+        self.lock().row_fault.clone().map_or(Ok(()), Err)
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
@@ -317,7 +337,13 @@ impl Engine for FaultyEngine {
     }
 
     fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
-        self.0.engine().replace_with(copy)
+        let (engine, fault) = {
+            let mut state = self.0.lock();
+            state.is_broken |= state.replace_fault.is_some();
+            (Arc::clone(&state.engine), state.replace_fault.clone())
+        };
+        fault.map_or(Ok(()), Err)?;
+        engine.replace_with(copy)
     }
 
     fn scrub(&self, from: u64, count: u64) -> Result<Option<Scrubbed>, StoreError> {
@@ -341,12 +367,12 @@ impl Snapshot for FaultySnapshot {
     }
 
     fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.faulty.read()?;
+        self.faulty.read_row()?;
         self.snapshot.get(table, key)
     }
 
     fn scan(&self, table: &str, scan: Scan<'_>) -> Result<Vec<Row>, StoreError> {
-        self.faulty.read()?;
+        self.faulty.read_row()?;
         self.snapshot.scan(table, scan)
     }
 
