@@ -19,6 +19,7 @@ use governance_stream::{
     message::BurnId,
     proto,
     simulator::{RotationPlan, Simulator, SimulatorConfig},
+    storage::{Owner, Store},
 };
 use serde_json::{Value, json};
 use support::{
@@ -261,12 +262,21 @@ fn what_is_paid_for_good_is_shown_of_every_burn_and_of_one() {
         },
     };
     let first = operated.simulator.federation(1).expect("the first");
-    let path = data(operated.directory()).join("chain.redb");
-    let store = ChainStore::open(&path, schedule(&first)).expect("opens");
-    for payment in [paid("one", &[1], 101), paid("two", &[2, 3], 102)] {
-        let noted = operated.runtime.block_on(store.note_completed(payment));
-        assert!(matches!(noted, Ok(Noted::New)), "{noted:?}");
-    }
+    let owner = Owner {
+        node_id: "node-1".to_owned(),
+        chain_id: "alys-regtest".to_owned(),
+        network: "regtest".to_owned(),
+        first_federation: None,
+    };
+    let store = Store::open(data(operated.directory()), &owner).expect("the node is down");
+    operated.runtime.block_on(async {
+        let chain = ChainStore::open(&store, schedule(&first)).await;
+        let chain = chain.expect("opens");
+        for payment in [paid("one", &[1], 101), paid("two", &[2, 3], 102)] {
+            let noted = chain.note_completed(payment).await;
+            assert!(matches!(noted, Ok(Noted::New)), "{noted:?}");
+        }
+    });
     drop(store);
 
     let running = operated.start(&[]);
@@ -295,6 +305,14 @@ fn what_is_paid_for_good_is_shown_of_every_burn_and_of_one() {
         (&json!(txid), &json!(102))
     );
 
+    let page = ["payments", "--newest", "--limit", "1"];
+    let newest = operated.json(&page);
+    assert_eq!(newest[0]["request_id"], "two");
+    assert_eq!(newest.as_array().map(Vec::len), Some(1));
+    let said = operated.command(&page).expect("does well");
+    assert!(said.ends_with("there may be more: --after 2"), "{said}");
+    let rest = operated.json(&["payments", "--newest", "--after", "2"]);
+    assert_eq!(rest[0]["request_id"], "one");
     let none = operated.command(&["payments", "--burn", &burn(4).to_string()]);
     let none = none.expect("an answer");
     assert!(none.contains("is not paid for good"), "{none}");
@@ -322,8 +340,8 @@ fn a_node_whose_first_federation_was_changed_does_not_start_and_says_what_to_do(
     let log = operated.directory().join("node.log");
     let log = std::fs::read_to_string(log).expect("there");
     for part in [
-        "chain.redb`: cannot use it: it was begun with the first federation",
-        "set [federation], node.network and node.chain_id as they were",
+        "its first federation is ",
+        "set the configuration as it was when the store was made",
     ] {
         assert!(log.contains(part), "{log}");
     }

@@ -79,10 +79,11 @@ impl FullNode {
         config: Config,
         simulator: &Simulator,
     ) -> Self {
+        let store = Store::in_memory();
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone(), super::memory())
+            ..StreamArguments::new(config.clone(), store.clone())
         };
         let metrics = arguments.metrics.clone();
         let stream = GovernanceStream::start(arguments)
@@ -90,7 +91,7 @@ impl FullNode {
             .expect("the stream starts");
         let (bridge_store, bitcoin) = (BridgeStore::new(), Arc::default());
         let first = simulator.federation(1).expect("the first");
-        let chain_store = ChainStore::open(&Store::in_memory(), schedule(&first)).await;
+        let chain_store = ChainStore::open(&store, schedule(&first)).await;
         let chain_store = chain_store.expect("opens");
         let arguments = bridge_arguments(&bridge_store, &stream, &bitcoin, &completions, &metrics);
         let mut node = Self {
