@@ -340,7 +340,7 @@ fn a_node_whose_first_federation_was_changed_does_not_start_and_says_what_to_do(
     let log = operated.directory().join("node.log");
     let log = std::fs::read_to_string(log).expect("there");
     for part in [
-        "its first federation is ",
+        "store.redb`: its first federation is",
         "set the configuration as it was when the store was made",
     ] {
         assert!(log.contains(part), "{log}");

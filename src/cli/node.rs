@@ -73,15 +73,11 @@ impl Node {
             .context("the configured first federation is none")?;
         let owner = Owner::of(&config.node).with_first_federation(&first.digest());
         let schedule = Schedule::new(first, chain_id.clone(), policy);
-        let (store, bridge_store) = match &data_dir {
-            Some(directory) => {
-                // It takes the directory: nobody else has the other files either.
-                let store = open_store(directory.clone(), owner, init).await?;
-                let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
-                (store, bridge_store)
-            }
-            None => (Store::in_memory(), BridgeStore::new()),
+        let store = match &data_dir {
+            Some(directory) => open_store(directory.clone(), owner, init).await?,
+            None => Store::in_memory(),
         };
+        let bridge_store = BridgeStore::new(store.clone());
         let chain_store = ChainStore::open(&store, schedule).await?;
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),

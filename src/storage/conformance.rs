@@ -286,6 +286,7 @@ fn it_is_a_map(make: Make<'_>) {
                     from: borrowed(from),
                     to: borrowed(to),
                     limit: *limit,
+                    bytes: usize::MAX,
                     backwards: *backwards,
                 };
                 let rows = model.iter().filter(|((table, key), _)| {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,6 +11,7 @@ use super::{
     batch::Batch,
     engine::{Engine, Limits, Row, Scan, Snapshot, Usage},
     error::StoreError,
+    scrub::Scrubbed,
 };
 
 /// What of a commit that fails is there when the engine is opened again.
@@ -57,6 +59,7 @@ struct State {
     claimed: Option<u64>,
     limits: Option<Limits>,
     usage: Option<Usage>,
+    scrubbed: Option<Scrubbed>,
     is_broken: bool,
     hanging: BTreeMap<Hang, usize>,
 }
@@ -76,6 +79,7 @@ impl FaultyEngine {
             claimed: None,
             limits: None,
             usage: None,
+            scrubbed: None,
             is_broken: false,
             hanging: BTreeMap::new(),
         };
@@ -159,6 +163,11 @@ impl FaultyEngine {
     /// Has it say that this is what it takes up.
     pub fn claim_usage(&self, usage: Option<Usage>) {
         self.0.lock().usage = usage;
+    }
+
+    /// Has each scrub find this.
+    pub fn claim_scrubbed(&self, scrubbed: Option<Scrubbed>) {
+        self.0.lock().scrubbed = scrubbed;
     }
 
     /// Has what is asked of it from now on hang.
@@ -301,6 +310,23 @@ impl Engine for FaultyEngine {
     fn usage(&self) -> Result<Usage, StoreError> {
         let usage = self.0.lock().usage;
         usage.map_or_else(|| self.0.engine().usage(), Ok)
+    }
+
+    fn copy_place(&self) -> Option<PathBuf> {
+        self.0.engine().copy_place()
+    }
+
+    fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
+        self.0.engine().replace_with(copy)
+    }
+
+    fn scrub(&self, from: u64, count: u64) -> Result<Option<Scrubbed>, StoreError> {
+        self.0.read()?;
+        let found = self.0.lock().scrubbed.clone();
+        found.map_or_else(
+            || self.0.engine().scrub(from, count),
+            |found| Ok(Some(found)),
+        )
     }
 }
 

@@ -9,12 +9,16 @@
 //! deciding, and does what rests on the batch once it is told that it is durable. After a failure
 //! it reads what there is and begins again.
 
+mod backup;
+mod backup_error;
 mod batch;
 mod blocks;
 mod checksummed;
 mod condition;
 #[cfg(test)]
 mod conformance;
+mod copies;
+mod copying;
 mod embedded;
 mod engine;
 mod error;
@@ -33,6 +37,7 @@ mod queue;
 mod reader;
 mod scrub;
 mod shared;
+mod sidecar;
 mod store;
 #[cfg(test)]
 mod store_tests;
@@ -41,9 +46,12 @@ mod user;
 mod waiting;
 mod writer;
 
+pub use backup::{backup_stopped, verify_backup};
+pub use backup_error::BackupError;
 pub use batch::{Batch, Change, Table};
 pub use condition::StoreCondition;
-pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
+pub use copying::{CopyProgress, CopyStage, OnProgress};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 #[cfg(any(test, feature = "stress"))]
@@ -53,6 +61,7 @@ pub use memory::MemoryEngine;
 pub use metrics::{STORE_METRIC_NAMES, StoreMetrics};
 pub use owner::{FORMAT, Owner, Restored, StoreIdentity};
 pub use scrub::{Scrubbed, Verified};
+pub use sidecar::Backup;
 pub use store::Store;
 pub use user::{Generation, StoreEvent, Ticket, User};
 pub use waiting::{Leaving, Waiting};
