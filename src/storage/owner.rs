@@ -142,6 +142,12 @@ impl StoreIdentity {
         }
     }
 
+    /// The secret of its indexes.
+    #[must_use]
+    pub fn hash_key(&self) -> HashKey {
+        self.hash_key
+    }
+
     /// The first commit of a new store.
     pub(super) fn first_batch(&self) -> Batch {
         let mut batch = Batch::new();

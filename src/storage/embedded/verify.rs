@@ -1,6 +1,6 @@
 //! A file read without a change to it: its rows, and whether all of it is what was written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redb::{Database, StorageBackend};
 
@@ -11,7 +11,11 @@ use super::{
     snapshot::FileSnapshot,
 };
 use crate::storage::{
-    checksummed::Checksummed, engine::Snapshot, error::StoreError, overlay::Overlay,
+    checksummed::Checksummed,
+    engine::{Snapshot, Usage},
+    error::StoreError,
+    overlay::Overlay,
+    owner::StoreIdentity,
     scrub::Verified,
 };
 
@@ -23,6 +27,7 @@ const STRETCH: u64 = 1024;
 #[derive(Debug)]
 pub struct ReadOnlyFile {
     place: String,
+    directory: Option<PathBuf>,
     file: Checksummed,
     overlay: Overlay,
     faults: Faults,
@@ -38,7 +43,10 @@ impl ReadOnlyFile {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let place = home::shown(path);
         let file = home::open_file(path, false)?;
-        Self::on(&place, super::file_storage(file, &place)?)
+        Ok(Self {
+            directory: path.parent().map(Path::to_owned),
+            ..Self::on(&place, super::file_storage(file, &place)?)?
+        })
     }
 
     /// Opens the store in `directory`, which no process has.
@@ -66,6 +74,7 @@ impl ReadOnlyFile {
         })?;
         Ok(Self {
             place: place.to_owned(),
+            directory: None,
             file,
             overlay,
             faults,
@@ -81,6 +90,33 @@ impl ReadOnlyFile {
     pub fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
         let snapshot = FileSnapshot::of(&self.database, self.faults.clone())?;
         Ok(Box::new(snapshot))
+    }
+
+    /// Where it is, for people.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// What names the store that is in it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a store of ours, or cannot be read.
+    pub fn identity(&self) -> Result<StoreIdentity, StoreError> {
+        StoreIdentity::read(&self.place, &*self.snapshot()?)
+    }
+
+    /// What it takes up.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a store of ours, or cannot be read.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let snapshot = FileSnapshot::of(&self.database, self.faults.clone())?;
+        let available = self.directory.as_deref().and_then(home::available);
+        let bytes = self.file.file_length();
+        Ok(super::usage(bytes, snapshot.bookkeeping(), available))
     }
 
     /// Reads every block, and has the engine check everything that it can reach. `progress` is
