@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use governance_stream::message::RequestId;
 use serde_json::{Value, json};
 
-use super::{ask::NodeArgs, out, pegout::shown};
+use super::{ask::NodeArgs, failure::Unconfirmed, out, pegout::shown};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -65,9 +64,10 @@ async fn set(args: SureArgs, path: &str, what: &str) -> anyhow::Result<()> {
         let listed = args.node.get("/pegouts").await?;
         let open = pegouts(&listed).filter(|pegout| pegout.get("ended") != Some(&true.into()));
         let (open, standing) = (open.count(), standing(&listed));
-        bail!(
+        let unconfirmed = format!(
             "{standing}, and {open} have not come to their end. To {what} them, repeat with --yes"
         );
+        return Err(Unconfirmed(unconfirmed).into());
     }
     let answer = args.node.post(path, &json!({})).await?;
     out::show(args.node.json, &answer, || standing(&answer));

@@ -103,10 +103,11 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             follows,
         };
         let directory = &settings.data_dir;
-        let (path, listener) = super::socket::bind(directory)
+        let (file, listener) = super::socket::bind(directory)
             .with_context(|| format!("cannot listen in {}", directory.display()))?;
-        info!(socket = %path.display(), "operators are served");
-        tokio::spawn(super::socket::serve(listener, operated, stop.clone()))
+        info!(socket = %file.path().display(), "operators are served");
+        let serving = super::socket::serve(listener, operated, stop.clone());
+        (file, tokio::spawn(serving))
     };
     let code = tokio::select! {
         () = asked_to_stop() => {
@@ -125,6 +126,9 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         http.await??;
     }
     #[cfg(unix)]
-    socket.await??;
+    {
+        let (_file, serving) = socket;
+        serving.await??;
+    }
     Ok(code)
 }

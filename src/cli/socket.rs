@@ -2,8 +2,9 @@
 //! Whoever may open it may do everything it offers: directory and socket are for their owner only.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,6 +28,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
+
+use super::{
+    failure,
+    question::{NoAnswer, Question, Shelf},
+};
 
 /// Name of the socket in the data directory.
 pub(super) const SOCKET: &str = "operator.sock";
@@ -69,16 +75,39 @@ pub(super) enum ConnectForm {
     ByPreference,
 }
 
-/// Listens in `directory`, where only this process does.
-pub(super) fn bind(directory: &Path) -> io::Result<(PathBuf, UnixListener)> {
-    let path = directory.join(SOCKET);
-    match fs::remove_file(&path) {
+/// The socket's file: gone when this value is, so that nobody takes a node that has ended for one
+/// that does not answer.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // One that stays is replaced at the next start.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Listens in `directory`, where only this process does. The socket is made in a directory that
+/// nobody else may enter, and comes to its place with its final mode.
+pub(super) fn bind(directory: &Path) -> io::Result<(SocketFile, UnixListener)> {
+    let closed = directory.join(".socket");
+    match fs::remove_dir_all(&closed) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(&path)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok((path, listener))
+    DirBuilder::new().mode(0o700).create(&closed)?;
+    let (made, path) = (closed.join("s"), directory.join(SOCKET));
+    let listener = UnixListener::bind(&made)?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&made, &path)?;
+    fs::remove_dir(&closed)?;
+    Ok((SocketFile(path), listener))
 }
 
 /// Serves until `stop`.
@@ -98,7 +127,7 @@ pub(super) async fn serve(
         .route("/connect", post(connect))
         .route("/resume", post(resume))
         .route("/adopt-ledger", post(adopt_ledger))
-        .route("/dead-letters", get(dead_letters))
+        .route("/look", post(look))
         .route("/dead-letters/{number}/requeue", post(requeue))
         .route("/dead-letters/{number}/discard", post(discard))
         .merge(super::pegout_routes::router())
@@ -148,6 +177,17 @@ impl From<StreamError> for Refusal {
             code,
             json!({ "error": error, "retry": retry, "retry_after_ms": after }),
         )
+    }
+}
+
+impl From<NoAnswer> for Refusal {
+    fn from(none: NoAnswer) -> Self {
+        let (code, retry) = match &none {
+            NoAnswer::NotThere(_) => (StatusCode::NOT_FOUND, "never"),
+            NoAnswer::Invalid(_) => (StatusCode::BAD_REQUEST, "never"),
+            NoAnswer::Store(fault) => (StatusCode::SERVICE_UNAVAILABLE, failure::retry_of(fault)),
+        };
+        Self(code, json!({ "error": none.to_string(), "retry": retry }))
     }
 }
 
@@ -274,12 +314,22 @@ async fn adopt_ledger(State(operated): State<Operated>) -> Reply {
     Ok(Json(json!({ "adopts": true })))
 }
 
-async fn dead_letters(State(operated): State<Operated>) -> Reply {
-    let letters = operated.stream.dead_letters().await?;
-    let letters = letters
-        .iter()
-        .map(|(number, letter)| super::dead_letters::shown_letter(*number, letter));
-    Ok(Json(Value::Array(letters.collect())))
+/// Answers a question from one view of the store.
+async fn look(State(operated): State<Operated>, Json(question): Json<Question>) -> Reply {
+    let store = operated.stream.store().clone();
+    let identity = store.identity().clone();
+    let place = store.place().to_owned();
+    let usage = store.condition().usage;
+    let answered = store.view(move |snapshot| {
+        let shelf = Shelf {
+            snapshot,
+            place: &place,
+            identity: &identity,
+            usage,
+        };
+        Ok(question.answer(&shelf))
+    });
+    Ok(Json(answered.await.map_err(NoAnswer::Store)??))
 }
 
 async fn requeue(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>) -> Reply {
