@@ -322,8 +322,8 @@ fn a_node_whose_first_federation_was_changed_does_not_start_and_says_what_to_do(
     let log = operated.directory().join("node.log");
     let log = std::fs::read_to_string(log).expect("there");
     for part in [
-        "chain.redb`: cannot use it: it was begun with the first federation",
-        "set [federation], node.network and node.chain_id as they were",
+        "store.redb`: its first federation is ",
+        "set the configuration as it was when the store was made",
     ] {
         assert!(log.contains(part), "{log}");
     }
