@@ -21,8 +21,9 @@ use std::{
 };
 
 use bitcoin::Network;
+use governance_stream::storage::{Owner, Store};
 use governance_stream::{
-    BridgeEvent, ChainEvent, Delivery, DiskJournal, GovernanceStream, Handled, StreamArguments,
+    BridgeEvent, ChainEvent, Delivery, GovernanceStream, Handled, StreamArguments,
     config::{Config, NodeConfig},
     message::PeginNotification,
     simulator::{Answering, Simulator, SimulatorConfig, wallet},
@@ -120,8 +121,8 @@ async fn stream(instance: &str, directory: &Path, endpoints: &[String]) -> Gover
     let name = Some(config.subscribers.chain.clone());
     let chain = Subscriber::<ChainEvent>(std::marker::PhantomData);
     Actor::spawn(name, chain, ()).await.expect("a free name");
-    let journal = Arc::new(DiskJournal::open(directory).expect("new"));
-    GovernanceStream::start(StreamArguments::new(config, journal))
+    let store = Store::create(directory, &Owner::of(&config.node), true).expect("new");
+    GovernanceStream::start(StreamArguments::new(config, store))
         .await
         .expect("starts")
 }

@@ -18,9 +18,9 @@ use std::{
 };
 
 use bitcoin::Network;
+use governance_stream::storage::Store;
 use governance_stream::{
-    BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, MemoryJournal, StreamArguments,
-    StreamStatus,
+    BridgeEvent, ConnectionPhase, Delivery, GovernanceStream, StreamArguments, StreamStatus,
     config::{Config, ConnectionConfig, Endpoint, NodeConfig},
     message::{Lane, PeginNotification},
     simulator::{Proxy, Simulator, SimulatorConfig, proxy::Cut, wallet},
@@ -151,7 +151,7 @@ impl Node {
         let connection = config.connection.clone();
         let name = Some(config.subscribers.bridge.clone());
         let bridge = Actor::spawn(name, Bridge, ()).await.expect("starts");
-        let journal = Arc::new(MemoryJournal::new());
+        let journal = Store::in_memory();
         let stream = GovernanceStream::start(StreamArguments::new(config, journal)).await;
         let node = Self {
             stream: stream.expect("starts"),

@@ -9,17 +9,15 @@
 )]
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use bitcoin::{Amount, Network};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use governance_stream::storage::Store;
 use governance_stream::{
-    BridgeEvent, Delivery, GovernanceStream, MemoryJournal, StreamArguments,
+    BridgeEvent, Delivery, GovernanceStream, StreamArguments,
     config::{Config, NodeConfig},
     message::{Outbound, SignatureRequest, SignatureRequestParts, TransactionType, wire::encode},
     proto::{self, stream_client::StreamClient, stream_server},
@@ -238,10 +236,9 @@ impl Tree {
         Actor::spawn(Some(bridge), Counter, count)
             .await
             .expect("starts");
-        let stream =
-            GovernanceStream::start(StreamArguments::new(config, Arc::new(MemoryJournal::new())))
-                .await
-                .expect("starts");
+        let stream = GovernanceStream::start(StreamArguments::new(config, Store::in_memory()))
+            .await
+            .expect("starts");
         let mut status = stream.watch_status();
         status
             .wait_for(|status| status.is_connected())

@@ -15,9 +15,10 @@ use std::{
 };
 
 use bitcoin::{Amount, Network};
+use governance_stream::storage::{Owner, Store};
 use governance_stream::{
-    Answer, BridgeEvent, ChainEvent, Delivered, Delivery, DiskJournal, GovernanceStream,
-    StreamArguments, Subscriber,
+    Answer, BridgeEvent, ChainEvent, Delivered, Delivery, GovernanceStream, StreamArguments,
+    Subscriber,
     config::{Config, NodeConfig},
     message::{
         FederationUpdateAck, ProposalAck, SignatureRequest, SignatureRequestParts, TransactionType,
@@ -146,7 +147,7 @@ impl Actor for NodeSupervisor {
         match event {
             SupervisionEvent::ActorFailed(who, error) => {
                 println!(
-                    "{:?} has given up: {error}; start it again with the same journal",
+                    "{:?} has given up: {error}; start it again with the same store",
                     who.get_name()
                 );
             }
@@ -165,7 +166,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // What was accepted is in here: the next process goes on with it.
     let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
-    let journal = Arc::new(DiskJournal::open(&directory)?);
     let (supervisor, node) = Actor::spawn(Some("node".to_owned()), NodeSupervisor, ()).await?;
     let me = supervisor.get_cell();
     let handled = directory.join("bridge.handled");
@@ -193,10 +193,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
         endpoints,
     );
+    let store = Store::create(&directory, &Owner::of(&config.node), true)?;
     let arguments = StreamArguments {
         bridge: Subscriber::named::<NodeMessage<BridgeEvent>>("bridge"),
         chain: Subscriber::named::<NodeMessage<ChainEvent>>("chain"),
-        ..StreamArguments::new(config, journal)
+        ..StreamArguments::new(config, store)
     };
     let stream = GovernanceStream::start_linked(arguments, supervisor.get_cell()).await?;
     bridge.cast(NodeMessage::NewBlock(1))?;

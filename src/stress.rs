@@ -338,16 +338,21 @@ pub(crate) async fn pass(actor: &ActorCell, point: Point) -> Result<(), Struck> 
 ///
 /// When the engine is struck at once.
 pub fn store(instance: &InstanceName, owner: &Owner) -> Result<Store, StoreError> {
-    let engine = FaultableEngine {
-        engine: MemoryEngine::new(),
+    let memory: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
+    Store::create_on(engine(instance, memory), owner)
+}
+
+/// An engine with points, for one instance, over another one.
+pub fn engine(instance: &InstanceName, engine: Arc<dyn Engine>) -> Arc<dyn Engine> {
+    Arc::new(FaultableEngine {
+        engine,
         instance: instance.clone(),
-    };
-    Store::create_on(Arc::new(engine), owner)
+    })
 }
 
 #[derive(Debug)]
 struct FaultableEngine {
-    engine: MemoryEngine,
+    engine: Arc<dyn Engine>,
     instance: InstanceName,
 }
 

@@ -10,8 +10,9 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use governance_stream::storage::Store;
 use governance_stream::{
-    GovernanceStream, Journal, StreamArguments,
+    GovernanceStream, StreamArguments,
     config::Config,
     message::{MessageId, Outcome},
     proto::{self, stream_response::Control},
@@ -35,13 +36,13 @@ impl Victim {
     async fn start(mut config: Config) -> Self {
         // What a hostile peer does not acknowledge is not worth waiting for.
         config.drain_deadline = Duration::from_millis(200);
-        let journal: Arc<dyn Journal> = support::memory();
+        let store = Store::in_memory();
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
         let mut registry = Registry::default();
         let arguments = StreamArguments {
             metrics: Metrics::register(&mut registry),
-            ..StreamArguments::new(config, journal)
+            ..StreamArguments::new(config, store)
         };
         let stream = GovernanceStream::start(arguments).await.expect("starts");
         Self {

@@ -24,14 +24,14 @@ use std::{
 };
 
 use governance_stream::{
-    DiskJournal,
+    history::{History, Page, Standing},
     message::Outcome,
     proto,
-    retained::{Retained, Standing},
     simulator::{
         FederationView, Simulator, SimulatorConfig,
         record::{self, Fact, What},
     },
+    storage::{ReadOnlyFile, StoreIdentity},
 };
 use prost::Message as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -207,7 +207,7 @@ fn killed_at_any_moment_nothing_is_lost_or_doubled() {
     assert!(running.terminate(), "the node drains and ends well");
     assert!(simulator.terminate(), "governance saw no violation");
 
-    check_journal(directory, &requests);
+    check_store(directory, &requests);
     check_record(
         &record::read(&record).expect("readable"),
         &requests,
@@ -245,23 +245,29 @@ fn settle(directory: &Path, requests: &BTreeSet<String>, pegins: &BTreeSet<Strin
 }
 
 /// Every accepted request has one outcome, and it is the good one: nothing was injected.
-fn check_journal(directory: &Path, requests: &BTreeSet<String>) {
-    let rows = DiskJournal::inspect(data(directory)).expect("the node is down");
-    let retained = Retained::from_rows(rows);
+fn check_store(directory: &Path, requests: &BTreeSet<String>) {
+    let file = ReadOnlyFile::inspect(&data(directory)).expect("the node is down");
+    let snapshot = file.snapshot().expect("readable");
+    let place = data(directory).display().to_string();
+    let identity = StoreIdentity::read(&place, &*snapshot).expect("a store");
+    let history = History::of(&*snapshot, &place, identity.hash_key());
     for id in requests {
         let id = id.parse().expect("valid");
-        let record = retained.request(&id).expect("it was accepted");
+        let record = history.request(&id).expect("readable");
+        let record = record.expect("it was accepted");
         let Standing::Settled { outcome, .. } = &record.standing else {
             panic!("{id} has no outcome: {:?}", record.standing);
         };
         assert_eq!(*outcome, Outcome::Complete, "{id}");
     }
-    assert_eq!(retained.requests().count(), requests.len());
-    assert!(
-        retained.dead_letters.is_empty(),
-        "{:?}",
-        retained.dead_letters
-    );
+    let all = Page {
+        before: None,
+        limit: usize::MAX,
+    };
+    let settled = history.settled_requests(all).expect("readable");
+    assert_eq!(settled.len(), requests.len());
+    let letters = history.dead_letters().expect("readable");
+    assert!(letters.is_empty(), "{letters:?}");
 }
 
 /// Governance's own record: every lane contiguous and in order, everything once.

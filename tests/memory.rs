@@ -12,6 +12,7 @@ mod support;
 
 use std::time::Duration;
 
+use governance_stream::storage::Store;
 use governance_stream::{GovernanceStream, StreamArguments, message::Lane, proto};
 use support::{
     Node, config, governance, kill,
@@ -72,7 +73,7 @@ async fn a_hostile_peer() {
     let mut config = config(&simulator.endpoints());
     config.connection.backoff.max = Duration::from_millis(10);
     config.connection.idle_frames_per_second = 100;
-    let arguments = StreamArguments::new(config, support::memory());
+    let arguments = StreamArguments::new(config, Store::in_memory());
     let stream = GovernanceStream::start(arguments).await.expect("starts");
     let swollen = proto::StreamResponse {
         messages: vec![proto::SequencedMessage::default(); FIELDS],
@@ -120,7 +121,7 @@ async fn a_dead_subscriber() {
     }
     let mut config = config(&simulator.endpoints());
     config.connection.backoff.max = Duration::from_millis(10);
-    let stream = GovernanceStream::start(StreamArguments::new(config.clone(), support::memory()))
+    let stream = GovernanceStream::start(StreamArguments::new(config.clone(), Store::in_memory()))
         .await
         .expect("starts");
     for _ in 0..WARM_UP {

@@ -10,6 +10,7 @@ mod support;
 
 use std::time::Duration;
 
+use governance_stream::storage::Store;
 use governance_stream::{
     BridgeEvent, GovernanceStream, RequestStanding, Retry, StreamArguments, StreamError,
     message::{FailureCode, Outcome, Progress, SignatureRequest, SignatureStatus},
@@ -356,7 +357,7 @@ async fn a_wrong_configuration_does_not_start() {
     let mut wrong = config(&["http://127.0.0.1:1".to_owned()]);
     wrong.connection.backoff.multiplier = f64::NAN;
     wrong.call_deadline = Duration::ZERO;
-    let refused = GovernanceStream::start(StreamArguments::new(wrong, support::memory()))
+    let refused = GovernanceStream::start(StreamArguments::new(wrong, Store::in_memory()))
         .await
         .expect_err("wrong");
     let text = refused.to_string();

@@ -1,4 +1,4 @@
-//! Whatever strikes an actor, a task or the journal's thread, wherever it is in its life: the tree
+//! Whatever strikes an actor, a task or the store's engine, wherever it is in its life: the tree
 //! heals, or gives up so that the node starts it again, and nothing that was accepted is lost.
 #![allow(
     clippy::expect_used,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use governance_stream::{
-    Health, StreamError,
+    Health, StreamError, StreamStatus,
     config::Config,
     stress::{Armed, Fault, Moment, Plan, Point},
 };
@@ -47,14 +47,17 @@ fn impatient(config: &mut Config) {
 }
 
 /// Has the tree come to the point, where it would not by itself.
-async fn provoke(guarded: &Guarded, point: Point) {
+async fn provoke(guarded: &Guarded, point: Point) -> Option<Armed> {
     let name = |of: &str| format!("{}.{of}", guarded.config.instance);
     let supervisor = guarded.config.instance.to_string();
     match point {
         Point::Supervisor(Moment::PreStart | Moment::PostStart) => kill(&supervisor).await,
         Point::Supervisor(Moment::PostStop) => support::stop(&supervisor).await,
-        Point::Buffer(Moment::PreStart | Moment::PostStart) | Point::JournalLoad => {
-            kill(&name("buffer")).await;
+        Point::Buffer(Moment::PreStart | Moment::PostStart) => kill(&name("buffer")).await,
+        // It is opened again after a commit that failed.
+        Point::StoreOpen => {
+            let plan = Plan::new(Point::StoreCommit, Fault::Error);
+            return Some(plan.arm(&guarded.config.instance));
         }
         Point::Buffer(Moment::PostStop) => support::stop(&name("buffer")).await,
         Point::Connection(Moment::PreStart | Moment::PostStart)
@@ -67,8 +70,9 @@ async fn provoke(guarded: &Guarded, point: Point) {
         | Point::Request(_)
         | Point::SessionRead
         | Point::DeliveryWait
-        | Point::JournalCommit => {}
+        | Point::StoreCommit => {}
     }
+    None
 }
 
 /// Lifts what would not end by itself: a subscriber may take its time, and a thread that hangs in
@@ -78,7 +82,13 @@ async fn lift_in_time(guarded: &Guarded, plan: Option<&(Point, Fault, Armed)>) {
         armed.hit(1).await;
         match point {
             Point::DeliveryWait => armed.lift(),
-            Point::JournalLoad | Point::JournalCommit => {
+            // Nobody dies of it: callers are refused with the reason.
+            Point::StoreOpen => {
+                let shown = |status: &StreamStatus| status.store_fault.is_some();
+                guarded.until("shown in health", shown).await;
+                armed.lift();
+            }
+            Point::StoreCommit => {
                 guarded.tree_after(guarded.trees()).await;
                 armed.lift();
             }
@@ -99,8 +109,9 @@ async fn survives(strikes: &[(Point, Fault, u64)]) {
     });
     let plans: Vec<_> = plans.collect();
     let strike = async {
+        let mut provoked = Vec::new();
         for (point, ..) in &plans {
-            provoke(&guarded, *point).await;
+            provoked.push(provoke(&guarded, *point).await);
         }
         if let [(.., armed)] = &plans[..] {
             let hit = tokio::time::timeout(PATIENCE, armed.hit(1)).await;
@@ -167,7 +178,7 @@ fn in_the_middle(point: Point) -> u64 {
     match point {
         Point::Supervisor(Moment::Handle) | Point::Request(_) => 3,
         // Whatever is grouped, accepting and settling are two.
-        Point::JournalCommit => 1,
+        Point::StoreCommit => 1,
         Point::Buffer(Moment::Handle) | Point::Connection(Moment::Handle) => 20,
         Point::SessionRead => 2,
         _ => 0,
@@ -186,7 +197,7 @@ async fn the_tree_survives_every_fault_at_every_point_of_every_life() {
 async fn what_a_failed_commit_forgot_comes_again() {
     let tracker = (Point::Request(Moment::PreStart), Fault::Kill, 4);
     let cases = (0..60).map(|number| {
-        let commit = (Point::JournalCommit, Fault::Error, number % 6);
+        let commit = (Point::StoreCommit, Fault::Error, number % 6);
         if number % 2 == 0 {
             vec![commit, commit]
         } else {
@@ -331,14 +342,14 @@ async fn a_commit_that_does_not_return_fails_the_tree_and_the_next_one_goes_on()
         .until("connected", |status| status.is_connected())
         .await;
     let federation = guarded.simulator.federation(1).expect("the first");
-    let armed = Plan::new(Point::JournalCommit, Fault::Hang).arm(&guarded.config.instance);
+    let armed = Plan::new(Point::StoreCommit, Fault::Hang).arm(&guarded.config.instance);
     let stream = guarded.stream();
     let caller = tokio::spawn({
         let (stream, request) = (stream.clone(), support::pegout(&federation, 0));
         async move { stream.request_signatures(request).await }
     });
     support::until(&stream, "shown in health", |status| {
-        matches!(&status.health, Health::Unhealthy(why) if why[0].contains("journal has not answered"))
+        matches!(&status.health, Health::Unhealthy(why) if why[0].contains("has not answered"))
     })
     .await;
     assert_eq!(guarded.trees(), 1, "health says so first");
@@ -348,7 +359,7 @@ async fn a_commit_that_does_not_return_fails_the_tree_and_the_next_one_goes_on()
         "{answer:?}"
     );
     guarded.tree_after(1).await;
-    // No later tree writes to the journal before the thread lets go of it.
+    // No later tree writes to the store before its engine returns.
     armed.lift();
     for handle in guarded.load(0..4).await {
         completed(&handle).await;
@@ -370,10 +381,10 @@ async fn a_slow_commit_shows_in_health_and_passes() {
     guarded
         .until("connected", |status| status.is_connected())
         .await;
-    let armed = Plan::new(Point::JournalCommit, Fault::Hang).arm(&guarded.config.instance);
+    let armed = Plan::new(Point::StoreCommit, Fault::Hang).arm(&guarded.config.instance);
     let (handles, ()) = tokio::join!(guarded.load(0..4), async {
         guarded
-            .until("shown in health", |status| status.journal_fault.is_some())
+            .until("shown in health", |status| status.store_fault.is_some())
             .await;
         armed.lift();
     });

@@ -10,6 +10,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use governance_stream::storage::Store;
 use governance_stream::{
     GovernanceStream, Health, StreamArguments,
     message::{Lane, Outcome},
@@ -36,7 +37,7 @@ async fn one_that_is_absent_at_first_gets_everything_and_the_other_does_not_wait
     let config = config(&simulator.endpoints());
     let mut bridge = Bridge::absent(&config.subscribers.bridge, |_| None);
     let chain = Chain::start(&config.subscribers.chain).await;
-    let stream = GovernanceStream::start(StreamArguments::new(config.clone(), support::memory()))
+    let stream = GovernanceStream::start(StreamArguments::new(config.clone(), Store::in_memory()))
         .await
         .expect("starts");
     support::until(&stream, "connected", |status| status.is_connected()).await;
@@ -156,7 +157,7 @@ async fn answers_reach_governance_once_across_a_restart_of_the_tree() {
     }
     support::ledger(&simulator, |view| view.proposal_acks.len() == 3).await;
     node.stream.shutdown().await.expect("shuts down");
-    let arguments = StreamArguments::new(node.config.clone(), Arc::clone(&node.journal));
+    let arguments = StreamArguments::new(node.config.clone(), node.store.clone());
     let again = GovernanceStream::start(arguments).await.expect("starts");
     simulator.propose(&proposal(3));
     let view = support::ledger(&simulator, |view| {

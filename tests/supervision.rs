@@ -10,6 +10,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use governance_stream::storage::Store;
 use governance_stream::{
     GovernanceStream, Health, StreamArguments, StreamError,
     message::{Lane, Outcome},
@@ -146,7 +147,7 @@ async fn past_its_limit_the_tree_fails_for_all_to_see_and_another_one_goes_on() 
     config.supervision.max_restarts = 2;
     let instance = config.instance.to_string();
     let bridge = support::recorder::Bridge::start(&config.subscribers.bridge).await;
-    let arguments = StreamArguments::new(config.clone(), support::memory());
+    let arguments = StreamArguments::new(config.clone(), Store::in_memory());
     let (seen, mut events) = mpsc::unbounded_channel();
     let (parent, _) = Actor::spawn(None, Parent, seen).await.expect("starts");
     let stream = GovernanceStream::start_linked(arguments.clone(), parent.get_cell())
@@ -177,7 +178,7 @@ async fn past_its_limit_the_tree_fails_for_all_to_see_and_another_one_goes_on() 
         Err(StreamError::NotRunning { .. })
     ));
 
-    // The same journal: nothing that was accepted is lost. The old handle finds the new tree.
+    // The same store: nothing that was accepted is lost. The old handle finds the new tree.
     let again = GovernanceStream::start_linked(arguments, parent.get_cell())
         .await
         .expect("starts");
@@ -242,8 +243,11 @@ async fn an_instance_of_a_taken_name_does_not_start_and_disturbs_nobody() {
     let node = Node::start(&simulator).await;
     node.until("connected", |status| status.is_connected())
         .await;
-    let second =
-        GovernanceStream::start(StreamArguments::new(node.config.clone(), support::memory())).await;
+    let second = GovernanceStream::start(StreamArguments::new(
+        node.config.clone(),
+        Store::in_memory(),
+    ))
+    .await;
     assert!(
         matches!(second, Err(StreamError::Startup { .. })),
         "{second:?}"
@@ -333,7 +337,7 @@ fn a_shutdown_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_journal_outlives_the_tree() {
+async fn the_store_outlives_the_tree() {
     let simulator = governance().await;
     let federation = simulator.federation(1).expect("the first");
     let node = Node::start(&simulator).await;
@@ -342,7 +346,7 @@ async fn the_journal_outlives_the_tree() {
     let leftover = node.stream.shutdown().await.expect("shuts down");
     assert_eq!(leftover.open_requests, 5);
     simulator.release_responses();
-    let arguments = StreamArguments::new(node.config.clone(), Arc::clone(&node.journal));
+    let arguments = StreamArguments::new(node.config.clone(), node.store.clone());
     let again = GovernanceStream::start(arguments).await.expect("starts");
     for handle in handles {
         let handle = again.request(handle.id().clone());

@@ -10,6 +10,7 @@ mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
+use governance_stream::storage::Store;
 use governance_stream::{
     GovernanceStream, StreamArguments,
     config::{Config, TlsConfig, TlsVersion, TokenSource},
@@ -178,7 +179,7 @@ async fn a_node_that_governance_does_not_know_is_told_that_it_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn https_without_a_ca_does_not_start() {
     let config = config(&["https://127.0.0.1:1".to_owned()]);
-    let arguments = StreamArguments::new(config, support::memory());
+    let arguments = StreamArguments::new(config, Store::in_memory());
     let refused = GovernanceStream::start(arguments).await.map(|_| ());
     let refused = refused.expect_err("no CA").to_string();
     assert_says(&refused, "https is never dialled without a CA");

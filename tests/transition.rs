@@ -124,11 +124,11 @@ impl Process {
         let first = simulator.federation(1).expect("the first");
         let store = ChainStore::open(directory.join("chain.redb"), schedule(&first));
         let store = store.expect("opens");
-        let journal = governance_stream::DiskJournal::open(directory).expect("opens");
+        let journal = support::store_in(&directory.join("store"), &config).await;
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone(), Arc::new(journal))
+            ..StreamArguments::new(config.clone(), journal)
         };
         let stream = GovernanceStream::start(arguments).await.expect("starts");
         let chain = start_chain(&config, &store, &stream).await;

@@ -33,7 +33,7 @@ const AT_WORK: [Point; 5] = [
     Point::Connection(Moment::Handle),
     Point::SessionRead,
     Point::DeliveryWait,
-    Point::JournalCommit,
+    Point::StoreCommit,
 ];
 
 /// A commit that hangs for less is the buffer's last; one that hangs for longer passes, or is given
@@ -139,7 +139,7 @@ impl Kind {
                 Self::Subscriber(random.random(), *one_of(random, &moods))
             }
             // A disk that takes its time.
-            92..95 => Self::Stress(Point::JournalCommit, Fault::Hang, 0),
+            92..95 => Self::Stress(Point::StoreCommit, Fault::Hang, 0),
             _ => Self::Operator(match random.random_range(0..5) {
                 0 | 1 => Operator::Connect(endpoint),
                 2 => Operator::ConnectByPreference,
@@ -381,7 +381,7 @@ fn provoke(instance: &str, point: Point) {
     match point {
         Point::Supervisor(PreStart | PostStart) => kill(instance),
         Point::Supervisor(PostStop) => stop(instance),
-        Point::Buffer(PreStart | PostStart) | Point::JournalLoad => kill(&buffer),
+        Point::Buffer(PreStart | PostStart) | Point::StoreOpen => kill(&buffer),
         Point::Buffer(PostStop) => stop(&buffer),
         Point::Connection(PreStart | PostStart) | Point::SessionDial | Point::Burial => {
             kill(&connection);
@@ -471,14 +471,14 @@ async fn befall(kind: Kind, length: Duration, scene: &Scene<'_>) {
                 Point::Buffer(Moment::Handle)
                 | Point::Connection(Moment::Handle)
                 | Point::Request(_)
-                | Point::JournalCommit => after,
+                | Point::StoreCommit => after,
                 _ => 0,
             };
             let armed = Plan::new(point, fault).after(after).arm(instance);
             provoke(instance.as_str(), point);
             tokio::time::sleep(length).await;
-            // What waits for the journal dies with the buffer; nobody may have been told of it.
-            if (point, fault) == (Point::JournalCommit, Fault::Hang) && length < DEADLY {
+            // What waits for the store dies with the buffer; nobody may have been told of it.
+            if (point, fault) == (Point::StoreCommit, Fault::Hang) && length < DEADLY {
                 provoke(instance.as_str(), Point::Buffer(Moment::PostStart));
             }
             drop(armed);

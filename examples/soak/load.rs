@@ -341,7 +341,7 @@ fn is_passing(error: &StreamError) -> bool {
     matches!(
         error,
         StreamError::BufferFull { .. }
-            | StreamError::Journal { .. }
+            | StreamError::Store { .. }
             | StreamError::Indeterminate { .. }
             | StreamError::DeadlineExceeded { .. }
             | StreamError::NotRunning { .. }

@@ -1,11 +1,12 @@
 //! The node: a supervisor of its own that starts the tree again when it gives up, with the same
-//! journal, and its subscribers.
+//! store, and its subscribers.
 
 use std::{sync::Arc, time::Duration};
 
 use bitcoin::Network;
+use governance_stream::storage::{Owner, RedbEngine, Store};
 use governance_stream::{
-    BridgeEvent, ChainEvent, DiskJournal, GovernanceStream, StreamArguments, StreamStatus,
+    BridgeEvent, ChainEvent, GovernanceStream, StreamArguments, StreamStatus,
     config::{Config, NodeConfig},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, SupervisionEvent};
@@ -127,13 +128,15 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) async fn start(world: &World, plant: &Arc<Plant>) -> Self {
         let config = configuration(world);
-        let journal = DiskJournal::open(world.credentials.directory().join("journal"));
-        let journal = Arc::new(journal.expect("a journal"));
+        let directory = world.credentials.directory().join("store");
+        let engine = RedbEngine::create(directory, false).expect("a directory");
+        let engine = governance_stream::stress::engine(&config.instance, Arc::new(engine));
+        let store = Store::create_on(engine, &Owner::of(&config.node)).expect("a store");
         let bridge = Recorder::start(&config.subscribers.bridge, plant);
         let chain = Recorder::start(&config.subscribers.chain, plant);
         let (latest, mut watched) = watch::channel((None, Totals::default()));
         let guarded = Guarded {
-            arguments: StreamArguments::new(config.clone(), journal),
+            arguments: StreamArguments::new(config.clone(), store),
             latest,
             resting: false,
         };

@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod ask;
 #[cfg(unix)]
+mod backup;
+#[cfg(unix)]
 mod chain_height;
 #[cfg(unix)]
 mod chain_routes;
@@ -52,6 +54,8 @@ mod source;
 mod status;
 #[cfg(unix)]
 mod store;
+#[cfg(unix)]
+mod store_routes;
 #[cfg(unix)]
 mod store_stats;
 #[cfg(unix)]
@@ -122,6 +126,9 @@ enum Command {
     /// What a node keeps everything in: how it is, and whether it is sound.
     #[cfg(unix)]
     Store(store::StoreArgs),
+    /// Copy the store into a file, while the node runs or not.
+    #[cfg(unix)]
+    Backup(backup::BackupArgs),
     /// Everything of the stream, one JSON object a line.
     #[cfg(unix)]
     Export(export::ExportArgs),
@@ -234,6 +241,8 @@ pub(crate) fn main() -> ExitCode {
             Command::Store(args) => store::run(args).await,
             #[cfg(unix)]
             Command::Export(args) => export::run(args).await,
+            #[cfg(unix)]
+            Command::Backup(args) => backup::run(args).await,
             Command::CheckConfig(args) => check_config::run(&args),
             #[cfg(feature = "simulator")]
             Command::Simulator(args) => simulator::run(args).await,

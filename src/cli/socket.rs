@@ -29,11 +29,6 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    failure,
-    question::{NoAnswer, Question, Shelf},
-};
-
 /// Name of the socket in the data directory.
 pub(super) const SOCKET: &str = "operator.sock";
 /// How long one question for an outcome waits for it.
@@ -127,11 +122,11 @@ pub(super) async fn serve(
         .route("/connect", post(connect))
         .route("/resume", post(resume))
         .route("/adopt-ledger", post(adopt_ledger))
-        .route("/look", post(look))
         .route("/dead-letters/{number}/requeue", post(requeue))
         .route("/dead-letters/{number}/discard", post(discard))
         .merge(super::pegout_routes::router())
         .merge(super::chain_routes::routes())
+        .merge(super::store_routes::routes())
         .with_state(operated);
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -143,10 +138,12 @@ pub(super) struct Refusal(StatusCode, Value);
 
 impl Refusal {
     pub(super) fn new(code: StatusCode, error: impl ToString) -> Self {
-        Self(
-            code,
-            json!({ "error": error.to_string(), "retry": "never" }),
-        )
+        Self::with_retry(code, error, "never")
+    }
+
+    /// As [`new`](Self::new), for what may be asked again.
+    pub(super) fn with_retry(code: StatusCode, error: impl ToString, retry: &str) -> Self {
+        Self(code, json!({ "error": error.to_string(), "retry": retry }))
     }
 }
 
@@ -177,17 +174,6 @@ impl From<StreamError> for Refusal {
             code,
             json!({ "error": error, "retry": retry, "retry_after_ms": after }),
         )
-    }
-}
-
-impl From<NoAnswer> for Refusal {
-    fn from(none: NoAnswer) -> Self {
-        let (code, retry) = match &none {
-            NoAnswer::NotThere(_) => (StatusCode::NOT_FOUND, "never"),
-            NoAnswer::Invalid(_) => (StatusCode::BAD_REQUEST, "never"),
-            NoAnswer::Store(fault) => (StatusCode::SERVICE_UNAVAILABLE, failure::retry_of(fault)),
-        };
-        Self(code, json!({ "error": none.to_string(), "retry": retry }))
     }
 }
 
@@ -312,24 +298,6 @@ async fn resume(State(operated): State<Operated>) -> Reply {
 async fn adopt_ledger(State(operated): State<Operated>) -> Reply {
     operated.stream.adopt_ledger().await?;
     Ok(Json(json!({ "adopts": true })))
-}
-
-/// Answers a question from one view of the store.
-async fn look(State(operated): State<Operated>, Json(question): Json<Question>) -> Reply {
-    let store = operated.stream.store().clone();
-    let identity = store.identity().clone();
-    let place = store.place().to_owned();
-    let usage = store.condition().usage;
-    let answered = store.view(move |snapshot| {
-        let shelf = Shelf {
-            snapshot,
-            place: &place,
-            identity: &identity,
-            usage,
-        };
-        Ok(question.answer(&shelf))
-    });
-    Ok(Json(answered.await.map_err(NoAnswer::Store)??))
 }
 
 async fn requeue(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>) -> Reply {

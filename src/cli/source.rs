@@ -1,6 +1,6 @@
 //! Where what is shown comes from: the running node, or the store's file when no node runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use governance_stream::storage::{ReadOnlyFile, StoreError, StoreIdentity};
@@ -105,7 +105,7 @@ impl Stopped {
 }
 
 /// Opens the file of the store in `directory`, for reading.
-pub(super) fn inspect(directory: &std::path::Path) -> anyhow::Result<ReadOnlyFile> {
+fn inspect(directory: &Path) -> anyhow::Result<ReadOnlyFile> {
     let opened = ReadOnlyFile::inspect(directory);
     let is_held = matches!(opened, Err(StoreError::Held { .. }));
     let opened = opened.map_err(anyhow::Error::from);

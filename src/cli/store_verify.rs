@@ -5,14 +5,14 @@ use std::{
     process::ExitCode,
 };
 
-use governance_stream::storage::{StoreError, Verified};
+use governance_stream::storage::{StoreError, Verified, verify_stopped};
 use serde::Serialize;
 
 use super::{
     ask::Refused,
     out::{self, items, of},
     question::Question,
-    source::{Source, inspect},
+    source::Source,
     store::VerifyArgs,
 };
 
@@ -71,7 +71,7 @@ async fn look(args: &VerifyArgs, report: &mut Report) -> anyhow::Result<()> {
     let source = Source::find(&args.node).await?;
     report.source = source.name();
     if let Source::File(_) = &source {
-        let verified = inspect(&args.node.directory()?)?.verify(&mut progress)?;
+        let verified = verify_stopped(&args.node.directory()?, &mut progress)?;
         report.blocks(verified);
     }
     let mut from: Option<String> = None;

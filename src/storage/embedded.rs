@@ -11,7 +11,7 @@ use std::{
     fmt,
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -32,7 +32,7 @@ use super::{
 };
 
 pub use copy::CopyWriter;
-pub use verify::ReadOnlyFile;
+pub use verify::{ReadOnlyFile, verify_file, verify_stopped};
 
 /// Pages that the engine may keep in memory.
 const CACHE_BYTES: usize = 32 << 20;
@@ -127,6 +127,15 @@ impl RedbEngine {
         CopyWriter::create(&new)?.finish(0)?;
         home.put(&new)?;
         Ok(Self::in_home(home))
+    }
+
+    /// Where its file is, or is to be.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        match &self.disk {
+            Disk::Directory(home) => home.file(),
+            Disk::Other(_) => PathBuf::from(&self.place),
+        }
     }
 
     fn in_home(home: Home) -> Self {
@@ -236,7 +245,7 @@ impl RedbEngine {
     /// When it cannot be told. What is damaged is in the result.
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified, StoreError> {
         let _none = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        ReadOnlyFile::on(&self.place, self.storage(false)?)?.verify(progress)
+        verify::verify(&self.place, self.storage(false)?, progress)
     }
 
     fn closed(&self) -> StoreError {
@@ -372,6 +381,21 @@ impl Engine for RedbEngine {
         self.place.clone()
     }
 
+    fn copy_place(&self) -> Option<PathBuf> {
+        match &self.disk {
+            Disk::Directory(home) => Some(home.new_file()),
+            Disk::Other(_) => None,
+        }
+    }
+
+    fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
+        Self::replace_with(self, copy).map(|_| ())
+    }
+
+    fn scrub(&self, from: u64, count: u64) -> Result<Option<Scrubbed>, StoreError> {
+        Self::scrub(self, from, count).map(Some)
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             batch_bytes: 64 << 20,
@@ -484,6 +508,6 @@ fn file_storage(file: File, place: &str) -> Result<Box<dyn StorageBackend>, Stor
     Ok(Box::new(backend))
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 #[path = "embedded_tests.rs"]
 mod tests;

@@ -1,14 +1,19 @@
 //! What an engine under the store promises.
 
-use std::{fmt, ops::Bound};
+use std::{
+    fmt,
+    ops::Bound,
+    path::{Path, PathBuf},
+};
 
-use super::{batch::Batch, error::StoreError};
+use super::{batch::Batch, error::StoreError, scrub::Scrubbed};
 
 /// Keeps tables of ordered byte rows, on a disk, across a network or in memory.
 ///
 /// The store's writer thread alone calls [`open`](Self::open), [`commit`](Self::commit) and
-/// [`compact`](Self::compact); snapshots are taken and read by other threads meanwhile. Any call
-/// may take long, and any may fail. Nothing here assumes a local file.
+/// [`replace_with`](Self::replace_with); snapshots are taken and read by other threads meanwhile.
+/// Any call may take long, and any may fail. Nothing here assumes a local file: what only a file
+/// needs has an answer for engines that are none.
 pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Where it is, for people: a file's path, a cluster's prefix.
     fn place(&self) -> String;
@@ -18,8 +23,9 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     fn limits(&self) -> Limits;
 
     /// Opens what is kept, or closes it and opens it again. Nothing that an earlier opening holds
-    /// in memory is used, and snapshots of an earlier opening may fail from now on. Creates
-    /// nothing. Returns the number of the last commit that is there.
+    /// in memory is used, nor what a commit that failed left in a cache without its being durable;
+    /// snapshots of an earlier opening may fail from now on. Creates nothing. Returns the number of
+    /// the last commit that is there.
     ///
     /// # Errors
     ///
@@ -48,6 +54,36 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     ///
     /// When that cannot be found out.
     fn usage(&self) -> Result<Usage, StoreError>;
+
+    /// Where a copy of it is written that is to take its place, on the same disk. `None` for an
+    /// engine that gives free space back by itself.
+    fn copy_place(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Takes the finished copy of its last commit at `copy` in its own place, and goes on with
+    /// that. Earlier snapshots may fail from now on.
+    ///
+    /// # Errors
+    ///
+    /// When nothing has changed, or when it is to be opened again: nothing is lost either way.
+    fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
+        let _ = copy;
+        Err(StoreError::Closed {
+            place: self.place(),
+        })
+    }
+
+    /// Reads `count` blocks from block `from` on, beside commits. `None` for an engine that looks
+    /// after its disks itself.
+    ///
+    /// # Errors
+    ///
+    /// When it is closed, or the disk fails. What is not what was written is no error but found.
+    fn scrub(&self, from: u64, count: u64) -> Result<Option<Scrubbed>, StoreError> {
+        let _ = (from, count);
+        Ok(None)
+    }
 }
 
 /// A consistent view of one commit's state. Short-lived: what is removed meanwhile takes up space
@@ -90,11 +126,30 @@ pub struct Scan<'a> {
     pub to: Bound<&'a [u8]>,
     /// Rows at most.
     pub limit: usize,
+    /// Bytes of keys and values after which no further row is read. One row is always read.
+    pub bytes: usize,
     /// From the last row to the first.
     pub backwards: bool,
 }
 
 impl<'a> Scan<'a> {
+    /// Takes rows, in the order in which they are to be, until there are as many as it may have.
+    pub(super) fn collect<E>(
+        &self,
+        rows: impl Iterator<Item = Result<Row, E>>,
+    ) -> Result<Vec<Row>, E> {
+        let (mut taken, mut bytes) = (Vec::new(), 0_usize);
+        for row in rows.take(self.limit) {
+            let row = row?;
+            bytes = bytes.saturating_add(row.0.len() + row.1.len());
+            taken.push(row);
+            if bytes >= self.bytes {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
     /// The first `limit` rows.
     #[must_use]
     pub const fn first(limit: usize) -> Self {
@@ -102,6 +157,7 @@ impl<'a> Scan<'a> {
             from: Bound::Unbounded,
             to: Bound::Unbounded,
             limit,
+            bytes: usize::MAX,
             backwards: false,
         }
     }
@@ -122,6 +178,12 @@ impl<'a> Scan<'a> {
             from: Bound::Excluded(key),
             ..self
         }
+    }
+
+    /// As this, but no further row once these have so many bytes.
+    #[must_use]
+    pub const fn within(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
     }
 
     /// As this, but only rows before `key`.

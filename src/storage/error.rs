@@ -149,6 +149,24 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Every value of [`name`](Self::name).
+    pub(super) const NAMES: [&'static str; 14] = [
+        "absent",
+        "occupied",
+        "held",
+        "format",
+        "foreign",
+        "went_back",
+        "damaged",
+        "permissions",
+        "io",
+        "too_large",
+        "foreign_table",
+        "hung",
+        "ended",
+        "closed",
+    ];
+
     /// Bounded label for metrics.
     #[must_use]
     pub const fn name(&self) -> &'static str {

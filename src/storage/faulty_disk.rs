@@ -31,12 +31,12 @@ struct State {
     /// Sectors that the next sync writes to the platter.
     dirty: BTreeSet<usize>,
     fault: Option<Planned>,
+    failing_sync: Option<u64>,
     full: bool,
     read_only: bool,
     unreadable: bool,
     vanished: bool,
     hanging: bool,
-    changes: u64,
 }
 
 /// A fault that happens at a later change.
@@ -79,9 +79,9 @@ impl FaultyDisk {
         *self.state() = other;
     }
 
-    /// Writes, syncs and changes of the length so far.
-    pub(super) fn changes(&self) -> u64 {
-        self.state().changes
+    /// Has the sync after the next `after` ones fail.
+    pub(super) fn plan_failing_sync(&self, after: u64) {
+        self.state().failing_sync = Some(after);
     }
 
     /// Has the change after the next `after` ones go wrong.
@@ -91,7 +91,8 @@ impl FaultyDisk {
 
     /// Whether what was planned has not happened.
     pub(super) fn is_planned(&self) -> bool {
-        self.state().fault.is_some()
+        let state = self.state();
+        state.fault.is_some() || state.failing_sync.is_some()
     }
 
     pub(super) fn set_full(&self, full: bool) {
@@ -186,7 +187,6 @@ impl FaultyDisk {
             let woken = self.0.released.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        state.changes += 1;
         if state.read_only {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
@@ -273,7 +273,15 @@ impl StorageBackend for FaultyDisk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let (mut state, fault) = self.change()?;
+        let (mut state, mut fault) = self.change()?;
+        match &mut state.failing_sync {
+            Some(0) => {
+                state.failing_sync = None;
+                fault = Some(Fault::Fails);
+            }
+            Some(after) => *after -= 1,
+            None => {}
+        }
         let dirty = std::mem::take(&mut state.dirty);
         match fault {
             Some(Fault::Fails) => return Err(eio()),

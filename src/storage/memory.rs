@@ -31,6 +31,12 @@ impl MemoryEngine {
         Self::default()
     }
 
+    /// A copy of the rows that it holds now, which goes its own way from then on.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self(Mutex::new(self.lock().clone()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A commit is whole or not there: it is made on a copy.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,12 +110,12 @@ impl Snapshot for State {
             return Ok(Vec::new());
         };
         let rows = rows.range::<[u8], _>((scan.from, scan.to));
-        let owned = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.clone(), value.clone());
-        Ok(if scan.backwards {
-            rows.rev().take(scan.limit).map(owned).collect()
+        let owned = |(key, value): (&Vec<u8>, &Vec<u8>)| Ok((key.clone(), value.clone()));
+        if scan.backwards {
+            scan.collect(rows.rev().map(owned))
         } else {
-            rows.take(scan.limit).map(owned).collect()
-        })
+            scan.collect(rows.map(owned))
+        }
     }
 
     fn tables(&self) -> Result<Vec<(String, u64)>, StoreError> {

@@ -9,39 +9,59 @@
 //! deciding, and does what rests on the batch once it is told that it is durable. After a failure
 //! it reads what there is and begins again.
 
+mod backup;
+mod backup_error;
 mod batch;
 mod blocks;
 mod checksummed;
+mod condition;
 #[cfg(test)]
 mod conformance;
+mod copies;
+mod copying;
 mod embedded;
 mod engine;
 mod error;
+#[cfg(any(test, feature = "stress"))]
+mod faulty;
 #[cfg(test)]
 mod faulty_disk;
 mod index;
 mod memory;
 mod metrics;
+mod noted;
+mod opening;
 mod overlay;
 mod owner;
+mod queue;
 mod reader;
 mod scrub;
+mod shared;
+mod sidecar;
 mod store;
 #[cfg(test)]
 mod store_tests;
+mod upkeep;
 mod user;
 mod waiting;
 mod writer;
 
+pub use backup::{backup_stopped, verify_backup};
+pub use backup_error::BackupError;
 pub use batch::{Batch, Change, Table};
-pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine};
+pub use condition::StoreCondition;
+pub use copying::{CopyProgress, CopyStage, OnProgress};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file, verify_stopped};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
+#[cfg(any(test, feature = "stress"))]
+pub use faulty::{FaultyEngine, Hang, Kept};
 pub use index::{HashKey, Index};
 pub use memory::MemoryEngine;
-pub use metrics::StoreMetrics;
+pub use metrics::{STORE_METRIC_NAMES, StoreMetrics};
 pub use owner::{FORMAT, Owner, Restored, StoreIdentity};
 pub use scrub::{Scrubbed, Verified};
-pub use store::{Store, StoreCondition};
+pub use sidecar::Backup;
+pub use store::Store;
 pub use user::{Generation, StoreEvent, Ticket, User};
 pub use waiting::{Leaving, Waiting};

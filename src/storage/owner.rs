@@ -22,8 +22,6 @@ pub(super) const META: Table = Table::new("store/meta");
 const FORMAT_KEY: &[u8] = b"format";
 const IDENTITY_KEY: &[u8] = b"identity";
 const RESTORED_KEY: &[u8] = b"restored";
-/// Written by the commit that each opening begins with.
-pub(super) const OPENED_KEY: &[u8] = b"opened";
 
 /// The node that a store belongs to. A store that belongs to another one is never used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,15 +116,36 @@ struct StoredRestored {
     restored_unix_ms: u64,
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn time(unix_ms: u64) -> Result<SystemTime, String> {
+pub(super) fn time(unix_ms: u64) -> Result<SystemTime, String> {
     UNIX_EPOCH
         .checked_add(Duration::from_millis(unix_ms))
         .ok_or_else(|| format!("a time that cannot be: {unix_ms}"))
+}
+
+/// The format that a store is written in: this row is the same in all of them.
+pub(super) fn read_format(place: &str, snapshot: &dyn Snapshot) -> Result<u32, StoreError> {
+    let format = snapshot.get(META.name(), FORMAT_KEY)?;
+    let format = format.ok_or_else(|| damaged(place, "it has no format number".to_owned()))?;
+    <[u8; 4]>::try_from(format.as_slice())
+        .map(u32::from_be_bytes)
+        .map_err(|_| damaged(place, "its format is no number".to_owned()))
+}
+
+/// Writes the format that a store is written in.
+pub(super) fn write_format(format: u32, batch: &mut Batch) {
+    batch.put(META, FORMAT_KEY, format.to_be_bytes());
+}
+
+fn damaged(place: &str, reason: String) -> StoreError {
+    StoreError::Damaged {
+        place: place.to_owned(),
+        reason,
+    }
 }
 
 impl StoreIdentity {
@@ -142,16 +161,10 @@ impl StoreIdentity {
         }
     }
 
-    /// The secret of its indexes.
-    #[must_use]
-    pub fn hash_key(&self) -> HashKey {
-        self.hash_key
-    }
-
     /// The first commit of a new store.
     pub(super) fn first_batch(&self) -> Batch {
         let mut batch = Batch::new();
-        batch.put(META, FORMAT_KEY, FORMAT.to_be_bytes());
+        write_format(FORMAT, &mut batch);
         let stored = StoredIdentity {
             store_id: self.store_id.into_bytes().to_vec(),
             hash_key: self.hash_bytes.to_vec(),
@@ -165,16 +178,20 @@ impl StoreIdentity {
         batch
     }
 
-    /// Reads it, and the format with it.
-    pub(super) fn read(place: &str, snapshot: &dyn Snapshot) -> Result<Self, StoreError> {
-        let damaged = |reason: String| StoreError::Damaged {
-            place: place.to_owned(),
-            reason,
-        };
-        let format = snapshot.get(META.name(), FORMAT_KEY)?;
-        let format = format.ok_or_else(|| damaged("it has no format number".to_owned()))?;
-        let format = <[u8; 4]>::try_from(format.as_slice());
-        let found = u32::from_be_bytes(format.map_err(|_| damaged("no format number".to_owned()))?);
+    /// The secret of its indexes.
+    #[must_use]
+    pub const fn hash_key(&self) -> HashKey {
+        self.hash_key
+    }
+
+    /// Reads it in a snapshot of the store at `place`, which is of this version's format.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Format`] when another version wrote it, [`StoreError::Damaged`] when it cannot
+    /// be read.
+    pub fn read(place: &str, snapshot: &dyn Snapshot) -> Result<Self, StoreError> {
+        let found = read_format(place, snapshot)?;
         if found != FORMAT {
             return Err(StoreError::Format {
                 place: place.to_owned(),
@@ -183,6 +200,15 @@ impl StoreIdentity {
                 advice: "run the version that wrote it",
             });
         }
+        Self::read_of_any_format(place, snapshot)
+    }
+
+    /// Reads it from a store of any format: this row is the same in all of them.
+    pub(super) fn read_of_any_format(
+        place: &str,
+        snapshot: &dyn Snapshot,
+    ) -> Result<Self, StoreError> {
+        let damaged = |reason: String| damaged(place, reason);
         let stored = snapshot.get(META.name(), IDENTITY_KEY)?;
         let stored = stored.ok_or_else(|| damaged("it has no identity".to_owned()))?;
         StoredIdentity::decode(stored.as_slice())

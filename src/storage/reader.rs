@@ -3,14 +3,21 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+use tracing::error;
 
 use super::{
     engine::Snapshot,
     error::StoreError,
+    metrics::Operation,
+    shared::Shared,
     user::{Generation, Who},
 };
+
+/// How often what the engine takes up is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Which threads do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +33,7 @@ pub(super) struct ReadJob {
     who: Who,
     pub(super) generation: Option<Generation>,
     since: Instant,
-    run: Box<dyn FnOnce(Snapshotted) + Send>,
+    run: Box<dyn FnOnce(Snapshotted) -> Option<StoreError> + Send>,
 }
 
 impl ReadJob {
@@ -39,12 +46,15 @@ impl ReadJob {
         let run = move |snapshot: Snapshotted| {
             // A panic must not keep the one who asked waiting for ever.
             let reading = AssertUnwindSafe(|| snapshot.and_then(|snapshot| read(&*snapshot)));
-            answer(catch_unwind(reading).unwrap_or_else(|_| {
+            let result = catch_unwind(reading).unwrap_or_else(|_| {
                 Err(StoreError::Damaged {
-                    place: "(a row)".to_owned(),
-                    reason: "reading it panicked".to_owned(),
+                    place: format!("(rows of {})", who.name),
+                    reason: "reading them panicked".to_owned(),
                 })
-            }));
+            });
+            let fault = result.as_ref().err().cloned();
+            answer(result);
+            fault
         };
         Self {
             who,
@@ -54,8 +64,9 @@ impl ReadJob {
         }
     }
 
-    pub(super) fn run(self, snapshot: Snapshotted) {
-        (self.run)(snapshot);
+    /// Reads, and answers; what was wrong.
+    fn run(self, snapshot: Snapshotted) -> Option<StoreError> {
+        (self.run)(snapshot)
     }
 }
 
@@ -109,5 +120,42 @@ impl Readings {
 
     pub(super) fn look_ups(&self) -> &Reading {
         &self.look_ups
+    }
+}
+
+/// Takes jobs until the store closes.
+pub(super) fn work(shared: &Shared, pool: Pool) {
+    let mut looked: Option<Instant> = None;
+    loop {
+        let next = {
+            let mut state = shared.lock();
+            loop {
+                if state.closing {
+                    return;
+                }
+                // First, so that a stream of scans does not put it off for ever.
+                let due = pool == Pool::Scans
+                    && looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL);
+                if due {
+                    break None;
+                }
+                if let Some(job) = state.reading.of(pool).take() {
+                    break Some(job);
+                }
+                state = shared.wait_to_read(pool, state, LOOK_INTERVAL);
+            }
+        };
+        let Some((number, job)) = next else {
+            shared.look();
+            looked = Some(Instant::now());
+            continue;
+        };
+        let snapshot = shared.snapshot(job.generation);
+        match catch_unwind(AssertUnwindSafe(|| job.run(snapshot))) {
+            Ok(None) => {}
+            Ok(Some(fault)) => shared.note_fault(Operation::Read, &fault),
+            Err(_) => error!("whoever was answered from the store panicked"),
+        }
+        shared.lock().reading.of(pool).done(number);
     }
 }

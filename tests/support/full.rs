@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bitcoin::Network;
+use governance_stream::storage::Store;
 use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
@@ -81,7 +82,7 @@ impl FullNode {
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone(), super::memory())
+            ..StreamArguments::new(config.clone(), Store::in_memory())
         };
         let metrics = arguments.metrics.clone();
         let stream = GovernanceStream::start(arguments)

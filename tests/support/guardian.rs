@@ -2,6 +2,7 @@
 
 use std::{panic, sync::Once, time::Duration};
 
+use governance_stream::storage::{Owner, Store};
 use governance_stream::{
     GovernanceStream, RequestHandle, Retry, StreamArguments, StreamStatus,
     config::Config,
@@ -74,6 +75,12 @@ impl Actor for Guardian {
     }
 }
 
+/// A store whose engine a test may strike.
+fn faultable(config: &Config) -> Store {
+    let owner = Owner::of(&config.node);
+    governance_stream::stress::store(&config.instance, &owner).expect("memory")
+}
+
 /// A node that guards its tree, and its governance.
 pub struct Guarded {
     pub simulator: Simulator,
@@ -93,7 +100,7 @@ impl Guarded {
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
         let (latest, watched) = watch::channel((None, 0));
-        let arguments = StreamArguments::new(config.clone(), super::memory());
+        let arguments = StreamArguments::new(config.clone(), faultable(&config));
         let guard = Guard { arguments, latest };
         let (guardian, _) = Actor::spawn(None, Guardian, guard).await.expect("starts");
         let guarded = Self {

@@ -21,21 +21,19 @@ pub mod process;
 pub mod recorder;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use bitcoin::{Amount, Network};
 use governance_stream::{
-    GovernanceStream, Journal, MemoryJournal, RequestHandle, StreamArguments, StreamStatus,
+    GovernanceStream, RequestHandle, StreamArguments, StreamStatus,
     config::{Config, NodeConfig},
     message::{
         PeginNotification, RequestId, SignatureRequest, SignatureRequestParts, TransactionType,
     },
     simulator::{FederationView, LedgerView, Simulator, SimulatorConfig, wallet},
+    storage::{Owner, Store, StoreError},
 };
 
 /// Longest wait for anything; far more than it takes, so that only a fault reaches it.
@@ -48,9 +46,26 @@ pub fn instance() -> String {
     format!("t{}", INSTANCES.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A journal that lives as long as the test.
-pub fn memory() -> Arc<dyn Journal> {
-    Arc::new(MemoryJournal::new())
+/// The store of `config`'s node in a directory, made if there is none. The process before lets go
+/// of it a moment after its last actor's death.
+pub async fn store_in(directory: &std::path::Path, config: &Config) -> Store {
+    let owner = Owner::of(&config.node);
+    let directory = &directory.join("store");
+    let opening = async {
+        loop {
+            let opened = match Store::open(directory, &owner) {
+                Err(StoreError::Absent { .. }) => Store::create(directory, &owner, true),
+                opened => opened,
+            };
+            match opened {
+                Ok(store) => return store,
+                Err(StoreError::Held { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let opened = tokio::time::timeout(PATIENCE, opening).await;
+    opened.expect("the directory is let go of")
 }
 
 /// A configuration for `endpoints` with short intervals and an instance of its own.
@@ -135,7 +150,7 @@ pub fn deposit(number: u32) -> PeginNotification {
 pub struct Node {
     pub stream: GovernanceStream,
     pub config: Config,
-    pub journal: Arc<dyn Journal>,
+    pub store: Store,
     pub bridge: recorder::Bridge,
     pub chain: recorder::Chain,
 }
@@ -147,17 +162,17 @@ impl Node {
     }
 
     pub async fn with(config: Config) -> Self {
-        let journal = memory();
+        let store = Store::in_memory();
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
-        let arguments = StreamArguments::new(config.clone(), Arc::clone(&journal));
+        let arguments = StreamArguments::new(config.clone(), store.clone());
         let stream = GovernanceStream::start(arguments)
             .await
             .expect("the stream starts");
         Self {
             stream,
             config,
-            journal,
+            store,
             bridge,
             chain,
         }

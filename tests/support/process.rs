@@ -91,11 +91,7 @@ pub fn node_with(
 ) -> Process {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
     let mut command = binary();
-    command
-        .arg("run")
-        .arg("--init")
-        .arg("--config")
-        .arg(example);
+    command.args(["run", "--init", "--config"]).arg(example);
     for value in [
         format!("connection.endpoints={endpoint}"),
         format!("data_dir={}", data(directory).display()),

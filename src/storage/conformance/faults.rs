@@ -13,7 +13,8 @@ const ROWS: Table = Table::new("test/rows");
 const LAST: Table = Table::new("test/last");
 /// A row is removed after so many commits.
 const KEPT: u64 = 40;
-/// Tables, so that a commit touches several trees.
+/// Rows that the first commit puts and none removes: most pages of the tree outlive many commits.
+const LASTING: u64 = 1000;
 const PLACE: &str = "store on a faulty disk";
 
 /// What the engine under test makes of a disk.
@@ -172,6 +173,9 @@ fn refused(error: StoreError) -> Result<Kept, Broken> {
 /// What commit `number` changes: a row comes, one goes, and one is written over.
 fn batches(number: u64) -> [Batch; 2] {
     let mut rows = Batch::new();
+    if number == 1 {
+        lasting().for_each(|(key, value)| rows.put(ROWS, key, value));
+    }
     rows.put(ROWS, key(number), value(number));
     if let Some(old) = number.checked_sub(KEPT) {
         rows.remove(ROWS, key(old));
@@ -184,9 +188,12 @@ fn batches(number: u64) -> [Batch; 2] {
 /// The rows after commit `number`.
 fn expected(number: u64) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let first = (number + 1).saturating_sub(KEPT).max(1);
-    (first..=number)
-        .map(|number| (key(number), value(number)))
-        .collect()
+    let rows = (first..=number).map(|number| (key(number), value(number)));
+    rows.chain(lasting().filter(|_| number > 0)).collect()
+}
+
+fn lasting() -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+    (1..=LASTING).map(|number| (key(number << 32), value(number)))
 }
 
 /// Scattered, so that pages in the middle change.

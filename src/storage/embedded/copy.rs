@@ -23,7 +23,7 @@ pub struct CopyWriter {
     database: Database,
     faults: Faults,
     bookkeeping: Bookkeeping,
-    waiting: Vec<(String, Vec<u8>, Vec<u8>)>,
+    waiting: Vec<(String, Vec<u8>, Option<Vec<u8>>)>,
     waiting_bytes: usize,
 }
 
@@ -66,14 +66,32 @@ impl CopyWriter {
         })
     }
 
-    /// Adds a row. Rows come in the order of their tables' names and their keys, each once; in
-    /// another order they take more time and room.
+    /// Adds a row, in the place of one with the same key. Rows come in the order of their tables'
+    /// names and their keys; in another order they take more time and room.
     ///
     /// # Errors
     ///
     /// When what was gathered cannot be written. Nothing more can be done with it then.
     pub fn put(&mut self, table: &str, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
-        self.waiting_bytes += table.len() + key.len() + value.len();
+        self.change(table, key, Some(value))
+    }
+
+    /// Takes a row away that was added, if it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn remove(&mut self, table: &str, key: Vec<u8>) -> Result<(), StoreError> {
+        self.change(table, key, None)
+    }
+
+    fn change(
+        &mut self,
+        table: &str,
+        key: Vec<u8>,
+        value: Option<Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.waiting_bytes += table.len() + key.len() + value.as_ref().map_or(0, Vec::len);
         self.waiting.push((table.to_owned(), key, value));
         if self.waiting_bytes < AT_ONCE {
             return Ok(());
@@ -120,9 +138,12 @@ impl CopyWriter {
                 let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(name);
                 let mut table = transaction.open_table(definition)?;
                 for (_, key, value) in rows {
-                    let old = table.insert(key.as_slice(), value.as_slice())?;
+                    let old = match value {
+                        Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                        None => table.remove(key.as_slice())?,
+                    };
                     let old = old.map(|old| old.value().len());
-                    bookkeeping.count(key, old, Some(value.len()));
+                    bookkeeping.count(key, old, value.as_ref().map(Vec::len));
                 }
             }
             if last {

@@ -33,11 +33,6 @@ impl Home {
     /// [`StoreError::Absent`] if it is not, [`StoreError::Held`] while another process has it,
     /// [`StoreError::Permissions`] when others may enter it.
     pub(super) fn take(directory: &Path) -> Result<Self, StoreError> {
-        if !directory.exists() {
-            return Err(StoreError::Absent {
-                place: shown(directory),
-            });
-        }
         demand_private(directory, 0o700)?;
         let failed = |operation| move |error| io_error(&shown(directory), operation, &error);
         let mut options = OpenOptions::new();
@@ -78,14 +73,15 @@ impl Home {
             .create(directory)
             .map_err(failed("make the directory"))?;
         let entries = entries(directory).map_err(failed("read the directory"))?;
-        let found = |wanted: &dyn Fn(&String) -> bool| entries.iter().find(|name| wanted(name));
-        let store = found(&|name| name == FILE);
-        let other = found(&|name| !UNIMPORTANT.contains(&name.as_str()));
+        let occupied = |name: &str| StoreError::Occupied {
+            place: shown(directory),
+            found: format!("`{name}`"),
+        };
+        let store = entries.iter().find(|name| *name == FILE);
+        let other = |name: &&String| !UNIMPORTANT.contains(&name.as_str());
+        let other = entries.iter().find(other);
         if let Some(name) = store.or(other.filter(|_| !anything)) {
-            return Err(StoreError::Occupied {
-                place: shown(directory),
-                found: format!("`{name}`"),
-            });
+            return Err(occupied(name));
         }
         #[cfg(unix)]
         if other.is_none() && demand_private(directory, 0o700).is_err() {
@@ -93,7 +89,12 @@ impl Home {
             fs::set_permissions(directory, mode)
                 .map_err(failed("close the directory to others"))?;
         }
-        Self::take(directory)
+        let home = Self::take(directory)?;
+        // Another process may have made one before the lock was ours.
+        if home.file().exists() {
+            return Err(occupied(FILE));
+        }
+        Ok(home)
     }
 
     /// Refuses a directory that others may enter by now.
@@ -102,11 +103,6 @@ impl Home {
     ///
     /// [`StoreError::Permissions`]; [`StoreError::Absent`] when it has vanished.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        if !self.directory.exists() {
-            return Err(StoreError::Absent {
-                place: shown(&self.file()),
-            });
-        }
         demand_private(&self.directory, 0o700)
     }
 
@@ -213,10 +209,12 @@ fn private(options: &mut OpenOptions) {
 
 /// Refuses what others may read, write or enter.
 fn demand_private(path: &Path, wanted: u32) -> Result<(), StoreError> {
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError::Absent { place: shown(path) },
+        _ => io_error(&shown(path), "look at it", &error),
+    })?;
     #[cfg(unix)]
     {
-        let metadata =
-            fs::metadata(path).map_err(|error| io_error(&shown(path), "look at it", &error))?;
         let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777;
         if mode & 0o077 != 0 {
             return Err(StoreError::Permissions {
@@ -227,7 +225,7 @@ fn demand_private(path: &Path, wanted: u32) -> Result<(), StoreError> {
         }
     }
     #[cfg(not(unix))]
-    let _ = (path, wanted);
+    let _ = (metadata, wanted);
     Ok(())
 }
 

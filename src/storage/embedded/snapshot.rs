@@ -86,9 +86,9 @@ impl Snapshot for FileSnapshot {
                 Ok((key.value().to_vec(), value.value().to_vec()))
             };
             if scan.backwards {
-                rows.rev().take(scan.limit).map(owned).collect()
+                scan.collect(rows.rev().map(owned))
             } else {
-                rows.take(scan.limit).map(owned).collect()
+                scan.collect(rows.map(owned))
             }
         })
     }

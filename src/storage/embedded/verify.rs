@@ -59,16 +59,13 @@ impl ReadOnlyFile {
     }
 
     pub(super) fn on(place: &str, storage: Box<dyn StorageBackend>) -> Result<Self, StoreError> {
+        Self::over(place, open_blocks(place, storage)?)
+    }
+
+    fn over(place: &str, file: Checksummed) -> Result<Self, StoreError> {
         let failed = |error| io_error(place, "open it", &error);
-        if storage.len().map_err(failed)? == 0 {
-            return Err(damaged(place, super::EMPTY));
-        }
-        let file = Checksummed::open_read_only(storage).map_err(failed)?;
         let overlay = Overlay::new(file.clone()).map_err(failed)?;
         let faults = Faults::of(place, Some(file.clone()));
-        if overlay.len().map_err(failed)? == 0 {
-            return Err(damaged(place, super::EMPTY));
-        }
         let database = faults.guard("open it", || {
             Ok(builder().create_with_backend(overlay.clone())?)
         })?;
@@ -119,51 +116,110 @@ impl ReadOnlyFile {
         Ok(super::usage(bytes, snapshot.bookkeeping(), available))
     }
 
-    /// Reads every block, and has the engine check everything that it can reach. `progress` is
-    /// called with the blocks read and all blocks.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be told. What is damaged is in the result.
-    pub fn verify(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified, StoreError> {
-        let mut verified = Verified::default();
-        match self.snapshot() {
-            Ok(snapshot) => verified.commit = snapshot.commit(),
-            Err(error) => verified.damage.push(reason_of(error)),
-        }
-        let mut suspects = Vec::new();
-        let mut next = Some(0);
-        while let Some(from) = next {
-            let scrubbed = self.file.scrub(from, STRETCH);
-            let scrubbed = scrubbed.map_err(|error| io_error(&self.place, "read it", &error))?;
-            verified.blocks += scrubbed.blocks;
-            suspects.extend(scrubbed.suspects);
-            next = scrubbed.next;
-            progress(verified.blocks, self.file.blocks());
-        }
+    /// Has the engine check everything that it can reach. Says what it found wrong.
+    fn check(&mut self) -> Option<String> {
         let database = &mut self.database;
         let checked = self
             .faults
             .guard("check it", || Ok(database.check_integrity()?));
-        match &checked {
-            Ok(true) => {}
-            Ok(false) => verified
-                .damage
-                .push("the engine's record of what is free is wrong".to_owned()),
-            Err(error) => verified.damage.push(reason_of(error.clone())),
+        match checked {
+            Ok(true) => None,
+            Ok(false) => Some("the engine's record of what is free is wrong".to_owned()),
+            Err(error) => Some(reason_of(error)),
         }
-        verified.used_blocks = self.overlay.blocks_read();
-        for (block, reason) in suspects {
-            // Where the check stopped early, nobody knows what it would have read.
-            let counts = block > 0 && (checked.is_err() || self.overlay.has_read(block));
-            if !counts {
-                verified.harmless.push(reason);
-            } else if !verified.damage.iter().any(|known| known.contains(&reason)) {
-                verified.damage.push(reason);
-            }
-        }
-        Ok(verified)
     }
+}
+
+/// Reads every block of the file at `path`, which no process may write to meanwhile, and has the
+/// engine check everything that it can reach. `progress` is called with the blocks read and all
+/// blocks.
+///
+/// # Errors
+///
+/// When it is absent, open to others, or its beginning is damaged. What else is damaged is in the
+/// result.
+pub fn verify_file(
+    path: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verified, StoreError> {
+    let place = home::shown(path);
+    let file = home::open_file(path, false)?;
+    verify(&place, super::file_storage(file, &place)?, progress)
+}
+
+/// As [`verify_file`], of the store in `directory`, which no process has.
+///
+/// # Errors
+///
+/// [`StoreError::Held`] while one has, and as [`verify_file`].
+pub fn verify_stopped(
+    directory: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verified, StoreError> {
+    verify_file(&home::unheld(directory)?, progress)
+}
+
+/// As [`verify_file`], for storage of any sort.
+pub(super) fn verify(
+    place: &str,
+    storage: Box<dyn StorageBackend>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verified, StoreError> {
+    let file = open_blocks(place, storage)?;
+    let mut verified = Verified::default();
+    let mut suspects = Vec::new();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let scrubbed = file.scrub(from, STRETCH);
+        let scrubbed = scrubbed.map_err(|error| io_error(place, "read it", &error))?;
+        verified.blocks += scrubbed.blocks;
+        suspects.extend(scrubbed.suspects);
+        next = scrubbed.next;
+        progress(verified.blocks, file.blocks());
+    }
+    // Where the engine gave up, nobody knows what it would have read.
+    let mut reached: Box<dyn Fn(u64) -> bool> = Box::new(|_| true);
+    match ReadOnlyFile::over(place, file) {
+        Ok(mut engine) => {
+            match engine.snapshot() {
+                Ok(snapshot) => verified.commit = snapshot.commit(),
+                Err(error) => verified.damage.push(reason_of(error)),
+            }
+            match engine.check() {
+                Some(reason) => verified.damage.push(reason),
+                None => {
+                    let overlay = engine.overlay.clone();
+                    reached = Box::new(move |block| overlay.has_read(block));
+                }
+            }
+            verified.used_blocks = engine.overlay.blocks_read();
+        }
+        Err(error) => verified.damage.push(reason_of(error)),
+    }
+    for (block, reason) in suspects {
+        if block == 0 || !reached(block) {
+            verified.harmless.push(reason);
+        } else {
+            verified.damage.push(reason);
+        }
+    }
+    verified.damage.sort();
+    verified.damage.dedup();
+    Ok(verified)
+}
+
+/// Opens the blocks of a file that holds something, to be read.
+fn open_blocks(place: &str, storage: Box<dyn StorageBackend>) -> Result<Checksummed, StoreError> {
+    let failed = |error| io_error(place, "open it", &error);
+    let is_empty = storage.len().map_err(failed)? == 0;
+    if is_empty {
+        return Err(damaged(place, super::EMPTY));
+    }
+    let file = Checksummed::open_read_only(storage).map_err(failed)?;
+    if file.blocks() == 0 {
+        return Err(damaged(place, super::EMPTY));
+    }
+    Ok(file)
 }
 
 /// An error without the file's name, which the report has.

@@ -8,26 +8,19 @@
 
 mod support;
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use governance_stream::{
-    DiskJournal, GovernanceStream, Health, Journal, JournalError, RequestStanding, Retry,
-    StreamArguments, StreamError,
+    GovernanceStream, Health, RequestStanding, Retry, StreamArguments, StreamError,
     config::Config,
-    journal::Row,
-    message::{Lane, Outcome, SignatureRequest},
+    history::{self, Page},
+    message::{Outcome, SignatureRequest},
     simulator::Simulator,
+    storage::{FaultyEngine, Kept, MemoryEngine, Owner, Store, StoreError},
 };
 use support::{
     PATIENCE, config, deposit, governance, kill, ledger, pegout, pegout_parts, recorder,
-    request_id, rival_parts, until,
+    request_id, rival_parts, store_in, until,
 };
 
 /// A node whose process may end at any time: only its directory remains.
@@ -40,14 +33,15 @@ struct Process {
 
 impl Process {
     async fn start(simulator: &Simulator, directory: &Path) -> Self {
-        let journal = DiskJournal::open(directory).expect("nobody else has it");
-        Self::with(config(&simulator.endpoints()), Arc::new(journal)).await
+        let config = config(&simulator.endpoints());
+        let store = store_in(directory, &config).await;
+        Self::with(config, store).await
     }
 
-    async fn with(config: Config, journal: Arc<dyn Journal>) -> Self {
+    async fn with(config: Config, store: Store) -> Self {
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
-        let arguments = StreamArguments::new(config.clone(), journal);
+        let arguments = StreamArguments::new(config.clone(), store);
         let stream = GovernanceStream::start(arguments).await.expect("starts");
         Self {
             stream,
@@ -73,21 +67,6 @@ impl Process {
     }
 }
 
-/// The journal's thread lets go of the directory a moment after its actor's death.
-async fn reopen(directory: &Path) -> Arc<dyn Journal> {
-    let opening = async {
-        loop {
-            match DiskJournal::open(directory) {
-                Ok(journal) => return journal,
-                Err(JournalError::Held { .. }) => tokio::task::yield_now().await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    };
-    let journal = tokio::time::timeout(PATIENCE, opening).await;
-    Arc::new(journal.expect("the directory is let go of"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_go_on_in_the_next_process_and_their_outcomes_in_every_one() {
     let simulator = governance().await;
@@ -109,11 +88,7 @@ async fn requests_go_on_in_the_next_process_and_their_outcomes_in_every_one() {
     simulator.release_responses();
 
     for round in 0..2 {
-        let process = Process::with(
-            config(&simulator.endpoints()),
-            reopen(directory.path()).await,
-        )
-        .await;
+        let process = Process::start(&simulator, directory.path()).await;
         for number in 0..20 {
             let handle = process.stream.request(request_id(number));
             assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));
@@ -145,11 +120,7 @@ async fn a_burn_is_paid_once_whatever_becomes_of_the_request() {
     assert_eq!(first.outcome(PATIENCE).await, Ok(Outcome::Complete));
     process.die().await;
 
-    let process = Process::with(
-        config(&simulator.endpoints()),
-        reopen(directory.path()).await,
-    )
-    .await;
+    let process = Process::start(&simulator, directory.path()).await;
     // Another coin for the same burn: both transactions could be mined.
     let second = SignatureRequest::new(rival_parts(&federation, 2, 1)).expect("valid");
     let refused = process
@@ -170,55 +141,25 @@ async fn a_burn_is_paid_once_whatever_becomes_of_the_request() {
     process.die().await;
 }
 
-/// Fails while it is told to: before or after the rows became durable.
-#[derive(Debug)]
-struct Failing {
-    inner: DiskJournal,
-    fails: AtomicBool,
-    keeps: AtomicBool,
-    loads: AtomicUsize,
-}
-
-impl Journal for Failing {
-    fn load(&self) -> Result<Vec<Row>, JournalError> {
-        self.loads.fetch_add(1, Ordering::Relaxed);
-        self.inner.load()
-    }
-
-    fn commit(&self, rows: &[Row]) -> Result<(), JournalError> {
-        if !self.fails.load(Ordering::Relaxed) {
-            return self.inner.commit(rows);
-        }
-        if self.keeps.load(Ordering::Relaxed) {
-            self.inner.commit(rows)?;
-        }
-        Err(JournalError::Io {
-            path: "journal.redb".into(),
-            operation: "commit",
-            reason: "no space left on device".to_owned(),
-            advice: "make room",
-        })
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_refuses_callers_loses_nothing_and_heals() {
-    for keeps in [false, true] {
+    for kept in [Kept::Nothing, Kept::All] {
         let simulator = governance().await;
         let federation = simulator.federation(1).expect("the first");
-        let directory = tempfile::tempdir().expect("a directory");
-        let journal = Arc::new(Failing {
-            inner: DiskJournal::open(directory.path()).expect("new"),
-            fails: AtomicBool::new(false),
-            keeps: AtomicBool::new(keeps),
-            loads: AtomicUsize::new(0),
-        });
         let config = config(&simulator.endpoints());
-        let process = Process::with(config, Arc::clone(&journal) as Arc<dyn Journal>).await;
+        let engine = FaultyEngine::new(Arc::new(MemoryEngine::new()));
+        let disk = engine.handle();
+        let store = Store::create_on(Arc::new(engine), &Owner::of(&config.node));
+        let process = Process::with(config, store.expect("made")).await;
         let early = support::accepted(&process.stream, pegout(&federation, 0)).await;
         assert_eq!(early.outcome(PATIENCE).await, Ok(Outcome::Complete));
+        until(&process.stream, "at rest", |status| {
+            status.lanes.iter().all(|lane| lane.unacknowledged == 0)
+        })
+        .await;
 
-        journal.fails.store(true, Ordering::Relaxed);
+        disk.fail_commit_with(1, kept, FaultyEngine::full());
+        disk.fail_opens(Some(FaultyEngine::full()));
         let unknown = process
             .stream
             .request_signatures(pegout(&federation, 1))
@@ -232,7 +173,7 @@ async fn a_disk_that_fails_refuses_callers_loses_nothing_and_heals() {
         );
         assert_eq!(unknown.retry(), Retry::Now);
         until(&process.stream, "unhealthy", |status| {
-            matches!(&status.health, Health::Unhealthy(why) if why[0].contains("make room"))
+            matches!(&status.health, Health::Unhealthy(why) if why[0].contains("no space left"))
         })
         .await;
         // Asking again while it fails tells why, and is never an acceptance.
@@ -242,8 +183,7 @@ async fn a_disk_that_fails_refuses_callers_loses_nothing_and_heals() {
                 .request_signatures(pegout(&federation, 1))
                 .await;
             match refused.expect_err("the disk is full") {
-                StreamError::Indeterminate { .. } => {}
-                StreamError::Journal { fault, retry_after } => {
+                StreamError::Store { fault, retry_after } => {
                     assert_eq!(fault.name(), "io");
                     assert!(retry_after > Duration::ZERO);
                 }
@@ -251,7 +191,7 @@ async fn a_disk_that_fails_refuses_callers_loses_nothing_and_heals() {
             }
         }
 
-        journal.fails.store(false, Ordering::Relaxed);
+        disk.fail_opens(None);
         let handle = support::accepted(&process.stream, pegout(&federation, 1)).await;
         assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));
         assert_eq!(
@@ -262,10 +202,6 @@ async fn a_disk_that_fails_refuses_callers_loses_nothing_and_heals() {
             status.health == Health::Healthy
         })
         .await;
-        assert!(
-            journal.loads.load(Ordering::Relaxed) >= 2,
-            "it was read again"
-        );
         assert_eq!(
             process.stream.status().actor_restarts,
             0,
@@ -335,13 +271,13 @@ async fn a_full_disk_refuses_and_what_was_accepted_is_delivered_once_there_is_ro
     assert!(
         matches!(
             refused,
-            StreamError::Indeterminate { .. } | StreamError::Journal { .. }
+            StreamError::Indeterminate { .. } | StreamError::Store { .. }
         ),
         "{refused}"
     );
     until(&process.stream, "unhealthy for it", |status| {
         matches!(&status.health, Health::Unhealthy(why)
-            if why[0].contains("No space left") && why[0].contains("make room on that disk"))
+            if why[0].contains("make room"))
     })
     .await;
     std::fs::remove_file(&filler).expect("there is room again");
@@ -362,132 +298,85 @@ async fn a_full_disk_refuses_and_what_was_accepted_is_delivered_once_there_is_ro
     simulator.assert_clean();
 }
 
-#[test]
-fn a_directory_belongs_to_one_process() {
+#[tokio::test]
+async fn a_directory_belongs_to_one_process() {
     let directory = tempfile::tempdir().expect("a directory");
-    let first = DiskJournal::open(directory.path()).expect("new");
-    first.load().expect("new");
+    let config = config(&["http://127.0.0.1:1".to_owned()]);
+    let owner = Owner::of(&config.node);
+    let first = Store::create(directory.path(), &owner, false).expect("new");
+    let refused = Store::open(directory.path(), &owner).expect_err("held");
+    assert_eq!(refused.name(), "held");
+    let shown = refused.to_string();
+    let path = directory.path().display().to_string();
     let id = std::process::id().to_string();
-    for refused in [
-        DiskJournal::open(directory.path()).map(|_| ()),
-        DiskJournal::inspect(directory.path()).map(|_| ()),
-    ] {
-        let refused = refused.expect_err("held");
-        assert_eq!(refused.name(), "held");
-        let shown = refused.to_string();
-        let path = directory.path().display().to_string();
-        assert!(shown.contains(&id) && shown.contains(&path), "{shown}");
-    }
+    assert!(shown.contains(&id) && shown.contains(&path), "{shown}");
     drop(first);
-    DiskJournal::open(directory.path()).expect("let go of");
+    Store::open(directory.path(), &owner).expect("let go of");
 }
 
-#[test]
-fn a_journal_that_cannot_be_used_says_which_and_what_to_do() {
+/// A store that has vanished is no new store: neither at a start nor in the middle of a life.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_vanished_is_missed_and_not_made_anew() {
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("journal.redb");
-    let load = || {
-        let journal = DiskJournal::open(directory.path()).expect("the directory is fine");
-        journal.load().expect_err("not a journal").to_string()
+    let config = config(&["http://127.0.0.1:1".to_owned()]);
+    let owner = Owner::of(&config.node);
+    let absent = Store::open(directory.path().join("data"), &owner).expect_err("there is none");
+    assert!(matches!(absent, StoreError::Absent { .. }), "{absent}");
+    let left = std::fs::read_dir(directory.path()).expect("readable");
+    let left = left.filter(|entry| entry.as_ref().expect("readable").file_name() != "LOCK");
+    assert_eq!(left.count(), 0, "nothing is made in passing");
+
+    // In mid-life: its disk is full for a moment, and when it is opened again it is not there.
+    let engine = FaultyEngine::new(Arc::new(MemoryEngine::new()));
+    let disk = engine.handle();
+    let store = Store::create_on(Arc::new(engine), &owner).expect("made");
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let process = Process::with(support::config(&simulator.endpoints()), store).await;
+    support::accepted(&process.stream, pegout(&federation, 1)).await;
+    let absent = StoreError::Absent {
+        place: "/data/store.redb".to_owned(),
     };
-    // What was there is gone: an empty file is no new journal.
-    std::fs::write(&file, b"").expect("writable");
-    assert!(load().contains("is empty"), "{}", load());
-    std::fs::write(&file, b"not a journal at all").expect("writable");
-    let shown = load();
+    disk.fail_opens(Some(absent));
+    disk.fail_commit(1, Kept::Nothing);
+    let _ = process
+        .stream
+        .request_signatures(pegout(&federation, 2))
+        .await;
+    until(&process.stream, "unhealthy for it", |status| {
+        matches!(&status.health, Health::Unhealthy(why) if why[0].contains("there is none"))
+    })
+    .await;
+    let asked = process.stream.request(request_id(1)).standing().await;
     assert!(
-        shown.contains("journal.redb") && shown.contains("damaged"),
-        "{shown}"
+        matches!(asked, Err(StreamError::Store { .. })),
+        "never unknown, which would free its burn: {asked:?}"
     );
-    assert_eq!(
-        std::fs::read(&file).expect("there"),
-        b"not a journal at all",
-        "it is left as it was"
-    );
-    // A file where a directory should be.
-    let shown = DiskJournal::open(&file).expect_err("a file").to_string();
-    assert!(shown.contains("journal.redb"), "{shown}");
-    let nothing = tempfile::tempdir().expect("a directory");
-    let shown = DiskJournal::inspect(nothing.path())
-        .expect_err("nothing")
-        .to_string();
-    assert!(
-        shown.contains("name a directory that holds a journal"),
-        "{shown}"
-    );
+    disk.fail_opens(None);
+    support::accepted(&process.stream, pegout(&federation, 1)).await;
+    process.die().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_can_be_looked_at_while_the_node_is_down() {
+async fn a_store_can_be_looked_at_while_the_node_runs() {
     let simulator = governance().await;
     let federation = simulator.federation(1).expect("the first");
     let directory = tempfile::tempdir().expect("a directory");
     simulator.hold_responses();
     let process = Process::start(&simulator, directory.path()).await;
-    support::accepted(&process.stream, pegout(&federation, 1)).await;
+    let handle = support::accepted(&process.stream, pegout(&federation, 1)).await;
+    let store = process.stream.store().clone();
+    let open = history::view(&store, |history| history.open_requests(Page::default()));
+    let open = open.await.expect("readable");
+    let ids: Vec<_> = open
+        .iter()
+        .map(|record| &record.request.request_id)
+        .collect();
+    assert_eq!(ids, [&request_id(1)]);
+    simulator.release_responses();
+    assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));
+    let settled = history::view(&store, |history| history.settled_requests(Page::default()));
+    assert_eq!(settled.await.expect("readable").len(), 1);
+    drop(store);
     process.die().await;
-    drop(reopen(directory.path()).await);
-    let rows = DiskJournal::inspect(directory.path()).expect("nobody has it");
-    let requests = rows.iter().filter(|row| matches!(row, Row::Request { .. }));
-    assert_eq!(requests.count(), 1);
-    let entries = rows.iter().filter(|row| {
-        matches!(
-            row,
-            Row::Entry {
-                lane: Lane::Signing,
-                sequence: 1,
-                entry: Some(_)
-            }
-        )
-    });
-    assert_eq!(entries.count(), 1);
-}
-
-/// What passes through does not stay: the file follows what is retained.
-#[test]
-fn the_file_does_not_grow_with_what_passes_through() {
-    use governance_stream::{
-        message::MessageId,
-        proto,
-        record::{Entry, Expects},
-        telemetry::TraceContext,
-    };
-    let directory = tempfile::tempdir().expect("a directory");
-    let journal = DiskJournal::open(directory.path()).expect("new");
-    journal.load().expect("new");
-    let (group, kept) = (1000_u64, 3000_u64);
-    let total = 1_000_000_u64;
-    let entry = |sequence| Entry {
-        lane: Lane::Pegin,
-        sequence,
-        message_id: MessageId::generate(),
-        kind: proto::Kind::PeginNotification,
-        payload: vec![7; 300].into(),
-        trace: TraceContext::default(),
-        accepted_at: std::time::SystemTime::UNIX_EPOCH,
-        deadline: None,
-        expects: Expects::Nothing,
-    };
-    for first in (1..=total).step_by(group as usize) {
-        let come = (first..first + group).map(|sequence| (sequence, Some(entry(sequence))));
-        let gone = (first.saturating_sub(kept)..first.saturating_sub(kept) + group)
-            .filter(|sequence| *sequence > 0 && first > kept)
-            .map(|sequence| (sequence, None));
-        let rows: Vec<Row> = gone
-            .chain(come)
-            .map(|(sequence, entry)| Row::Entry {
-                lane: Lane::Pegin,
-                sequence,
-                entry,
-            })
-            .collect();
-        journal.commit(&rows).expect("a good disk");
-    }
-    let size = std::fs::metadata(directory.path().join("journal.redb"))
-        .expect("there")
-        .len();
-    assert!(
-        size < 16 << 20,
-        "{size} bytes for {kept} messages of 300 bytes"
-    );
 }

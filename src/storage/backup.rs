@@ -1,0 +1,207 @@
+//! Backups: a store's file, made while others use the store, and what is written beside it.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    backup_error::BackupError,
+    copying::{Copied, Live, OnProgress, check_same, check_whole, copy_last, copy_rows},
+    embedded::{CopyWriter, ReadOnlyFile, RedbEngine},
+    engine::Snapshot,
+    owner::{StoreIdentity, read_format},
+    shared::Shared,
+    sidecar::{Backup, put, remove, sum, with_suffix},
+    store::Store,
+    upkeep,
+};
+
+impl Store {
+    /// Copies the store, as of one commit, into a file of the same format at `to`, with what it is
+    /// in a file beside it ([`Backup`]), both for their owner only. Users go on meanwhile; their
+    /// commits wait only while the last few rows are copied. The copy is read whole before it gets
+    /// its name. What is lost of it at a crash, or when it fails or is cancelled, is a file with
+    /// `.new` behind its name, which the next attempt replaces.
+    ///
+    /// Blocks for as long as that takes: it belongs on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// When `to` is there already, another copy is being made, the store stays closed, or a disk
+    /// fails.
+    pub fn backup(&self, to: &Path, progress: &mut OnProgress<'_>) -> Result<Backup, BackupError> {
+        let backup = backup(self.shared(), to, progress)?;
+        let mut state = self.shared().lock();
+        state.upkeep.backed_up_at = Some(backup.made_at);
+        drop(state);
+        self.shared().enqueue_own(upkeep::backed_up(backup.made_at));
+        Ok(backup)
+    }
+}
+
+fn backup(
+    shared: &Shared,
+    to: &Path,
+    progress: &mut OnProgress<'_>,
+) -> Result<Backup, BackupError> {
+    let target = Target::at(to)?;
+    let source = Live::begin(shared)?;
+    let mut writer = CopyWriter::create(&target.new)?;
+    copy_rows(&source, &mut writer, progress)?;
+    let (writer, copied, made_at) = copy_last(&source, writer, progress, |_, writer, copied| {
+        Ok((writer, copied, now()))
+    })?;
+    drop(source);
+    writer.finish(copied.commit)?;
+    target.complete(&copied, made_at, progress)
+}
+
+/// As [`Store::backup`], of the store in `directory`, which no process uses; none can use it until
+/// the backup is made.
+///
+/// # Errors
+///
+/// As [`Store::backup`], and when a process uses the store.
+pub fn backup_stopped(
+    directory: &Path,
+    to: &Path,
+    progress: &mut OnProgress<'_>,
+) -> Result<Backup, BackupError> {
+    let target = Target::at(to)?;
+    let held = RedbEngine::at(directory)?;
+    let source = ReadOnlyFile::open(&held.file())?;
+    let copied = Copied::of(&*source.snapshot()?)?;
+    let mut writer = CopyWriter::create(&target.new)?;
+    copy_rows(&source, &mut writer, progress)?;
+    writer.finish(copied.commit)?;
+    target.complete(&copied, now(), progress)
+}
+
+/// Reads a backup whole: that it is the file that was made, that each of its blocks and rows is what
+/// was written, and that it holds the store that is described beside it.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn verify_backup(file: &Path, progress: &mut OnProgress<'_>) -> Result<Backup, BackupError> {
+    let backup = Backup::beside(file)?;
+    let found = sum(file)?;
+    if found.sha256 != backup.sha256 {
+        return Err(BackupError::Checksum {
+            file: file.display().to_string(),
+            expected: backup.sha256,
+            found: found.sha256,
+        });
+    }
+    let opened = ReadOnlyFile::open(file)?;
+    let described = describe(file, &*opened.snapshot()?, &backup)?;
+    check_described(file, &described, &backup)?;
+    check_whole(file, opened, progress)?;
+    Ok(backup)
+}
+
+/// The description that the store in the file gives, with the file's own as the backup's says.
+fn describe(file: &Path, snapshot: &dyn Snapshot, backup: &Backup) -> Result<Backup, BackupError> {
+    let place = file.display().to_string();
+    let identity = StoreIdentity::read_of_any_format(&place, snapshot)?;
+    let copied = Copied::of(snapshot)?;
+    let summed = super::sidecar::Summed {
+        bytes: backup.bytes,
+        sha256: backup.sha256.clone(),
+    };
+    Ok(Backup::of(
+        &identity,
+        read_format(&place, snapshot)?,
+        copied.commit,
+        backup.made_at,
+        summed,
+        copied.tables,
+    ))
+}
+
+fn check_described(file: &Path, found: &Backup, expected: &Backup) -> Result<(), BackupError> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+    let pairs = |backup: &Backup| {
+        [
+            ("format", backup.format.to_string()),
+            ("store id", backup.store_id.to_string()),
+            ("node", backup.node_id.clone()),
+            ("chain", backup.chain_id.clone()),
+            ("network", backup.network.clone()),
+            ("first federation", text(&backup.first_federation)),
+            ("last commit", backup.commit.to_string()),
+            ("rows by table", format!("{:?}", backup.tables)),
+        ]
+    };
+    let both = pairs(found).into_iter().zip(pairs(expected));
+    let mut differing = both.filter(|((_, found), (_, expected))| found != expected);
+    match differing.next() {
+        None => Ok(()),
+        Some(((what, found), (_, expected))) => Err(BackupError::Mismatch {
+            file: file.display().to_string(),
+            what,
+            expected,
+            found,
+        }),
+    }
+}
+
+/// Where a backup comes into being, and where it is to be.
+struct Target {
+    file: PathBuf,
+    new: PathBuf,
+}
+
+impl Target {
+    fn at(file: &Path) -> Result<Self, BackupError> {
+        if file.symlink_metadata().is_ok() {
+            return Err(BackupError::Exists {
+                file: file.display().to_string(),
+            });
+        }
+        Ok(Self {
+            file: file.to_owned(),
+            new: with_suffix(file, ".new"),
+        })
+    }
+
+    /// Reads the finished copy, and gives it its name. The description has its own first: a file
+    /// under its name is never without.
+    fn complete(
+        &self,
+        copied: &Copied,
+        made_at: SystemTime,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<Backup, BackupError> {
+        let opened = check_same(&self.new, copied)?;
+        let place = self.new.display().to_string();
+        let (identity, format) = {
+            let snapshot = opened.snapshot()?;
+            let identity = StoreIdentity::read_of_any_format(&place, &*snapshot)?;
+            (identity, read_format(&place, &*snapshot)?)
+        };
+        check_whole(&self.new, opened, progress)?;
+        let summed = sum(&self.new)?;
+        let tables = copied.tables.clone();
+        let backup = Backup::of(&identity, format, copied.commit, made_at, summed, tables);
+        let sidecar = Backup::place(&self.file);
+        let new_sidecar = with_suffix(&sidecar, ".new");
+        backup.write(&new_sidecar)?;
+        put(&new_sidecar, &sidecar)?;
+        if self.file.symlink_metadata().is_ok() {
+            remove(&self.new)?;
+            return Err(BackupError::Exists {
+                file: self.file.display().to_string(),
+            });
+        }
+        put(&self.new, &self.file)?;
+        Ok(backup)
+    }
+}
+
+/// Now, in the milliseconds in which it is written down.
+pub(super) fn now() -> SystemTime {
+    let ms = super::owner::unix_ms(SystemTime::now());
+    UNIX_EPOCH + std::time::Duration::from_millis(ms)
+}

@@ -1,0 +1,146 @@
+//! Why a copy of a store was not made, not taken, or not restored.
+
+use std::time::SystemTime;
+
+use super::error::StoreError;
+
+/// Why a backup, a check of one, a restore or a compaction came to nothing. What was there before is
+/// there still.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The store, or the copy of it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of this name is there.
+    #[error("`{file}` is there already, and a backup takes nobody's place; choose another name")]
+    Exists {
+        /// The file.
+        file: String,
+    },
+    /// The disk.
+    #[error("cannot {operation} `{file}`: {reason}")]
+    File {
+        /// The file or directory.
+        file: String,
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+    /// Another backup or compaction of this store is being made.
+    #[error("another copy of the store is being made; wait until it is there")]
+    Busy,
+    /// Whoever asked for it wants it no more.
+    #[error("it was cancelled")]
+    Cancelled,
+    /// The description beside a backup is missing.
+    #[error(
+        "backup `{file}`: `{sidecar}` is not there, which says what it should be; the two belong together"
+    )]
+    NoSidecar {
+        /// The backup.
+        file: String,
+        /// What is missing.
+        sidecar: String,
+    },
+    /// The description beside a backup is not one.
+    #[error("backup: `{sidecar}` is not what a backup writes: {reason}")]
+    Sidecar {
+        /// The description.
+        sidecar: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is not the one that was made.
+    #[error(
+        "backup `{file}`: its SHA-256 is {found}, and {expected} was written beside it; it was cut \
+         short, changed, or belongs to another description"
+    )]
+    Checksum {
+        /// The backup.
+        file: String,
+        /// What is written beside it.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The store in the file is not the one that is described beside it.
+    #[error("backup `{file}`: its {what} is {found}, and {expected} is written beside it")]
+    Mismatch {
+        /// The backup.
+        file: String,
+        /// What differs.
+        what: &'static str,
+        /// What is written beside it.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// Part of it is not what was written.
+    #[error("`{file}` is damaged: {reason}; use another backup")]
+    Damaged {
+        /// The file.
+        file: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The directory has a store, or something else.
+    #[error(
+        "`{directory}` is not empty: {found} is there. Restore into an empty directory, or say that \
+         it is to be replaced; what is replaced is kept beside it"
+    )]
+    NotEmpty {
+        /// The directory.
+        directory: String,
+        /// What is there.
+        found: String,
+    },
+    /// The store that is there knows more than the backup.
+    #[error(
+        "store `{place}` is newer than the backup: its last commit is {commit}, of {}, and the \
+         backup's {backup_commit}, of {}. What came between would be lost; say so if that is meant",
+        shown(*.at), shown(*.backup_at)
+    )]
+    Newer {
+        /// The store.
+        place: String,
+        /// Its last commit.
+        commit: u64,
+        /// When it was written last.
+        at: SystemTime,
+        /// The backup's last commit.
+        backup_commit: u64,
+        /// When the backup was made.
+        backup_at: SystemTime,
+    },
+    /// The store that is there is another one, or cannot be read: which one is newer is unknown.
+    #[error(
+        "store `{place}` cannot be compared with the backup: {reason}. Whether it is newer is \
+         unknown; say that it is to be replaced all the same, if that is meant"
+    )]
+    Incomparable {
+        /// The store.
+        place: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl BackupError {
+    pub(super) fn file(
+        file: &std::path::Path,
+        operation: &'static str,
+        error: &std::io::Error,
+    ) -> Self {
+        Self::File {
+            file: file.display().to_string(),
+            operation,
+            reason: error.to_string(),
+        }
+    }
+}
+
+fn shown(at: SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(at)
+}

@@ -1,0 +1,332 @@
+//! Copies a store's rows while others commit: what a backup and a compaction both are.
+//!
+//! Rows are copied in the order of their keys, a page under each of many short snapshots. What is
+//! committed meanwhile is noted, and copied again; what is noted last is copied while nothing is
+//! committed, so that the copy is the state of one commit.
+
+use std::{
+    collections::BTreeSet,
+    ops::ControlFlow,
+    path::Path,
+    sync::{PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use super::{
+    backup_error::BackupError,
+    embedded::{CopyWriter, ReadOnlyFile},
+    engine::{Scan, Snapshot},
+    error::StoreError,
+    noted::{Noted, RowName},
+    shared::Shared,
+};
+
+/// Rows and bytes that are read under one snapshot, about.
+const PAGE_ROWS: usize = 4096;
+const PAGE_BYTES: usize = 1 << 20;
+/// Bytes of names of noted rows at which these are copied before the next page.
+const NOTED_BYTES: usize = 4 << 20;
+/// Bytes of names of noted rows that may be left for the time in which nothing is committed.
+const LAST_BYTES: usize = 16 << 10;
+/// How often what is noted is copied to get there, before what is left is copied all the same.
+const ROUNDS: usize = 10;
+/// How long a copy waits for a store that is being opened again.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(60);
+/// How often whoever waits looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a copy is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyStage {
+    /// Copies rows.
+    Copying,
+    /// Reads the copy, in blocks.
+    Checking,
+}
+
+/// How far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyProgress {
+    /// What it is doing.
+    pub stage: CopyStage,
+    /// Rows or blocks that are done.
+    pub done: u64,
+    /// All of them, as of the beginning: more may come.
+    pub of: u64,
+}
+
+/// Is told how far it has come, and says whether to go on: a `Break` cancels it.
+pub type OnProgress<'a> = dyn FnMut(CopyProgress) -> ControlFlow<()> + 'a;
+
+/// Where rows are copied from.
+pub(super) trait Source {
+    /// Everything that is committed, as of now.
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError>;
+
+    /// Bytes of the names of what was committed since it was taken last.
+    fn noted_bytes(&self) -> usize;
+
+    /// The rows that were committed since.
+    fn take_noted(&self) -> BTreeSet<RowName>;
+}
+
+/// A store that others use meanwhile. What they commit is noted for as long as this lives.
+pub(super) struct Live<'a>(&'a Shared);
+
+impl<'a> Live<'a> {
+    pub(super) fn begin(shared: &'a Shared) -> Result<Self, BackupError> {
+        let mut state = shared.lock();
+        if state.noted.is_some() {
+            return Err(BackupError::Busy);
+        }
+        state.noted = Some(Noted::default());
+        Ok(Self(shared))
+    }
+}
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        self.0.lock().noted = None;
+    }
+}
+
+impl Source for Live<'_> {
+    /// Outlasts a failure of the store: what may have become of the commit that failed is noted.
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
+        let since = Instant::now();
+        loop {
+            let fault = match self.0.snapshot(None) {
+                Ok(snapshot) => return Ok(snapshot),
+                Err(fault) => fault,
+            };
+            let state = self.0.lock();
+            let passes = !state.is_open || fault == StoreError::Ended;
+            if state.closing || !passes || since.elapsed() > REOPEN_PATIENCE {
+                return Err(fault);
+            }
+            let woken = self.0.ended.wait_timeout(state, LOOK);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn noted_bytes(&self) -> usize {
+        self.0.lock().noted.as_ref().map_or(0, Noted::bytes)
+    }
+
+    fn take_noted(&self) -> BTreeSet<RowName> {
+        let mut state = self.0.lock();
+        state.noted.as_mut().map(Noted::take).unwrap_or_default()
+    }
+}
+
+/// A file that nobody writes to.
+impl Source for ReadOnlyFile {
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
+        Self::snapshot(self)
+    }
+
+    fn noted_bytes(&self) -> usize {
+        0
+    }
+
+    fn take_noted(&self) -> BTreeSet<RowName> {
+        BTreeSet::new()
+    }
+}
+
+/// Copies every row, and what is noted meanwhile until little is left.
+pub(super) fn copy_rows(
+    source: &dyn Source,
+    writer: &mut CopyWriter,
+    progress: &mut OnProgress<'_>,
+) -> Result<(), BackupError> {
+    let tables = source.snapshot()?.tables()?;
+    let of = tables.iter().map(|(_, rows)| rows).sum();
+    let mut done = 0;
+    for (table, _) in &tables {
+        let mut last: Option<Vec<u8>> = None;
+        loop {
+            let page = Scan::first(PAGE_ROWS).within(PAGE_BYTES);
+            let page = last.as_deref().map_or(page, |last| page.after(last));
+            let rows = source.snapshot()?.scan(table, page)?;
+            let Some((key, _)) = rows.last() else {
+                break;
+            };
+            last = Some(key.clone());
+            done += rows.len() as u64;
+            for (key, value) in rows {
+                writer.put(table, key, value)?;
+            }
+            go_on(progress, CopyStage::Copying, done, of)?;
+            if source.noted_bytes() > NOTED_BYTES {
+                copy_noted(source, writer)?;
+            }
+        }
+    }
+    for _ in 0..ROUNDS {
+        if source.noted_bytes() <= LAST_BYTES {
+            break;
+        }
+        copy_noted(source, writer)?;
+        go_on(progress, CopyStage::Copying, done, of)?;
+    }
+    Ok(())
+}
+
+fn go_on(
+    progress: &mut OnProgress<'_>,
+    stage: CopyStage,
+    done: u64,
+    of: u64,
+) -> Result<(), BackupError> {
+    let told = progress(CopyProgress { stage, done, of });
+    match told {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(BackupError::Cancelled),
+    }
+}
+
+/// Copies what is noted. It is taken before the snapshot: what is committed in between is in both.
+fn copy_noted(source: &dyn Source, writer: &mut CopyWriter) -> Result<(), StoreError> {
+    let rows = source.take_noted();
+    copy_named(&*source.snapshot()?, rows, writer)
+}
+
+fn copy_named(
+    snapshot: &dyn Snapshot,
+    rows: BTreeSet<RowName>,
+    writer: &mut CopyWriter,
+) -> Result<(), StoreError> {
+    for (table, key) in rows {
+        match snapshot.get(&table, &key)? {
+            Some(value) => writer.put(&table, key, value)?,
+            None => writer.remove(&table, key)?,
+        }
+    }
+    Ok(())
+}
+
+/// What a copy is to hold: the state of one commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Copied {
+    pub(super) commit: u64,
+    pub(super) tables: Vec<(String, u64)>,
+}
+
+impl Copied {
+    pub(super) fn of(snapshot: &dyn Snapshot) -> Result<Self, StoreError> {
+        Ok(Self {
+            commit: snapshot.commit(),
+            tables: snapshot.tables()?,
+        })
+    }
+}
+
+/// Copies what is left while nothing is committed, and does what is to be done `then`, still while
+/// nothing is.
+pub(super) fn copy_last<T: Send + 'static>(
+    source: &Live<'_>,
+    writer: CopyWriter,
+    progress: &mut OnProgress<'_>,
+    then: impl FnOnce(&Shared, CopyWriter, Copied) -> Result<T, BackupError> + Send + 'static,
+) -> Result<T, BackupError> {
+    let (tell, told) = mpsc::channel();
+    source.0.hold(Box::new(move |shared| {
+        // Nobody waits for it any more, if it cannot be told.
+        let _ = tell.send(copy_held(shared, writer, then));
+    }));
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(done) => return done,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(StoreError::Ended.into()),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let (rows, of) = (0, 0);
+                go_on(progress, CopyStage::Copying, rows, of)?;
+            }
+        }
+    }
+}
+
+fn copy_held<T>(
+    shared: &Shared,
+    mut writer: CopyWriter,
+    then: impl FnOnce(&Shared, CopyWriter, Copied) -> Result<T, BackupError>,
+) -> Result<T, BackupError> {
+    let noted = shared.lock().noted.as_mut().map(Noted::take);
+    let Some(rows) = noted else {
+        return Err(BackupError::Cancelled);
+    };
+    let copied = {
+        let snapshot = shared.engine.snapshot()?;
+        copy_named(&*snapshot, rows, &mut writer)?;
+        Copied::of(&*snapshot)?
+    };
+    then(shared, writer, copied)
+}
+
+/// That the file at `path` holds what it is to hold, as far as a look at it tells.
+pub(super) fn check_same(path: &Path, expected: &Copied) -> Result<ReadOnlyFile, BackupError> {
+    let file = ReadOnlyFile::open(path)?;
+    let found = Copied::of(&*file.snapshot()?)?;
+    if found == *expected {
+        return Ok(file);
+    }
+    Err(BackupError::Damaged {
+        file: path.display().to_string(),
+        reason: format!("it was to hold {expected:?}, and holds {found:?}"),
+    })
+}
+
+/// Reads the whole file: every block, everything that the engine can reach, and every row.
+pub(super) fn check_whole(
+    path: &Path,
+    file: ReadOnlyFile,
+    progress: &mut OnProgress<'_>,
+) -> Result<(), BackupError> {
+    let damaged = |reason: String| BackupError::Damaged {
+        file: path.display().to_string(),
+        reason,
+    };
+    {
+        let snapshot = file.snapshot()?;
+        for (table, rows) in snapshot.tables()? {
+            let read = count_rows(&*snapshot, &table, &mut |_| Ok(()))?;
+            if read != rows {
+                return Err(damaged(format!(
+                    "`{table}` says that it has {rows} rows, and has {read}"
+                )));
+            }
+        }
+    }
+    let mut cancelled = false;
+    let verified = file.verify(&mut |done, of| {
+        cancelled |= go_on(progress, CopyStage::Checking, done, of).is_err();
+    })?;
+    if cancelled {
+        return Err(BackupError::Cancelled);
+    }
+    match verified.damage.first() {
+        None => Ok(()),
+        Some(reason) => Err(damaged(reason.clone())),
+    }
+}
+
+/// Reads every row of a table, and counts them.
+pub(super) fn count_rows(
+    snapshot: &dyn Snapshot,
+    table: &str,
+    each_page: &mut dyn FnMut(u64) -> Result<(), StoreError>,
+) -> Result<u64, StoreError> {
+    let (mut read, mut last) = (0, None::<Vec<u8>>);
+    loop {
+        let page = Scan::first(PAGE_ROWS).within(PAGE_BYTES);
+        let page = last.as_deref().map_or(page, |last| page.after(last));
+        let rows = snapshot.scan(table, page)?;
+        read += rows.len() as u64;
+        match rows.into_iter().next_back() {
+            Some((key, _)) => last = Some(key),
+            None => return Ok(read),
+        }
+        each_page(read)?;
+    }
+}
