@@ -13,6 +13,7 @@ mod support;
 use std::path::Path;
 
 use bitcoin::{BlockHash, Txid, hashes::Hash as _};
+use governance_stream::storage::{Owner, Store};
 use governance_stream::{
     bridge::{PegoutCompleted, Place},
     chain::{ChainStore, Noted},
@@ -261,13 +262,22 @@ fn what_is_paid_for_good_is_shown_of_every_burn_and_of_one() {
         },
     };
     let first = operated.simulator.federation(1).expect("the first");
-    let path = data(operated.directory()).join("chain.redb");
-    let store = ChainStore::open(&path, schedule(&first)).expect("opens");
+    let owner = Owner {
+        node_id: "node-1".to_owned(),
+        chain_id: "alys-regtest".to_owned(),
+        network: "regtest".to_owned(),
+        first_federation: None,
+    };
+    let one = Store::open(data(operated.directory()), &owner).expect("opens");
+    let store = operated
+        .runtime
+        .block_on(ChainStore::open(&one, schedule(&first)))
+        .expect("opens");
     for payment in [paid("one", &[1], 101), paid("two", &[2, 3], 102)] {
         let noted = operated.runtime.block_on(store.note_completed(payment));
         assert!(matches!(noted, Ok(Noted::New)), "{noted:?}");
     }
-    drop(store);
+    drop((store, one));
 
     let running = operated.start(&[]);
     operated.until_connected();
@@ -322,7 +332,7 @@ fn a_node_whose_first_federation_was_changed_does_not_start_and_says_what_to_do(
     let log = operated.directory().join("node.log");
     let log = std::fs::read_to_string(log).expect("there");
     for part in [
-        "store.redb`: its first federation is ",
+        "store.redb`: its first federation is",
         "set the configuration as it was when the store was made",
     ] {
         assert!(log.contains(part), "{log}");

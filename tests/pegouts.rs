@@ -17,7 +17,7 @@ use governance_stream::{
         BridgeStore, CompletionNotice, CompletionSubscriber, PausedBy, PegoutCompleted,
         PegoutEvent, PegoutFailure, PegoutStage,
     },
-    chain::ChainMessage,
+    chain::{ChainMessage, NumberedPayment, PaymentPage},
     message::{Outcome, SignatureRequest, SignatureRequestParts},
     proto::FederationUpdateKind,
     simulator::{Behaviour, FederationView, RotationPlan, wallet},
@@ -386,17 +386,19 @@ async fn the_chain_notes_a_paid_burn_once_it_is_there_and_knows_it_when_it_is_to
     node.initiate(pegout(&federation, 1)).await.expect("begun");
     node.until_on_network(1).await;
     assert_eq!(
-        node.chain_store.payment_of(&burn),
-        None,
+        node.chain_store.payment_of(&burn).await,
+        Ok(None),
         "it is not deep enough"
     );
     node.chain.kill();
     node.chain.wait(Some(PATIENCE)).await.expect("dies");
     node.until_completed(1).await;
-    assert_eq!(node.chain_store.payments(), [], "there is no chain");
+    let paid = node.chain_store.payments(PaymentPage::default());
+    assert_eq!(paid.await, Ok(Vec::new()), "there is no chain");
     node.restart_chain().await;
     node.until_reported(1).await;
-    let payment = node.chain_store.payment_of(&burn).expect("noted");
+    let payment = node.chain_store.payment_of(&burn).await;
+    let payment = payment.expect("readable").expect("noted");
     assert_eq!(payment.request_id, request_id(1));
     assert_eq!(payment.txid, pegout(&federation, 1).txid());
     // A bridge that died before it wrote the answer down tells it again.
@@ -428,7 +430,9 @@ async fn the_chain_notes_a_paid_burn_once_it_is_there_and_knows_it_when_it_is_to
         matches!(answer, Ok(CallResult::Success(Err(_)))),
         "{answer:?}"
     );
-    assert_eq!(node.chain_store.payments(), [payment]);
+    let first = NumberedPayment { number: 1, payment };
+    let paid = node.chain_store.payments(PaymentPage::default());
+    assert_eq!(paid.await, Ok(vec![first]));
     node.stop().await;
     simulator.assert_clean();
 }

@@ -8,12 +8,9 @@
 
 mod support;
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use governance_stream::{
@@ -27,6 +24,7 @@ use governance_stream::{
     message::Outcome,
     proto,
     simulator::{RotationPlan, Simulator},
+    storage::{Engine, MemoryEngine, Owner, Store},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, rpc::CallResult};
 use support::{
@@ -110,7 +108,33 @@ impl Actor for Forgetful {
     }
 }
 
-/// A stream with a chain on a file, as a process would have them.
+/// What outlives a process: its journal's directory, and the engine of its store.
+struct Disk {
+    directory: tempfile::TempDir,
+    engine: Arc<dyn Engine>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
+        drop(Store::create_on(Arc::clone(&engine), &owner()).expect("made"));
+        Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            engine,
+        }
+    }
+}
+
+fn owner() -> Owner {
+    Owner {
+        node_id: "node".to_owned(),
+        chain_id: "alys-regtest".to_owned(),
+        network: "regtest".to_owned(),
+        first_federation: None,
+    }
+}
+
+/// A stream with a chain on a store that outlives both, as a process would have them.
 struct Process {
     stream: GovernanceStream,
     config: Config,
@@ -119,16 +143,16 @@ struct Process {
 }
 
 impl Process {
-    async fn start(simulator: &Simulator, directory: &Path) -> Self {
+    async fn start(simulator: &Simulator, disk: &Disk) -> Self {
         let config = support::config(&simulator.endpoints());
         let first = simulator.federation(1).expect("the first");
-        let store = ChainStore::open(directory.join("chain.redb"), schedule(&first));
+        let one = Store::open_on(Arc::clone(&disk.engine), &owner()).expect("opens");
+        let store = ChainStore::open(&one, schedule(&first)).await;
         let store = store.expect("opens");
-        let journal = support::store_in(&directory.join("store"), &config).await;
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone(), journal)
+            ..StreamArguments::new(config.clone(), one)
         };
         let stream = GovernanceStream::start(arguments).await.expect("starts");
         let chain = start_chain(&config, &store, &stream).await;
@@ -184,8 +208,8 @@ async fn start_chain(
 async fn a_bridge_is_told_until_it_says_so_and_whoever_takes_its_place_or_the_chains_is_too() {
     use FederationStanding::{Active, Retiring, Scheduled};
     let simulator = governance().await;
-    let directory = tempfile::tempdir().expect("a directory");
-    let mut process = Process::start(&simulator, directory.path()).await;
+    let disk = Disk::new();
+    let mut process = Process::start(&simulator, &disk).await;
     // It drops the reply three times.
     let bridge = Forgetful::new(3);
     let actor = bridge.start(&process.config).await;
@@ -224,8 +248,8 @@ async fn a_bridge_is_told_until_it_says_so_and_whoever_takes_its_place_or_the_ch
 #[tokio::test(flavor = "multi_thread")]
 async fn a_height_that_passed_while_the_node_was_down_counts_and_can_be_undone() {
     let simulator = governance().await;
-    let directory = tempfile::tempdir().expect("a directory");
-    let process = Process::start(&simulator, directory.path()).await;
+    let disk = Disk::new();
+    let process = Process::start(&simulator, &disk).await;
     process
         .report(HeightReport::Reached(90))
         .await
@@ -242,7 +266,7 @@ async fn a_height_that_passed_while_the_node_was_down_counts_and_can_be_undone()
     let last = process.store.events_after(0).len() as u64;
     process.stop().await;
 
-    let process = Process::start(&simulator, directory.path()).await;
+    let process = Process::start(&simulator, &disk).await;
     assert_eq!(process.store.height(), 90, "the node has not said more yet");
     assert_eq!(process.store.active().version(), 1);
     let lower = process.report(HeightReport::Reached(89)).await;
@@ -299,8 +323,8 @@ async fn a_height_that_passed_while_the_node_was_down_counts_and_can_be_undone()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rushed_update_is_refused_and_one_that_was_missed_is_followed() {
     let simulator = governance().await;
-    let directory = tempfile::tempdir().expect("a directory");
-    let process = Process::start(&simulator, directory.path()).await;
+    let disk = Disk::new();
+    let process = Process::start(&simulator, &disk).await;
     process.connected().await;
     for height in [50, 101] {
         process
@@ -322,7 +346,7 @@ async fn a_rushed_update_is_refused_and_one_that_was_missed_is_followed() {
 
     // Announced in time, but to nobody: it is followed, or this node would follow none after it.
     simulator.rotate_federation(&PLAN).expect("possible");
-    let process = Process::start(&simulator, directory.path()).await;
+    let process = Process::start(&simulator, &disk).await;
     process
         .report(HeightReport::Reached(500))
         .await

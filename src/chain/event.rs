@@ -5,7 +5,7 @@
 //! that it dealt with and asks for what came after; one that was away for too long finds a gap in
 //! the numbers, and looks at [`ChainStore::federations`](super::ChainStore::federations) instead.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bitcoin::Address;
 
@@ -83,7 +83,8 @@ pub struct NumberedEvent {
 /// The latest events.
 #[derive(Debug, Clone, Default)]
 pub(super) struct EventLog {
-    kept: VecDeque<NumberedEvent>,
+    /// Shared by the copies on which other changes are made.
+    kept: Arc<VecDeque<NumberedEvent>>,
     /// Number of the last event ever.
     last: u64,
 }
@@ -101,16 +102,17 @@ impl EventLog {
             height,
             event,
         };
-        self.kept.push_back(numbered.clone());
-        let full = self.kept.len() > EVENTS_KEPT;
-        let dropped = full.then(|| self.kept.pop_front()).flatten();
+        let kept = Arc::make_mut(&mut self.kept);
+        kept.push_back(numbered.clone());
+        let full = kept.len() > EVENTS_KEPT;
+        let dropped = full.then(|| kept.pop_front()).flatten();
         (numbered, dropped.map(|oldest| oldest.number))
     }
 
     /// Takes one in that was kept before; they come in their order.
     pub(super) fn restore(&mut self, event: NumberedEvent) {
         self.last = event.number;
-        self.kept.push_back(event);
+        Arc::make_mut(&mut self.kept).push_back(event);
     }
 
     /// Everything kept behind this number.

@@ -2,7 +2,9 @@
 //! height, tells the bridge, and notes which burns that has paid for good.
 //!
 //! An implementation of the subscriber contract, and what the binary runs; a node may bring its
-//! own. What it accepted lies in a [`ChainStore`], which outlives the actor.
+//! own. What it accepted lies in a [`ChainStore`], which outlives the actor: a user of the node's
+//! store, which hands in what changes and brings it into force once it is durable. The actor judges,
+//! waits for no disk, and answers when it is told.
 //!
 //! # What a node does with it
 //!
@@ -11,8 +13,8 @@
 //! told when it is durable. A version becomes active at its height and not before, however long
 //! ago that height passed; a lower height after a reorganisation undoes it.
 //!
-//! Which burns are paid, and may be marked so on the sidechain, is [`ChainStore::payments`]: each is
-//! noted once its transaction is as deep in the Bitcoin chain as it has to be.
+//! Which burns are paid, and may be marked so on the sidechain, is [`ChainStore::payments`] and
+//! [`ChainStore::payment_of`]: each is noted once its transaction is as deep in the Bitcoin chain as it has to be.
 //!
 //! It follows what happens to the federation through [`ChainStore::events_after`], and remembers the number of the
 //! last event that it has dealt with:
@@ -35,13 +37,18 @@
 //! # }
 //! ```
 
+mod driver;
 mod event;
 mod fault;
 mod federation;
+mod known;
+mod load;
+mod payment_rows;
 mod payments;
 mod presence;
 mod proposals;
 mod schedule;
+mod staging;
 mod store;
 mod stored;
 mod telling;
@@ -53,27 +60,28 @@ mod model_tests;
 #[cfg(feature = "simulator")]
 mod test_support;
 
-use std::time::SystemTime;
+use std::{fmt, time::SystemTime};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tracing::{error, info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
-    bridge::{CompletionNotice, PegoutCompleted},
-    durable::StoreError,
+    bridge::CompletionNotice,
     message::{FederationUpdate, FederationUpdateAck, ProposalAck, ProposalNotification},
     routing::{Answer, ChainEvent, Delivered, Delivery, Handled},
+    storage::StoreError,
     stream::GovernanceStream,
 };
+use known::Draft;
 use presence::Presence;
-use store::Draft;
 
 pub use event::{EVENTS_KEPT, FederationEvent, NumberedEvent};
 pub use fault::FederationFault;
 pub use federation::{Federation, FederationPolicy};
-pub use payments::{Noted, PaymentFault};
+pub use payment_rows::{MAX_PAYMENTS, PaymentPage};
+pub use payments::{Noted, NumberedPayment, PaymentFault};
 pub use proposals::{MAX_PROPOSALS, Proposal, ProposalFault};
 pub use schedule::{FederationStanding, Schedule, Scheduling};
 pub use store::{ChainStore, HeightError, HeightReport, NotNoted, Refusal};
@@ -109,6 +117,32 @@ pub enum ChainMessage {
         /// Takes them.
         reply: RpcReplyPort<Vec<Proposal>>,
     },
+    /// From the store, by way of what the actor has left there.
+    Settled(Settled),
+}
+
+/// What the chain's store tells its actor: nobody else makes one.
+pub struct Settled(News);
+
+impl fmt::Debug for Settled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settled").finish_non_exhaustive()
+    }
+}
+
+enum News {
+    /// A delivery is durable, or is not known to be.
+    Delivery {
+        received: Result<Vec<Received>, StoreError>,
+        reply: RpcReplyPort<Handled>,
+    },
+    /// So is a height.
+    Height {
+        taken: Result<(), HeightError>,
+        reply: Option<RpcReplyPort<Result<(), HeightError>>>,
+    },
+    /// Something else may have changed.
+    Changed,
 }
 
 impl From<Delivery<ChainEvent>> for ChainMessage {
@@ -146,6 +180,8 @@ pub struct ChainState {
     told: Federations,
     /// At most one: it keeps the bridge told what is in `told`. It ends with the actor.
     telling: JoinSet<()>,
+    /// One that says when something has changed in the store, whoever changed it. As above.
+    _watching: JoinSet<()>,
 }
 
 impl Actor for ChainActor {
@@ -155,53 +191,54 @@ impl Actor for ChainActor {
 
     async fn pre_start(
         &self,
-        _: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         args: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        // What the one before has begun is carried through.
-        args.store.settled().await;
+        let mut watching = JoinSet::new();
+        watching.spawn(watch(args.store.watch(), myself));
+        // What the one before has begun is carried through, and shows when it is in force.
         let mut state = ChainState {
             args,
             presence: Presence::default(),
             told: Federations::new(),
             telling: JoinSet::new(),
+            _watching: watching,
         };
-        state.apply();
+        state.apply()?;
         Ok(state)
     }
 
     async fn handle(
         &self,
-        _: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         // Whoever asked may be gone; that changes nothing here.
         match message {
-            ChainMessage::Deliver(delivery) => state.deliver(delivery).await,
+            ChainMessage::Deliver(delivery) => state.deliver(myself, delivery),
             ChainMessage::HeightReached(height) => {
-                let report = if height < state.args.store.height() {
-                    HeightReport::Reorganised(height)
-                } else {
-                    HeightReport::Reached(height)
+                let set = |draft: &mut Draft| {
+                    draft.set_height(height);
+                    Ok(())
                 };
-                if let Err(error) = state.report_height(report).await {
-                    warn!(%error, height, "the height is not taken; the next one may be");
-                }
+                state.report_height(myself, None, set);
             }
             ChainMessage::ReportHeight { report, reply } => {
-                let taken = state.report_height(report).await;
-                let _ = reply.send(taken);
+                let report = |draft: &mut Draft| draft.report_height(report);
+                state.report_height(myself, Some(reply), report);
             }
-            ChainMessage::PegoutCompleted(CompletionNotice { completed, reply }) => {
-                let noted = state.note(completed).await;
-                let _ = reply.send(noted.map_err(|reason| reason.to_string()));
-            }
+            ChainMessage::PegoutCompleted(notice) => state.note(notice),
             ChainMessage::GetFederation { reply } => {
                 let _ = reply.send(state.args.store.active());
             }
             ChainMessage::ListProposals { reply } => {
                 let _ = reply.send(state.args.store.proposals());
+            }
+            ChainMessage::Settled(Settled(news)) => {
+                // It is in force, for everyone, before anyone is told that it is.
+                state.apply()?;
+                state.tell(news);
             }
         }
         Ok(())
@@ -209,54 +246,90 @@ impl Actor for ChainActor {
 }
 
 impl ChainState {
-    /// Handles a batch, makes it durable, and only then says so and acts on it.
-    async fn deliver(&mut self, delivery: Delivery<ChainEvent>) {
+    /// Judges a batch, and hands it in; it is answered once it is durable.
+    fn deliver(&mut self, myself: ActorRef<ChainMessage>, delivery: Delivery<ChainEvent>) {
         self.presence.look(self.session());
         let Delivery { messages, reply } = delivery;
         let since = self.presence.since();
-        let receive = move |draft: &mut Draft| -> Vec<Received> {
+        let receive = |draft: &mut Draft| -> Vec<Received> {
             messages
                 .iter()
                 .map(|message| receive(draft, message, since))
                 .collect()
         };
-        let handled = match self.args.store.change(receive).await {
-            Ok(received) => {
-                let metrics = self.args.stream.metrics();
-                for outcome in received.iter().filter_map(|received| received.update) {
-                    metrics.record_federation_update(outcome);
-                }
-                self.apply();
-                let answers = received.into_iter();
-                Handled {
-                    answers: answers.map(|received| Some(received.answer)).collect(),
-                    failure: None,
-                }
-            }
-            Err(error) => failed(&error),
+        let answer = move |received| settled(&myself, News::Delivery { received, reply });
+        self.args.store.change(receive, answer);
+    }
+
+    fn report_height(
+        &mut self,
+        myself: ActorRef<ChainMessage>,
+        reply: Option<RpcReplyPort<Result<(), HeightError>>>,
+        report: impl FnOnce(&mut Draft) -> Result<(), HeightError>,
+    ) {
+        let session = self.session();
+        let Self { args, presence, .. } = self;
+        let report = |draft: &mut Draft| {
+            report(draft)?;
+            // The node was there at this height, whether or not that becomes durable.
+            presence.reached(draft.height(), session);
+            Ok(())
         };
-        // A stream that is gone will deliver again what it did not record.
-        let _ = reply.send(handled);
+        let answer = move |taken: Result<Result<(), HeightError>, StoreError>| {
+            let taken = taken.map_err(HeightError::Store).flatten();
+            settled(&myself, News::Height { taken, reply });
+        };
+        args.store.change(report, answer);
     }
 
-    async fn report_height(&mut self, report: HeightReport) -> Result<(), HeightError> {
-        self.args.store.report_height(report).await?;
-        let (height, session) = (self.args.store.height(), self.session());
-        self.presence.reached(height, session);
-        self.apply();
-        Ok(())
-    }
-
-    async fn note(&self, completed: PegoutCompleted) -> Result<(), NotNoted> {
+    fn note(&self, notice: CompletionNotice) {
+        let CompletionNotice { completed, reply } = notice;
         let (id, txid) = (completed.request_id.clone(), completed.txid);
-        match self.args.store.note_completed(completed).await? {
-            Noted::Known => {}
-            Noted::New => info!(pegout = %id, %txid, "burns are paid"),
-            Noted::PaidAgain { burn, before } => {
-                error!(pegout = %id, %txid, %burn, %before, "a burn is paid that was paid before");
+        let answer = move |noted: Result<Noted, NotNoted>| {
+            match &noted {
+                Ok(Noted::New) => info!(pegout = %id, %txid, "burns are paid"),
+                Ok(Noted::PaidAgain { burn, before }) => {
+                    error!(pegout = %id, %txid, %burn, %before, "a burn is paid that was paid before");
+                }
+                Ok(Noted::Known) | Err(_) => {}
             }
+            let _ = reply.send(noted.map(|_| ()).map_err(|reason| reason.to_string()));
+        };
+        self.args.store.note(completed, answer);
+    }
+
+    /// Tells whoever has waited for it.
+    fn tell(&self, news: News) {
+        match news {
+            News::Delivery { received, reply } => {
+                let handled =
+                    received.map_or_else(|error| failed(&error), |received| self.handled(received));
+                // A stream that is gone will deliver again what it did not record.
+                let _ = reply.send(handled);
+            }
+            News::Height { taken, reply } => match (taken, reply) {
+                (taken, Some(reply)) => {
+                    let _ = reply.send(taken);
+                }
+                (Err(error), None) => {
+                    warn!(%error, "a height is not taken; the next one may be");
+                }
+                (Ok(()), None) => {}
+            },
+            News::Changed => {}
         }
-        Ok(())
+    }
+
+    fn handled(&self, received: Vec<Received>) -> Handled {
+        let metrics = self.args.stream.metrics();
+        for outcome in received.iter().filter_map(|received| received.update) {
+            metrics.record_federation_update(outcome);
+        }
+        let answers = received.into_iter();
+        Handled {
+            answers: answers.map(|received| Some(received.answer)).collect(),
+            failure: None,
+        }
     }
 
     /// When the live session began, if there is one.
@@ -264,11 +337,15 @@ impl ChainState {
         self.args.stream.status().connection.connected_since
     }
 
-    /// Brings everyone up to what holds at the present height.
-    fn apply(&mut self) {
+    /// Brings everyone up to what holds at the present height; fails when another chain has taken
+    /// the place of this one.
+    fn apply(&mut self) -> Result<(), ActorProcessingErr> {
+        if self.args.store.is_replaced() {
+            return Err("another chain uses the store; this one is over".into());
+        }
         let federations = self.args.store.federations();
         if federations == self.told {
-            return;
+            return Ok(());
         }
         let version = self.args.store.active().version();
         info!(
@@ -282,6 +359,25 @@ impl ChainState {
         self.telling = JoinSet::new();
         let bridge = self.args.bridge.clone();
         self.telling.spawn(telling::keep_told(bridge, federations));
+        Ok(())
+    }
+}
+
+/// Tells the actor from wherever the store's answer comes. One that is gone has a successor, which
+/// sees what is in force; whoever asked it asks again.
+fn settled(chain: &ActorRef<ChainMessage>, news: News) {
+    let _ = chain.cast(ChainMessage::Settled(Settled(news)));
+}
+
+/// Tells the actor that something has changed, for as long as both are there.
+async fn watch(mut changed: watch::Receiver<u64>, chain: ActorRef<ChainMessage>) {
+    while changed.changed().await.is_ok() {
+        if chain
+            .cast(ChainMessage::Settled(Settled(News::Changed)))
+            .is_err()
+        {
+            return;
+        }
     }
 }
 

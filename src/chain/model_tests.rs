@@ -1,12 +1,12 @@
 //! The store against a simple reference: for any sequence of updates, heights, reorganisations,
-//! restarts, failing disks and lost power, the federation that signs is the reference's.
+//! restarts, failing commits and processes that end with them, the federation that signs is the reference's.
 
 use proptest::{prelude::*, strategy::Union};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
 use super::{
     ChainStore, FederationEvent, FederationStanding, HeightError, HeightReport, Scheduling,
-    test_support::{Disk, PLAN, governance, schedule, update},
+    test_support::{Disk, Failure, PLAN, governance, schedule, until_open, update},
 };
 use crate::{
     message::FederationUpdate,
@@ -57,10 +57,10 @@ enum Fate {
     Well,
     /// The process ends after it.
     Restart,
-    /// The disk fails after so many of its operations, and the same is told again.
-    DiskFails(usize),
-    /// The same, and the power is lost: the process begins again from what the disk then holds.
-    PowerLost(usize, u64),
+    /// The commit fails, and the same is told again.
+    DiskFails(Failure),
+    /// The same, and the process ends: the next one begins from what the disk then holds.
+    Dies(Failure),
 }
 
 #[derive(Debug, Clone)]
@@ -162,6 +162,10 @@ fn plan() -> impl Strategy<Value = Plan> {
     })
 }
 
+fn failure() -> impl Strategy<Value = Failure> {
+    prop_oneof![Just(Failure::Lost), Just(Failure::Applied)]
+}
+
 impl ReferenceStateMachine for Reference {
     type State = Self;
     type Transition = Step;
@@ -224,8 +228,8 @@ impl ReferenceStateMachine for Reference {
         let fate = prop_oneof![
             4 => Just(Fate::Well),
             1 => Just(Fate::Restart),
-            1 => (0..12_usize).prop_map(Fate::DiskFails),
-            2 => (0..12_usize, any::<u64>()).prop_map(|(after, chance)| Fate::PowerLost(after, chance)),
+            1 => failure().prop_map(Fate::DiskFails),
+            1 => failure().prop_map(Fate::Dies),
         ];
         (Union::new_weighted(told), fate)
             .prop_map(|(told, fate)| Step { told, fate })
@@ -251,8 +255,9 @@ struct World {
 impl World {
     fn open(&self) -> ChainStore {
         let first = self.simulator.federation(1).expect("the first");
-        let map = self.disk.map().expect("opens");
-        ChainStore::on(map, schedule(&first, "alys-regtest")).expect("holds what was committed")
+        let chain = self.disk.chain(schedule(&first, "alys-regtest"));
+        let chain = self.runtime.block_on(chain);
+        chain.expect("holds what was committed")
     }
 
     fn store(&self) -> &ChainStore {
@@ -319,6 +324,7 @@ impl World {
     /// Something else happens before what failed comes again. From then on, what is durable and
     /// what is in force are one, whatever the disk has made of the failure.
     fn move_on(&self) {
+        self.runtime.block_on(until_open(self.store()));
         let height = self.store().height();
         for height in [height + 1, height] {
             let report = self
@@ -327,8 +333,9 @@ impl World {
             self.runtime.block_on(report).expect("the disk is well");
         }
         let first = self.simulator.federation(1).expect("the first");
-        let copy = self.disk.copy().map().expect("opens");
-        let copy = ChainStore::on(copy, schedule(&first, "alys-regtest")).expect("opens");
+        let copy = self.disk.copy();
+        let copy = copy.chain(schedule(&first, "alys-regtest"));
+        let copy = self.runtime.block_on(copy).expect("opens");
         assert_eq!(copy.federations(), self.store().federations());
         assert_eq!(copy.events_after(0), self.store().events_after(0));
     }
@@ -354,7 +361,7 @@ impl StateMachineTest for Agrees {
         let mut world = World {
             runtime,
             simulator,
-            disk: Disk::default(),
+            disk: Disk::new(),
             store: None,
             accepted: Vec::new(),
         };
@@ -366,9 +373,7 @@ impl StateMachineTest for Agrees {
         let before = (world.federations(), world.store().height());
         match step.fate {
             Fate::Well | Fate::Restart => {}
-            Fate::DiskFails(after) | Fate::PowerLost(after, _) => {
-                world.disk.fail_after(Some(after));
-            }
+            Fate::DiskFails(failure) | Fate::Dies(failure) => world.disk.fail_next(failure),
         }
         let mut answer = world.tell(&step.told);
         if answer.is_none() {
@@ -379,12 +384,11 @@ impl StateMachineTest for Agrees {
             Fate::Well => {}
             Fate::Restart => world.begin_again(),
             Fate::DiskFails(_) => {
-                world.disk.fail_after(None);
+                world.disk.is_well();
                 world.move_on();
             }
-            Fate::PowerLost(_, chance) => {
-                world.store = None;
-                world.disk.lose_power(chance);
+            Fate::Dies(_) => {
+                world.disk.is_well();
                 world.begin_again();
             }
         }

@@ -29,7 +29,10 @@ pub struct Proposal {
 
 /// Every kept proposal.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Proposals(BTreeMap<ProposalId, Arc<ProposalNotification>>);
+pub(super) struct Proposals(
+    /// Shared by the copies on which other changes are made.
+    Arc<BTreeMap<ProposalId, Arc<ProposalNotification>>>,
+);
 
 /// What keeping a proposal changed.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,17 +64,17 @@ impl Proposals {
             let expired = self.0.values().filter(|known| has_expired(known, now));
             let oldest = expired.min_by_key(|known| known.voting_deadline);
             let oldest = oldest.ok_or(ProposalFault::Full)?.proposal_id.clone();
-            self.0.remove(&oldest);
+            Arc::make_mut(&mut self.0).remove(&oldest);
             Some(oldest)
         };
-        self.0.insert(id.clone(), Arc::new(proposal.clone()));
+        Arc::make_mut(&mut self.0).insert(id.clone(), Arc::new(proposal.clone()));
         Ok(Kept::New(gone))
     }
 
     /// Takes one in that was kept before.
     pub(super) fn restore(&mut self, proposal: ProposalNotification) {
-        self.0
-            .insert(proposal.proposal_id.clone(), Arc::new(proposal));
+        let id = proposal.proposal_id.clone();
+        Arc::make_mut(&mut self.0).insert(id, Arc::new(proposal));
     }
 
     /// All of them, whose vote ends first the first.

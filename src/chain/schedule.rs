@@ -1,6 +1,8 @@
 //! Which federation is when: every version, and the sidechain height that decides. Pure, and a
 //! function of both, so that a reorganisation undoes what it must.
 
+use std::sync::Arc;
+
 use super::{
     fault::FederationFault,
     federation::{Federation, FederationPolicy},
@@ -38,7 +40,8 @@ pub struct Schedule {
     chain: ChainId,
     policy: FederationPolicy,
     first: Federation,
-    followers: Vec<Federation>,
+    /// Shared by the copies on which other changes are made.
+    followers: Arc<Vec<Federation>>,
     height: u64,
     present_since: u64,
 }
@@ -51,7 +54,7 @@ impl Schedule {
             chain,
             policy,
             first,
-            followers: Vec::new(),
+            followers: Arc::default(),
             height: 0,
             present_since: 0,
         }
@@ -68,7 +71,7 @@ impl Schedule {
         }
         let next = self.latest().follow(update, &self.chain, &self.policy)?;
         let scheduling = self.check_notice(update)?;
-        self.followers.push(next);
+        Arc::make_mut(&mut self.followers).push(next);
         Ok(scheduling)
     }
 
@@ -80,7 +83,7 @@ impl Schedule {
     pub(super) fn restore(&mut self, update: &FederationUpdate) -> Result<(), FederationFault> {
         let settled = FederationPolicy::SETTLED;
         let next = self.latest().follow(update, &self.chain, &settled)?;
-        self.followers.push(next);
+        Arc::make_mut(&mut self.followers).push(next);
         Ok(())
     }
 
@@ -136,13 +139,14 @@ impl Schedule {
         self.present_since = height;
     }
 
-    /// Forgets everything but what was configured.
-    pub(super) fn clear(&mut self) {
-        self.followers.clear();
-        (self.height, self.present_since) = (0, 0);
+    /// What was configured, and nothing else.
+    pub(super) fn as_configured(&self) -> Self {
+        Self::new(self.first.clone(), self.chain.clone(), self.policy)
     }
 
-    fn latest(&self) -> &Federation {
+    /// The version with the highest number, active or not.
+    #[must_use]
+    pub fn latest(&self) -> &Federation {
         self.followers.last().unwrap_or(&self.first)
     }
 
@@ -183,7 +187,7 @@ impl Schedule {
     }
 
     fn all(&self) -> impl Iterator<Item = &Federation> {
-        std::iter::once(&self.first).chain(&self.followers)
+        std::iter::once(&self.first).chain(self.followers.iter())
     }
 }
 

@@ -4,47 +4,95 @@ use super::*;
 use crate::bridge::Place;
 use crate::chain::{
     EVENTS_KEPT, FederationEvent, FederationStanding,
-    test_support::{Disk, PLAN, governance, schedule, update},
+    staging::MAX_NOTES,
+    test_support::{Disk, Failure, PLAN, governance, schedule, until_open, update},
 };
 use crate::simulator::RotationPlan;
 
-#[tokio::test]
-async fn what_cannot_be_made_durable_is_not_in_force_and_is_once_there_is_room() {
-    let simulator = governance().await;
-    let first = simulator.federation(1).expect("the first");
-    let disk = Disk::default();
-    let map = disk.map().expect("opens");
-    let store = ChainStore::on(map, schedule(&first, "alys-regtest")).expect("opens");
-    let second = update(&simulator, &PLAN);
+const FAILURES: [Failure; 2] = [Failure::Lost, Failure::Applied];
 
-    disk.fail_after(Some(0));
-    let refused = store.follow(second.clone(), 0).await.expect_err("no room");
-    assert!(
-        refused.to_string().contains("cannot write to it"),
-        "{refused}"
-    );
-    assert_eq!(store.federations().len(), 1);
-    assert_eq!(store.events_after(0), []);
-    let failed = store.report_height(HeightReport::Reached(110)).await;
-    assert!(matches!(failed, Err(HeightError::Store(_))), "{failed:?}");
-    assert_eq!(store.height(), 0);
+fn burn(number: u32) -> BurnId {
+    BurnId {
+        tx_hash: [7; 32],
+        log_index: number,
+    }
+}
 
-    disk.fail_after(None);
-    let scheduled = store.follow(second, 0).await.expect("there is room again");
-    assert_eq!(scheduled, Ok(Scheduling::InTime));
-    let reached = store.report_height(HeightReport::Reached(110)).await;
-    reached.expect("there is room again");
-    assert_eq!(store.active().version(), 2);
-    let events = store.events_after(0);
-    drop(store);
-    let again = ChainStore::on(disk.map().expect("opens"), schedule(&first, "alys-regtest"));
-    let again = again.expect("opens");
-    assert_eq!((again.active().version(), again.height()), (2, 110));
-    assert_eq!(again.events_after(0), events);
+/// The completed peg-out called this, which paid these burns.
+fn completed(id: &str, burns: &[u32]) -> PegoutCompleted {
+    PegoutCompleted {
+        request_id: id.parse().expect("valid"),
+        burns: burns.iter().copied().map(burn).collect(),
+        txid: Txid::from_byte_array([8; 32]),
+        place: Place {
+            block: BlockHash::from_byte_array([9; 32]),
+            height: 120,
+        },
+    }
 }
 
 #[tokio::test]
-async fn a_file_of_another_first_federation_is_refused_with_both_named() {
+async fn an_update_and_a_height_that_fail_are_not_in_force_until_that_is_known() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let second = update(&simulator, &PLAN);
+    for failure in FAILURES {
+        let applied = failure == Failure::Applied;
+        let disk = Disk::new();
+        let store = disk.chain(schedule(&first, "alys-regtest")).await;
+        let store = store.expect("opens");
+
+        disk.fail_next(failure);
+        let refused = store.follow(second.clone(), 0).await.expect_err("no room");
+        assert!(refused.to_string().contains("no space left"), "{refused}");
+        assert_eq!(store.federations().len(), 1);
+        assert_eq!(store.events_after(0), []);
+        let refused = store.report_height(HeightReport::Reached(50)).await;
+        assert!(
+            matches!(refused, Err(HeightError::Store(_))),
+            "nothing is taken until it is open again: {refused:?}"
+        );
+        assert!(matches!(store.fault(), Some(StoreError::Io { .. })));
+        disk.is_well();
+        until_open(&store).await;
+        assert_eq!(store.fault(), None);
+        assert_eq!(store.federations().len(), 1 + usize::from(applied));
+        let scheduled = store
+            .follow(second.clone(), 0)
+            .await
+            .expect("there is room");
+        let expected = if applied {
+            Scheduling::Known
+        } else {
+            Scheduling::InTime
+        };
+        assert_eq!(scheduled, Ok(expected));
+
+        disk.fail_next(failure);
+        let failed = store.report_height(HeightReport::Reached(110)).await;
+        assert!(matches!(failed, Err(HeightError::Store(_))), "{failed:?}");
+        assert_eq!((store.height(), store.active().version()), (0, 1));
+        disk.is_well();
+        until_open(&store).await;
+        let expected = if applied { (110, 2) } else { (0, 1) };
+        assert_eq!((store.height(), store.active().version()), expected);
+        let reached = store.report_height(HeightReport::Reached(110)).await;
+        reached.expect("there is room again");
+        assert_eq!(store.active().version(), 2);
+        let events = store.events_after(0);
+        assert_eq!(events.len(), 2, "each happened once");
+        let latest = store.latest_version();
+        drop(store);
+        let again = disk.chain(schedule(&first, "alys-regtest")).await;
+        let again = again.expect("opens");
+        assert_eq!((again.active().version(), again.height()), (2, 110));
+        assert_eq!(again.events_after(0), events);
+        assert_eq!(again.latest_version(), latest);
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_another_first_federation_is_refused_with_both_named() {
     let simulator = governance().await;
     let first = simulator.federation(1).expect("the first");
     let mine = schedule(&first, "alys-regtest");
@@ -56,63 +104,128 @@ async fn a_file_of_another_first_federation_is_refused_with_both_named() {
     fewer.members.pop();
     let mut higher = first.clone();
     higher.threshold = 3;
-    // Begun with nothing but the first, and with versions after it.
-    for followed in [false, true] {
-        let disk = Disk::default();
-        let store = ChainStore::on(disk.map().expect("opens"), mine.clone()).expect("opens");
-        if followed {
-            let scheduled = store.follow(update(&simulator, &PLAN), 0).await;
-            scheduled.expect("durable").expect("approved");
+    let disk = Disk::new();
+    let store = disk.chain(mine.clone()).await.expect("opens");
+    let scheduled = store.follow(update(&simulator, &PLAN), 0).await;
+    scheduled.expect("durable").expect("approved");
+    drop(store);
+    for other in [
+        schedule(&fewer, "alys-regtest"),
+        schedule(&higher, "alys-regtest"),
+        schedule(&first, "alys-testnet"),
+    ] {
+        let opened = disk.chain(other.clone()).await;
+        let refused = opened.expect_err("another federation").to_string();
+        for part in [&digest(&mine), &digest(&other), "set [federation]"] {
+            assert!(refused.contains(part), "{refused}");
         }
-        drop(store);
-        for other in [
-            schedule(&fewer, "alys-regtest"),
-            schedule(&higher, "alys-regtest"),
-            schedule(&first, "alys-testnet"),
-        ] {
-            let opened = ChainStore::on(disk.map().expect("opens"), other.clone());
-            let refused = opened.expect_err("another federation").to_string();
-            for part in [&digest(&mine), &digest(&other), "set [federation]"] {
-                assert!(refused.contains(part), "{refused}");
-            }
-        }
-        let opened = ChainStore::on(disk.map().expect("opens"), mine.clone());
-        let versions = opened.expect("its own").federations().len();
-        assert_eq!(versions, 1 + usize::from(followed));
     }
+    let opened = disk.chain(mine).await;
+    assert_eq!(opened.expect("its own").federations().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_carried_through_though_whoever_began_it_is_gone() {
     let simulator = governance().await;
     let first = simulator.federation(1).expect("the first");
-    let disk = Disk::default();
-    let map = disk.map().expect("opens");
-    let store = ChainStore::on(map, schedule(&first, "alys-regtest")).expect("opens");
+    let disk = Disk::new();
+    let store = disk.chain(schedule(&first, "alys-regtest")).await;
+    let store = store.expect("opens");
+    let mut changed = store.watch();
     let second = update(&simulator, &PLAN);
-    let (begun, has_begun) = std::sync::mpsc::channel();
-    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    disk.hold(true);
     let change = tokio::spawn({
         let store = store.clone();
-        async move {
-            let change = move |draft: &mut Draft| {
-                begun.send(()).expect("the test waits");
-                goes_on.recv().expect("the test says so");
-                draft.follow(&second, 0)
-            };
-            store.change(change).await
-        }
+        async move { store.follow(second, 0).await }
     });
-    tokio::task::spawn_blocking(move || has_begun.recv())
+    let held = disk.clone();
+    tokio::task::spawn_blocking(move || held.until_held())
         .await
-        .expect("runs")
-        .expect("begins");
+        .expect("it is being committed");
     change.abort();
     assert!(change.await.expect_err("aborted").is_cancelled());
     assert_eq!(store.federations().len(), 1);
-    go_on.send(()).expect("it goes on");
-    store.settled().await;
-    assert_eq!(store.federations().len(), 2);
+    disk.hold(false);
+    while store.federations().len() == 1 {
+        changed.changed().await.expect("the chain is there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_a_commit_runs_is_judged_on_it_and_told_after_it() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let disk = Disk::new();
+    let store = disk.chain(schedule(&first, "alys-regtest")).await;
+    let store = store.expect("opens");
+    let second = update(&simulator, &PLAN);
+    for fails in [true, false] {
+        disk.hold(true);
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let follow = |name: &'static str| {
+            let told = Arc::clone(&told);
+            let change = |draft: &mut Draft| draft.follow(&second, 0);
+            store.change(change, move |changed| {
+                told.lock().expect("no panic").push((name, changed));
+            });
+        };
+        follow("new");
+        follow("the same");
+        let (tell, reached) = oneshot::channel();
+        store.change(
+            |draft| draft.report_height(HeightReport::Reached(110)),
+            move |reached| {
+                let _ = tell.send(reached);
+            },
+        );
+        let held = disk.clone();
+        tokio::task::spawn_blocking(move || held.until_held())
+            .await
+            .expect("it is being committed");
+        assert_eq!(store.federations().len(), 1);
+        assert_eq!(*told.lock().expect("no panic"), [], "nothing is durable");
+        if fails {
+            disk.fail_next(Failure::Lost);
+        }
+        disk.hold(false);
+        let reached = reached.await.expect("told");
+        let told = told.lock().expect("no panic").clone();
+        if fails {
+            assert!(reached.is_err(), "{reached:?}");
+            assert!(told.iter().all(|(_, changed)| changed.is_err()), "{told:?}");
+            disk.is_well();
+            until_open(&store).await;
+        } else {
+            assert_eq!(reached, Ok(Ok(())));
+            let expected = [
+                ("new", Ok(Ok(Scheduling::InTime))),
+                ("the same", Ok(Ok(Scheduling::Known))),
+            ];
+            assert_eq!(told, expected);
+            assert_eq!(store.active().version(), 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_chain_on_the_store_ends_this_one() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let disk = Disk::new();
+    let store = disk.store();
+    let open = || ChainStore::open(&store, schedule(&first, "alys-regtest"));
+    let old = open().await.expect("opens");
+    old.report_height(HeightReport::Reached(7))
+        .await
+        .expect("taken");
+    let new = open().await.expect("opens");
+    assert!(old.is_replaced() && !new.is_replaced());
+    let refused = old.report_height(HeightReport::Reached(8)).await;
+    assert_eq!(refused, Err(HeightError::Store(StoreError::Ended)));
+    assert_eq!(new.height(), 7);
+    new.report_height(HeightReport::Reached(9))
+        .await
+        .expect("taken");
 }
 
 #[tokio::test]
@@ -120,12 +233,12 @@ async fn events_name_the_version_that_signed_and_survive_with_what_caused_them()
     use FederationEvent as Event;
     let simulator = governance().await;
     let first = simulator.federation(1).expect("the first");
-    let disk = Disk::default();
-    let opened = || {
-        let map = disk.map().expect("opens");
-        ChainStore::on(map, schedule(&first, "alys-regtest")).expect("opens")
+    let disk = Disk::new();
+    let opened = async || {
+        let chain = disk.chain(schedule(&first, "alys-regtest")).await;
+        chain.expect("opens")
     };
-    let mut store = opened();
+    let mut store = opened().await;
     let mut addresses = Vec::new();
     for (activation_height, grace_blocks) in [(110, 50), (120, 10), (200, 0)] {
         let plan = RotationPlan {
@@ -194,7 +307,7 @@ async fn events_name_the_version_that_signed_and_survive_with_what_caused_them()
         store.report_height(report).await.expect("taken");
         assert_eq!(since(&store), expected, "{report:?}");
         drop(store);
-        store = opened();
+        store = opened().await;
         assert_eq!(since(&store), [], "{report:?}: and no more after a restart");
     }
     let standings: Vec<_> = store.federations().iter().map(|(_, s)| *s).collect();
@@ -215,39 +328,193 @@ async fn events_name_the_version_that_signed_and_survive_with_what_caused_them()
     let kept = store.events_after(0);
     assert_eq!(kept.len(), EVENTS_KEPT);
     drop(store);
-    assert_eq!(opened().events_after(0), kept);
+    assert_eq!(opened().await.events_after(0), kept);
 }
 
 #[tokio::test]
 async fn a_paid_burn_is_known_to_the_next_process() {
     let simulator = governance().await;
     let first = simulator.federation(1).expect("the first");
-    let disk = Disk::default();
-    let open = || ChainStore::on(disk.map()?, schedule(&first, "alys-regtest"));
-    let burn = BurnId {
-        tx_hash: [7; 32],
-        log_index: 3,
-    };
-    let completed = PegoutCompleted {
-        request_id: "a-pegout".parse().expect("valid"),
-        burns: vec![burn],
-        txid: Txid::from_byte_array([8; 32]),
-        place: Place {
-            block: BlockHash::from_byte_array([9; 32]),
-            height: 120,
-        },
-    };
-    let store = open().expect("opens");
-    disk.fail_after(Some(0));
-    let failed = store.note_completed(completed.clone()).await;
-    assert!(matches!(failed, Err(NotNoted::Store(_))), "{failed:?}");
-    assert_eq!(store.payment_of(&burn), None, "it is not durable");
-    disk.fail_after(None);
-    let noted = store.note_completed(completed.clone()).await;
-    assert_eq!(noted, Ok(Noted::New));
+    for failure in FAILURES {
+        let disk = Disk::new();
+        let open = || disk.chain(schedule(&first, "alys-regtest"));
+        let paid = completed("a-pegout", &[3]);
+        let store = open().await.expect("opens");
+        disk.fail_next(failure);
+        let failed = store.note_completed(paid.clone()).await;
+        assert!(matches!(failed, Err(NotNoted::Store(_))), "{failed:?}");
+        disk.is_well();
+        until_open(&store).await;
+        let applied = failure == Failure::Applied;
+        let found = store.payment_of(&burn(3)).await.expect("readable");
+        assert_eq!(found.is_some(), applied);
+        let noted = store.note_completed(paid.clone()).await;
+        let expected = if applied { Noted::Known } else { Noted::New };
+        assert_eq!(noted, Ok(expected));
+        drop(store);
+        let store = open().await.expect("opens");
+        assert_eq!(store.payment_of(&burn(3)).await, Ok(Some(paid.clone())));
+        assert_eq!(store.payment_of(&burn(4)).await, Ok(None));
+        let again = store.note_completed(paid.clone()).await;
+        assert_eq!(again, Ok(Noted::Known));
+        let mut moved = paid.clone();
+        moved.place.height += 1;
+        let noted = store.note_completed(moved.clone()).await;
+        assert_eq!(noted, Ok(Noted::New), "in another block");
+        let mut other = paid.clone();
+        other.txid = Txid::from_byte_array([6; 32]);
+        let fault = PaymentFault::Other(paid.request_id);
+        assert_eq!(
+            store.note_completed(other).await,
+            Err(NotNoted::Fault(fault))
+        );
+        let all = store.payments(PaymentPage::default()).await;
+        let expected = NumberedPayment {
+            number: 1,
+            payment: moved,
+        };
+        assert_eq!(all, Ok(vec![expected]));
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_payments_are_on_disk_and_one_more_reads_a_handful_of_rows() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let disk = Disk::new();
+    let open = || disk.chain(schedule(&first, "alys-regtest"));
+    let numbered = |number: u32| completed(&format!("pegout-{number}"), &[number]);
+    let store = open().await.expect("opens");
+    for number in 1..=10_000 {
+        let noted = store.note_completed(numbered(number)).await;
+        assert_eq!(noted, Ok(Noted::New));
+    }
+    assert_eq!(store.payments_in_memory(), 0);
     drop(store);
-    let store = open().expect("opens");
-    assert_eq!(store.payment_of(&burn), Some(completed.clone()));
-    let again = store.note_completed(completed).await;
-    assert_eq!(again, Ok(Noted::Known));
+    disk.rows_read();
+    let store = open().await.expect("opens");
+    assert_eq!(store.payments_in_memory(), 0);
+    let opening = disk.rows_read();
+    assert!(opening < 10, "{opening} rows are read at the start");
+    let again = PegoutCompleted {
+        burns: vec![burn(5000)],
+        ..numbered(10_002)
+    };
+    let table = [
+        (numbered(10_001), Noted::New),
+        (numbered(5000), Noted::Known),
+        (
+            again,
+            Noted::PaidAgain {
+                burn: burn(5000),
+                before: numbered(5000).request_id,
+            },
+        ),
+    ];
+    for (payment, expected) in table {
+        assert_eq!(store.note_completed(payment).await, Ok(expected.clone()));
+        let read = disk.rows_read();
+        assert!(read < 10, "{expected:?}: {read} rows");
+        assert_eq!(store.payments_in_memory(), 0);
+    }
+    let of_burn = store.payments_of(&burn(5000)).await.expect("readable");
+    let numbers: Vec<u64> = of_burn.iter().map(|found| found.number).collect();
+    assert_eq!(numbers, [5000, 10_002]);
+    for (page, expected) in [
+        ((None, 2, false), vec![1, 2]),
+        ((Some(10_001), 2, false), vec![10_002]),
+        ((None, 2, true), vec![10_002, 10_001]),
+        ((Some(3), 5, true), vec![2, 1]),
+    ] {
+        let (after, limit, newest_first) = page;
+        let listed = PaymentPage {
+            after,
+            limit,
+            newest_first,
+        };
+        disk.rows_read();
+        let listed = store.payments(listed).await.expect("readable");
+        let numbers: Vec<u64> = listed.iter().map(|found| found.number).collect();
+        assert_eq!(numbers, expected, "{page:?}");
+        assert_eq!(disk.rows_read(), expected.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_payments_of_one_burn_in_flight_at_once_are_judged_in_their_order() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    // The second one comes while the first is looked up, or while it is committed.
+    for while_committed in [false, true] {
+        let disk = Disk::new();
+        let store = disk.chain(schedule(&first, "alys-regtest")).await;
+        let store = store.expect("opens");
+        disk.hold(true);
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let note = |id: &str| {
+            let tell = tell.clone();
+            store.note(completed(id, &[1]), move |noted| {
+                let _ = tell.send(noted);
+            });
+        };
+        note("one");
+        if while_committed {
+            let held = disk.clone();
+            tokio::task::spawn_blocking(move || held.until_held())
+                .await
+                .expect("it is being committed");
+        }
+        for id in ["two", "one"] {
+            note(id);
+        }
+        assert!(told.try_recv().is_err(), "nothing is durable");
+        disk.hold(false);
+        let again = Noted::PaidAgain {
+            burn: burn(1),
+            before: "one".parse().expect("valid"),
+        };
+        for expected in [Noted::New, again, Noted::Known] {
+            assert_eq!(told.recv().await, Some(Ok(expected)));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_fills_no_memory_and_leaves_room_for_governance() {
+    let simulator = governance().await;
+    let first = simulator.federation(1).expect("the first");
+    let disk = Disk::new();
+    let store = disk.chain(schedule(&first, "alys-regtest")).await;
+    let store = store.expect("opens");
+    disk.hold(true);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let most = u32::try_from(MAX_NOTES).expect("few");
+    for number in 0..=most {
+        let tell = tell.clone();
+        store.note(completed(&format!("{number}"), &[number]), move |noted| {
+            let _ = tell.send(noted);
+        });
+    }
+    let refused = told.recv().await.expect("one is refused at once");
+    assert!(
+        matches!(refused, Err(NotNoted::Store(StoreError::Hung { .. }))),
+        "{refused:?}"
+    );
+    let second = update(&simulator, &PLAN);
+    let (tell, followed) = oneshot::channel();
+    store.change(
+        |draft| draft.follow(&second, 0),
+        move |followed| {
+            let _ = tell.send(followed);
+        },
+    );
+    disk.hold(false);
+    for _ in 0..most {
+        assert_eq!(told.recv().await, Some(Ok(Noted::New)));
+    }
+    assert_eq!(
+        followed.await.expect("told"),
+        Ok(Ok(Scheduling::InTime)),
+        "there was room for it"
+    );
 }

@@ -1,4 +1,21 @@
 //! How a chain's rows are written.
+//!
+//! The chain is the store's user `chain`, with these tables. Numbers in keys are big-endian, so that
+//! their order is that of the rows; a message is a protobuf message of this file.
+//!
+//! | table | key | row |
+//! |---|---|---|
+//! | `chain/updates` | version, 4 bytes | `StoredUpdate`: an update that was verified, and the height then |
+//! | `chain/proposals` | the proposal's id | `governance.v1.ProposalNotification`; 1024 at most |
+//! | `chain/events` | number, 8 bytes, from 1 | `StoredEvent`; the last 256 |
+//! | `chain/state` | `height` | the sidechain's best height, 8 bytes |
+//! | | `refusal` | `StoredRefusal`: the last update that was not followed |
+//! | `chain/payments` | number, 8 bytes, from 1 | `StoredPayment`: a completed peg-out, for ever |
+//! | `chain/payment_ids` | keyed hash of the request id, number | nothing |
+//! | `chain/payment_burns` | keyed hash of a burn (transaction hash, log index in 4 bytes), number | nothing |
+//!
+//! The first federation is in none of them: it is configured, its digest is compared by the store
+//! (`storage::Owner`), and each update is verified again, from the first one on, whenever it is read.
 
 use std::{
     str::FromStr,
@@ -16,7 +33,20 @@ use crate::{
     bridge::{PegoutCompleted, Place},
     message::{BurnId, FederationUpdate, ProposalNotification},
     proto,
+    storage::{StoreError, Table},
 };
+
+pub(super) const UPDATES: Table = Table::new("chain/updates");
+pub(super) const PROPOSALS: Table = Table::new("chain/proposals");
+pub(super) const EVENTS: Table = Table::new("chain/events");
+pub(super) const STATE: Table = Table::new("chain/state");
+pub(super) const PAYMENTS: Table = Table::new("chain/payments");
+pub(super) const PAYMENT_IDS: Table = Table::new("chain/payment_ids");
+pub(super) const PAYMENT_BURNS: Table = Table::new("chain/payment_burns");
+
+/// Keys of [`STATE`].
+pub(super) const HEIGHT: &str = "height";
+pub(super) const REFUSAL: &str = "refusal";
 
 /// An update with the height at which it was accepted.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -77,6 +107,19 @@ struct StoredPayment {
     block: Vec<u8>,
     #[prost(uint32, tag = "5")]
     height: u32,
+}
+
+/// That a row cannot be read.
+pub(super) fn damaged(place: &str, table: Table, key: &[u8], reason: impl ToString) -> StoreError {
+    StoreError::Damaged {
+        place: place.to_owned(),
+        reason: format!(
+            "{}, row {}: {}",
+            table.name(),
+            key.escape_ascii(),
+            reason.to_string()
+        ),
+    }
 }
 
 fn text(error: impl ToString) -> String {
@@ -145,6 +188,10 @@ pub(super) fn write_height(height: u64) -> Vec<u8> {
 }
 
 pub(super) fn read_height(bytes: &[u8]) -> Result<u64, String> {
+    read_number(bytes)
+}
+
+pub(super) fn read_number(bytes: &[u8]) -> Result<u64, String> {
     <[u8; 8]>::try_from(bytes)
         .map(u64::from_be_bytes)
         .map_err(|_| format!("{} bytes, expected 8", bytes.len()))

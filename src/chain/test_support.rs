@@ -1,138 +1,229 @@
-//! What the tests of the chain share: a disk that fails, and governance's updates.
+//! What the tests of the chain share: an engine that fails, stops and counts, and governance's
+//! updates.
 
-use std::{
-    io,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use bitcoin::Network;
-use redb::{Database, DatabaseError, StorageBackend};
 
-use super::{Federation, FederationPolicy, Schedule};
+use super::{ChainStore, Federation, FederationPolicy, Schedule};
 use crate::{
     config::FirstFederation,
-    durable::{DurableMap, StoreError},
     message::{ChainId, FederationMember, FederationUpdate},
     proto,
     simulator::{FederationView, RotationPlan, Simulator, SimulatorConfig},
+    storage::{
+        Batch, Engine, Limits, MemoryEngine, Owner, Row, Scan, Snapshot, Store, StoreError, Usage,
+    },
 };
 
-/// What a disk writes whole or not at all.
-const SECTOR: usize = 512;
+/// What becomes of a commit that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Nothing of it is there.
+    Lost,
+    /// All of it is there, though nobody was told so.
+    Applied,
+}
 
-/// A disk that holds what was synced, and may or may not hold the rest.
+/// A disk that outlives a process. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<DiskState>>);
+pub(super) struct Disk(Arc<Faulty>);
+
+#[derive(Debug, Default)]
+struct Faulty {
+    rows: MemoryEngine,
+    state: Mutex<DiskState>,
+    goes_on: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct DiskState {
-    synced: Vec<u8>,
-    current: Vec<u8>,
-    /// So many writes and syncs succeed; the others fail.
-    fails_after: Option<usize>,
-}
-
-impl DiskState {
-    fn act(&mut self) -> io::Result<()> {
-        match &mut self.fails_after {
-            Some(0) => Err(io::ErrorKind::StorageFull.into()),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
+    /// The next commit fails.
+    fails: Option<Failure>,
+    /// Commits wait while it is set.
+    holds: bool,
+    /// Commits that wait.
+    held: usize,
+    rows_read: usize,
 }
 
 impl Disk {
+    /// With a store that was just made.
+    pub(super) fn new() -> Self {
+        let disk = Self::default();
+        drop(Store::create_on(disk.engine(), &owner()).expect("made"));
+        disk
+    }
+
+    fn engine(&self) -> Arc<dyn Engine> {
+        Arc::new(self.clone())
+    }
+
     fn lock(&self) -> MutexGuard<'_, DiskState> {
-        self.0.lock().expect("no panic while it is held")
+        self.0.state.lock().expect("no panic while it is held")
     }
 
-    /// So many writes and syncs succeed from now on; `None`: all of them.
-    pub(super) fn fail_after(&self, operations: Option<usize>) {
-        self.lock().fails_after = operations;
+    /// The next commit fails, and every one after it waits until the disk is well again.
+    pub(super) fn fail_next(&self, failure: Failure) {
+        self.lock().fails = Some(failure);
     }
 
-    /// The power goes: of each sector that was not synced the disk has the old or the new content,
-    /// and of the file the old or the new length.
-    pub(super) fn lose_power(&self, mut chance: u64) {
-        let mut disk = self.lock();
-        let mut new = || {
-            // Knuth's generator: any mixture will do.
-            chance = chance
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            chance >> 63 == 1
-        };
-        let mut left = disk.synced.clone();
-        left.resize(left.len().max(disk.current.len()), 0);
-        for (sector, current) in left.chunks_mut(SECTOR).zip(disk.current.chunks(SECTOR)) {
-            if new() {
-                sector[..current.len()].copy_from_slice(current);
-            }
+    /// Nothing fails or waits any more.
+    pub(super) fn is_well(&self) {
+        self.lock().fails = None;
+        self.hold(false);
+    }
+
+    /// Commits wait from now on, or go on.
+    pub(super) fn hold(&self, holds: bool) {
+        self.lock().holds = holds;
+        self.0.goes_on.notify_all();
+    }
+
+    /// Waits until a commit waits.
+    pub(super) fn until_held(&self) {
+        let mut state = self.lock();
+        while state.held == 0 {
+            state = self.0.goes_on.wait(state).expect("no panic");
         }
-        let length = if new() {
-            disk.current.len()
-        } else {
-            disk.synced.len()
-        };
-        left.truncate(length);
-        (disk.synced, disk.current, disk.fails_after) = (left.clone(), left, None);
+    }
+
+    /// Rows that were read since this was last asked.
+    pub(super) fn rows_read(&self) -> usize {
+        std::mem::take(&mut self.lock().rows_read)
     }
 
     /// Another disk, which holds the same.
     pub(super) fn copy(&self) -> Self {
-        let current = self.lock().current.clone();
-        Self(Arc::new(Mutex::new(DiskState {
-            synced: current.clone(),
-            current,
-            fails_after: None,
-        })))
+        let copy = Self::default();
+        let snapshot = self.0.rows.snapshot().expect("memory");
+        let mut batch = Batch::new();
+        for (table, _) in snapshot.tables().expect("memory") {
+            let rows = snapshot.scan(&table, Scan::first(usize::MAX));
+            for (key, value) in rows.expect("memory") {
+                batch.push(crate::storage::Change {
+                    table: table.clone().into(),
+                    key,
+                    value: Some(value),
+                });
+            }
+        }
+        copy.0.rows.commit(1, &[batch]).expect("memory");
+        copy
     }
 
-    pub(super) fn map(&self) -> Result<DurableMap, StoreError> {
-        let disk = self.clone();
-        let open = move || -> Result<Database, DatabaseError> {
-            Database::builder().create_with_backend(disk.clone())
-        };
-        DurableMap::open_with(Path::new("chain.redb"), open)
+    /// A process begins with it.
+    pub(super) fn store(&self) -> Store {
+        Store::open_on(self.engine(), &owner()).expect("opens")
+    }
+
+    /// The same, with a chain.
+    pub(super) async fn chain(&self, schedule: Schedule) -> Result<ChainStore, StoreError> {
+        ChainStore::open(&self.store(), schedule).await
     }
 }
 
-fn place(offset: u64) -> usize {
-    usize::try_from(offset).expect("fits")
+/// Waits until the chain takes changes.
+pub(super) async fn until_open(chain: &ChainStore) {
+    let mut changed = chain.watch();
+    loop {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        chain.change(
+            |_| (),
+            move |taken| {
+                let _ = tell.send(taken);
+            },
+        );
+        if told.await.expect("answered").is_ok() {
+            return;
+        }
+        changed.changed().await.expect("the chain is there");
+    }
 }
 
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.lock().current.len() as u64)
+fn owner() -> Owner {
+    Owner {
+        node_id: "node".to_owned(),
+        chain_id: "alys-regtest".to_owned(),
+        network: "regtest".to_owned(),
+        first_federation: None,
     }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let (disk, at) = (self.lock(), place(offset));
-        let data = disk.current.get(at..at + out.len());
-        out.copy_from_slice(data.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
+}
+
+impl Engine for Disk {
+    fn place(&self) -> String {
+        "(a disk of the test's)".to_owned()
     }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut disk = self.lock();
-        disk.act()?;
-        disk.current.resize(place(len), 0);
-        Ok(())
+
+    fn limits(&self) -> Limits {
+        self.0.rows.limits()
     }
-    fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.lock();
-        disk.act()?;
-        disk.synced = disk.current.clone();
-        Ok(())
+
+    fn open(&self) -> Result<u64, StoreError> {
+        self.0.rows.open()
     }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let (mut disk, at) = (self.lock(), place(offset));
-        disk.act()?;
-        disk.current[at..at + data.len()].copy_from_slice(data);
-        Ok(())
+
+    fn commit(&self, number: u64, batches: &[Batch]) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        state.held += 1;
+        self.0.goes_on.notify_all();
+        while state.holds {
+            state = self.0.goes_on.wait(state).expect("no panic");
+        }
+        state.held -= 1;
+        let failure = state.fails.take();
+        state.holds |= failure.is_some();
+        drop(state);
+        if failure != Some(Failure::Lost) {
+            self.0.rows.commit(number, batches)?;
+        }
+        match failure {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Io {
+                place: self.place(),
+                operation: "commit",
+                reason: "no space left on device".to_owned(),
+                advice: "make room",
+            }),
+        }
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
+        Ok(Box::new(Counting {
+            disk: self.clone(),
+            rows: self.0.rows.snapshot()?,
+        }))
+    }
+
+    fn usage(&self) -> Result<Usage, StoreError> {
+        self.0.rows.usage()
+    }
+}
+
+struct Counting {
+    disk: Disk,
+    rows: Box<dyn Snapshot>,
+}
+
+impl Snapshot for Counting {
+    fn commit(&self) -> u64 {
+        self.rows.commit()
+    }
+
+    fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let row = self.rows.get(table, key)?;
+        self.disk.lock().rows_read += usize::from(row.is_some());
+        Ok(row)
+    }
+
+    fn scan(&self, table: &str, scan: Scan<'_>) -> Result<Vec<Row>, StoreError> {
+        let rows = self.rows.scan(table, scan)?;
+        self.disk.lock().rows_read += rows.len();
+        Ok(rows)
+    }
+
+    fn tables(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        self.rows.tables()
     }
 }
 

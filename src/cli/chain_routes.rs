@@ -4,19 +4,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State},
+    extract::{Path as UrlPath, RawQuery, State},
     http::StatusCode,
     routing::{get, post},
 };
 use bitcoin::hex::DisplayHex as _;
 use governance_stream::{
     StreamError,
-    bridge::PegoutCompleted,
     chain::{
         ChainMessage, ChainStore, Federation, FederationEvent, FederationStanding, Federations,
-        HeightError, HeightReport, NumberedEvent, Proposal,
+        HeightError, HeightReport, NumberedEvent, NumberedPayment, PaymentPage, Proposal,
     },
     message::{BurnId, FederationUpdateKind},
+    storage::StoreError,
 };
 use ractor::{ActorRef, rpc::CallResult};
 use serde::{Deserialize, Serialize};
@@ -84,19 +84,44 @@ async fn pending(State(operated): State<Operated>) -> Reply {
     ))
 }
 
-async fn payments(State(operated): State<Operated>) -> Reply {
-    let payments = operated.chain()?.payments();
+/// A page of them: `after` the last number of the page before, `limit`, `order=newest`.
+async fn payments(State(operated): State<Operated>, RawQuery(query): RawQuery) -> Reply {
+    let page = page(query.as_deref().unwrap_or_default())?;
+    let payments = operated.chain()?.payments(page).await;
+    let payments = payments.map_err(unavailable)?;
     Ok(Json(payments.iter().map(shown_payment).collect()))
 }
 
 /// Those of one burn: more than one must never be.
 async fn payments_of(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
     let burn: BurnId = text.parse()?;
-    let payments = operated.chain()?.payments();
-    let payments = payments
-        .iter()
-        .filter(|payment| payment.burns.contains(&burn));
-    Ok(Json(payments.map(shown_payment).collect()))
+    let payments = operated.chain()?.payments_of(&burn).await;
+    let payments = payments.map_err(unavailable)?;
+    Ok(Json(payments.iter().map(shown_payment).collect()))
+}
+
+/// What the store cannot tell now, it may tell later.
+fn unavailable(error: StoreError) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error)
+}
+
+fn page(query: &str) -> Result<PaymentPage, Refusal> {
+    let mut page = PaymentPage::default();
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        let wrong = || {
+            let reason = format!("`{part}`: expected after=NUMBER, limit=COUNT or order=newest");
+            Refusal::new(StatusCode::BAD_REQUEST, reason)
+        };
+        match (key, value) {
+            ("after", number) => page.after = Some(number.parse().map_err(|_| wrong())?),
+            ("limit", count) => page.limit = count.parse().map_err(|_| wrong())?,
+            ("order", "newest") => page.newest_first = true,
+            ("order", "oldest") => page.newest_first = false,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(page)
 }
 
 async fn proposals(State(operated): State<Operated>) -> Reply {
@@ -227,9 +252,11 @@ fn shown_event(numbered: &NumberedEvent) -> Value {
     shown
 }
 
-fn shown_payment(payment: &PegoutCompleted) -> Value {
+fn shown_payment(numbered: &NumberedPayment) -> Value {
+    let NumberedPayment { number, payment } = numbered;
     let burns = payment.burns.iter().map(ToString::to_string);
     json!({
+        "number": number,
         "request_id": payment.request_id,
         "burns": burns.collect::<Vec<_>>(),
         "txid": payment.txid,

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     backup_error::BackupError,
-    embedded::{CopyWriter, ReadOnlyFile},
+    embedded::{CopyWriter, ReadOnlyFile, verify_file},
     engine::{Scan, Snapshot},
     error::StoreError,
     noted::{Noted, RowName},
@@ -299,7 +299,8 @@ pub(super) fn check_whole(
         }
     }
     let mut cancelled = false;
-    let verified = file.verify(&mut |done, of| {
+    drop(file);
+    let verified = verify_file(path, &mut |done, of| {
         cancelled |= go_on(progress, CopyStage::Checking, done, of).is_err();
     })?;
     if cancelled {

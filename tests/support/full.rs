@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bitcoin::Network;
-use governance_stream::storage::Store;
 use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
@@ -17,6 +16,7 @@ use governance_stream::{
     config::{BridgeConfig, Config, FirstFederation},
     message::{FederationMember, RequestId, SignatureRequest},
     simulator::{FederationView, Simulator},
+    storage::Store,
     telemetry::Metrics,
 };
 use ractor::{Actor, ActorRef, rpc::CallResult};
@@ -90,7 +90,8 @@ impl FullNode {
             .expect("the stream starts");
         let (bridge_store, bitcoin) = (BridgeStore::new(), Arc::default());
         let first = simulator.federation(1).expect("the first");
-        let chain_store = ChainStore::new(schedule(&first));
+        let chain_store = ChainStore::open(&Store::in_memory(), schedule(&first)).await;
+        let chain_store = chain_store.expect("opens");
         let arguments = bridge_arguments(&bridge_store, &stream, &bitcoin, &completions, &metrics);
         let mut node = Self {
             bridge: start_bridge(&config, arguments).await,
