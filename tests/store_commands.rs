@@ -460,3 +460,47 @@ fn a_command_finds_the_directory_by_the_configuration_too() {
         .expect("runs");
     assert!(done.status.success(), "{}", text(&done.stderr));
 }
+
+#[test]
+fn a_backup_is_made_of_a_running_node_and_of_one_that_was_stopped() {
+    let operated = Operated::new();
+    let (simulator, running) = start(&operated);
+    operated.work();
+    let check = |name: &str| {
+        // Its name is taken from where its operator stands, and not the node.
+        let made = binary()
+            .args(["backup", name, "--json", "--data-dir"])
+            .arg(operated.data())
+            .current_dir(operated.path())
+            .output()
+            .expect("runs");
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+        let file = operated.path().join(name);
+        let mode = fs::metadata(&file).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let name = file.to_str().expect("UTF-8");
+        let again = operated.command(&["backup", name]);
+        assert!(refused(&again, 1).contains("is there already"));
+        assert_eq!(
+            operated.json(&["backup", "--verify", name])["backup"],
+            made["backup"]
+        );
+        let words = operated.words(&["backup", "--verify", name]);
+        assert!(words.contains("is whole"), "{words}");
+        made["backup"]["commit"].as_u64().expect("a number")
+    };
+    let first = check("running.backup");
+    assert!(running.terminate(), "drains and ends well");
+    let second = check("stopped.backup");
+    assert!(first < second, "{first} {second}");
+    assert!(simulator.terminate(), "no violation");
+
+    let file = operated.path().join("stopped.backup");
+    let mut damaged = fs::read(&file).expect("there");
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(&file, damaged).expect("written");
+    let found = operated.command(&["backup", "--verify", file.to_str().expect("UTF-8")]);
+    assert!(refused(&found, 1).contains("SHA-256"));
+}
