@@ -14,7 +14,10 @@
 
 use std::process::ExitCode;
 
-use governance_stream::{config::ConfigError, storage::StoreError};
+use governance_stream::{
+    config::ConfigError,
+    storage::{BackupError, StoreError},
+};
 use serde_json::json;
 
 #[cfg(unix)]
@@ -54,7 +57,13 @@ fn kind(error: &anyhow::Error) -> (u8, String) {
         let code = if refused.is_unknown { 3 } else { 1 };
         return (code, refused.retry.clone());
     }
-    if let Some(fault) = error.downcast_ref::<StoreError>() {
+    let of_copy = match error.downcast_ref::<BackupError>() {
+        Some(BackupError::Store(fault)) => Some(fault),
+        Some(BackupError::Busy | BackupError::Reading) => return of(1, "after"),
+        Some(_) => return of(1, "operator"),
+        None => None,
+    };
+    if let Some(fault) = error.downcast_ref::<StoreError>().or(of_copy) {
         let is_absent = matches!(fault, StoreError::Absent { .. });
         return of(if is_absent { 4 } else { 1 }, retry_of(fault));
     }

@@ -41,6 +41,8 @@ mod proposals;
 mod question;
 #[cfg(unix)]
 mod requests;
+#[cfg(unix)]
+mod restore;
 mod run;
 #[cfg(feature = "simulator")]
 mod sample_pegout;
@@ -129,6 +131,9 @@ enum Command {
     /// Copy the store into a file, while the node runs or not.
     #[cfg(unix)]
     Backup(backup::BackupArgs),
+    /// Make the store of a node that does not run from a backup.
+    #[cfg(unix)]
+    Restore(restore::RestoreArgs),
     /// Everything of the stream, one JSON object a line.
     #[cfg(unix)]
     Export(export::ExportArgs),
@@ -243,6 +248,8 @@ pub(crate) fn main() -> ExitCode {
             Command::Export(args) => export::run(args).await,
             #[cfg(unix)]
             Command::Backup(args) => backup::run(args).await,
+            #[cfg(unix)]
+            Command::Restore(args) => restore::run(args).await,
             Command::CheckConfig(args) => check_config::run(&args),
             #[cfg(feature = "simulator")]
             Command::Simulator(args) => simulator::run(args).await,

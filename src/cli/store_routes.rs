@@ -2,6 +2,7 @@
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use governance_stream::storage::BackupError;
+use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -15,6 +16,8 @@ pub(super) fn routes() -> Router<Operated> {
     Router::new()
         .route("/look", post(look))
         .route("/backup", post(backup))
+        .route("/store/scrub", post(scrub))
+        .route("/store/compact", post(compact))
 }
 
 impl From<NoAnswer> for Refusal {
@@ -72,6 +75,31 @@ async fn backup(State(operated): State<Operated>, Json(form): Json<BackupForm>) 
         Ok::<_, BackupError>(described(&file, &backup))
     });
     Ok(Json(awaited(copying).await??))
+}
+
+/// Reads every block, at once.
+async fn scrub(State(operated): State<Operated>) -> Reply {
+    let store = operated.stream.store().clone();
+    let commit = store.condition().confirmed;
+    let scrubbed = awaited(spawn_blocking(move || store.scrub(&mut |_| {}))).await?;
+    let report = scrubbed.map_err(NoAnswer::Store)?;
+    Ok(Json(json!({
+        "commit": commit,
+        "blocks": report.blocks,
+        "suspects": report.suspects,
+        "unreadable": report.unreadable.map(|fault| fault.to_string()),
+    })))
+}
+
+/// Gives free space back.
+async fn compact(State(operated): State<Operated>) -> Reply {
+    let store = operated.stream.store().clone();
+    let compacting = awaited(spawn_blocking(move || store.compact(&mut progress)));
+    let done = compacting.await??;
+    Ok(Json(json!({
+        "bytes_before": done.map(|done| done.before),
+        "bytes_after": done.map(|done| done.after),
+    })))
 }
 
 async fn awaited<T>(work: tokio::task::JoinHandle<T>) -> Result<T, Refusal> {

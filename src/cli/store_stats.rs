@@ -2,7 +2,7 @@
 
 use governance_stream::{
     history::StreamFacts,
-    storage::{FORMAT, Restored, StoreError},
+    storage::{FORMAT, LastUpkeep, Restored, StoreError},
 };
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,7 @@ use super::{
 pub(super) fn answer(shelf: &Shelf<'_>) -> Result<Value, StoreError> {
     let (owner, usage) = (&shelf.identity.owner, shelf.usage);
     let restored = Restored::read(shelf.place, shelf.snapshot)?;
+    let upkeep = LastUpkeep::read(shelf.place, shelf.snapshot)?;
     let facts = shelf.history().facts()?;
     let tables = shelf.snapshot.tables()?.into_iter();
     let tables: Map<String, Value> = tables.map(|(name, rows)| (name, rows.into())).collect();
@@ -36,6 +37,8 @@ pub(super) fn answer(shelf: &Shelf<'_>) -> Result<Value, StoreError> {
                 "backup_commit": restored.backup_commit,
                 "backup_unix_ms": unix_ms(restored.backup_at),
             })),
+            "backed_up_unix_ms": upkeep.backed_up_at.map(unix_ms),
+            "scrubbed_unix_ms": upkeep.scrubbed_at.map(unix_ms),
             "file_bytes": usage.bytes,
             "free_bytes": usage.free_bytes,
             "disk_free_bytes": usage.available_bytes,
@@ -97,6 +100,11 @@ pub(super) fn words(answer: &Value) -> String {
         format!("made        {}", time(of(store, "created_unix_ms"))),
         format!("restored    {restored}"),
         format!("commit      {}", text(store, "commit")),
+        format!(
+            "backup      {}; read whole {}",
+            time(of(store, "backed_up_unix_ms")),
+            time(of(store, "scrubbed_unix_ms")),
+        ),
         format!(
             "file        {}, of which {} are free; {} left on its disk",
             size(of(store, "file_bytes")),

@@ -7,6 +7,7 @@ use std::{
 
 use governance_stream::storage::{StoreError, Verified, verify_stopped};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{
     ask::Refused,
@@ -28,8 +29,8 @@ struct Report {
     sound: bool,
     /// The last commit of a store whose blocks were read.
     commit: Option<u64>,
-    /// Blocks read, of a file. A running node reads its own, paced, all the time.
     blocks: Option<u64>,
+    /// Of these, blocks that hold what counts; of a file only.
     used_blocks: Option<u64>,
     /// Rows that were looked at.
     rows: u64,
@@ -70,9 +71,11 @@ fn is_damage(error: &anyhow::Error) -> bool {
 async fn look(args: &VerifyArgs, report: &mut Report) -> anyhow::Result<()> {
     let source = Source::find(&args.node).await?;
     report.source = source.name();
-    if let Source::File(_) = &source {
-        let verified = verify_stopped(&args.node.directory()?, &mut progress)?;
-        report.blocks(verified);
+    match &source {
+        Source::File(_) => {
+            report.blocks(verify_stopped(&args.node.directory()?, &mut progress)?);
+        }
+        Source::Node(_) => report.scrubbed(&args.node.post("/store/scrub", &json!({})).await?),
     }
     let mut from: Option<String> = None;
     loop {
@@ -106,15 +109,28 @@ impl Report {
         self.damage.extend(verified.damage);
         self.harmless.extend(verified.harmless);
     }
+
+    /// A running node can read all its rows, or cannot: a block that no row needs is harmless.
+    fn scrubbed(&mut self, scrubbed: &Value) {
+        self.commit = of(scrubbed, "commit").as_u64();
+        self.blocks = of(scrubbed, "blocks").as_u64();
+        let suspects = items(scrubbed, "suspects").map(out::plain);
+        match of(scrubbed, "unreadable") {
+            Value::Null => self.harmless.extend(suspects),
+            fault => {
+                self.damage.push(out::plain(fault));
+                self.damage.extend(suspects);
+            }
+        }
+    }
 }
 
 fn words(report: &Report) -> String {
     let mut lines = Vec::new();
-    if let (Some(blocks), Some(used)) = (report.blocks, report.used_blocks) {
-        let commit = report.commit.unwrap_or_default();
-        lines.push(format!(
-            "{blocks} blocks read, {used} of them in use, as of commit {commit}"
-        ));
+    if let (Some(blocks), Some(commit)) = (report.blocks, report.commit) {
+        let used = report.used_blocks;
+        let used = used.map_or_else(String::new, |used| format!(", {used} of them in use"));
+        lines.push(format!("{blocks} blocks read{used}, as of commit {commit}"));
     }
     lines.push(format!("{} rows looked at", report.rows));
     for (what, found) in [
