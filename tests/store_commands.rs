@@ -504,3 +504,42 @@ fn a_backup_is_made_of_a_running_node_and_of_one_that_was_stopped() {
     let found = operated.command(&["backup", "--verify", file.to_str().expect("UTF-8")]);
     assert!(refused(&found, 1).contains("SHA-256"));
 }
+
+#[test]
+fn a_backup_is_restored_and_takes_no_newer_store_s_place_unless_told() {
+    let operated = Operated::new();
+    let (simulator, running) = start(&operated);
+    operated.work();
+    let file = operated.path().join("backup");
+    let file = file.to_str().expect("UTF-8");
+    operated.words(&["backup", file]);
+    let held = refused(&operated.command(&["restore", file, "--replace-newer"]), 1);
+    assert!(held.contains("in use by process"), "{held}");
+    let compacted = operated.json(&["store", "compact"]);
+    assert!(compacted["bytes_after"].is_u64(), "{compacted}");
+    assert!(running.terminate(), "drains and ends well");
+    assert!(simulator.terminate(), "no violation");
+    let requests = operated.json(&["requests", "list"]);
+
+    let occupied = refused(&operated.command(&["restore", file]), 1);
+    assert!(occupied.contains("is not empty"), "{occupied}");
+    let newer = refused(&operated.command(&["restore", file, "--replace"]), 1);
+    assert!(newer.contains("is newer than the backup"), "{newer}");
+    let done = operated.json(&["restore", file, "--replace-newer"]);
+    let replaced = done["replaced"].as_str().expect("kept");
+    assert!(Path::new(replaced).exists());
+    assert_eq!(operated.json(&["requests", "list"]), requests);
+    let stats = operated.json(&["store", "stats"]);
+    assert_eq!(stats["store"]["store_id"], done["store_id"]);
+    let restored = &stats["store"]["restored"];
+    assert_eq!(restored["restore_id"], done["restore_id"]);
+    assert_eq!(restored["backup_commit"], done["backup_commit"]);
+    assert_eq!(operated.json(&["store", "verify"])["sound"], true);
+
+    let again = operated.json(&["restore", "--in-place"]);
+    assert_ne!(again["restore_id"], done["restore_id"]);
+    let elsewhere = Operated::new();
+    let words = elsewhere.words(&["restore", file]);
+    assert!(words.contains("docs/operations.md"), "{words}");
+    assert_eq!(elsewhere.json(&["requests", "list"]), requests);
+}
