@@ -81,7 +81,6 @@ mod buffer;
 pub mod chain;
 pub mod config;
 mod connection;
-mod durable;
 mod error;
 mod health;
 pub mod message;

@@ -62,7 +62,7 @@ async fn a_members_bad_signature_is_named_and_the_others_suffice() {
     simulator.answer_next(Behaviour::OneBadSignature);
     node.initiate(pegout(&federation, 1)).await.expect("begun");
     node.until_on_network(1).await;
-    let pegout = node.bridge_store.pegout(&request_id(1)).expect("known");
+    let pegout = node.pegout(&request_id(1)).await.expect("known");
     let named: Vec<_> = pegout
         .bad_signatures()
         .iter()
@@ -118,12 +118,8 @@ async fn signatures_for_another_transaction_are_rejected_and_the_request_is_park
         "{:?}",
         view.rejects
     );
-    assert!(
-        !node
-            .bridge_store
-            .pegout(&request_id(1))
-            .is_some_and(|p| settled(p.stage()))
-    );
+    let pegout = node.pegout(&request_id(1)).await;
+    assert!(!pegout.is_some_and(|pegout| settled(pegout.stage())));
     assert!(node.bitcoin.transactions().is_empty());
     node.stop().await;
     simulator.assert_clean();
@@ -159,12 +155,27 @@ async fn a_bridge_that_dies_goes_on_from_its_store() {
         .call(get, Some(PATIENCE))
         .await
         .expect("answers");
-    assert!(matches!(found, CallResult::Success(Some(_))));
-    let listed = node
-        .bridge
-        .call(|reply| BridgeMessage::ListPegouts { reply }, Some(PATIENCE))
-        .await;
-    assert!(matches!(listed, Ok(CallResult::Success(all)) if all.len() == 30));
+    assert!(matches!(found, CallResult::Success(Ok(Some(_)))));
+    let (mut listed, mut before) = (Vec::new(), None);
+    loop {
+        let list = |reply| BridgeMessage::ListPegouts {
+            before,
+            limit: 7,
+            reply,
+        };
+        let page = match node.bridge.call(list, Some(PATIENCE)).await {
+            Ok(CallResult::Success(page)) => page.expect("read"),
+            other => panic!("no page: {other:?}"),
+        };
+        assert!(page.pegouts.len() <= 7);
+        listed.extend(page.pegouts.iter().map(|p| p.request_id().clone()));
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    let newest_first: Vec<_> = (0..30).rev().map(request_id).collect();
+    assert_eq!(listed, newest_first);
     node.stop().await;
     simulator.assert_clean();
 }

@@ -17,7 +17,12 @@ use governance_stream::{
     simulator::{Behaviour, FederationView, Simulator},
 };
 use ractor::{ActorRef, rpc::CallResult};
-use support::{PATIENCE, full::FullNode, governance, pegout, request_id, rival_parts};
+use support::{
+    PATIENCE,
+    full::FullNode,
+    governance, pegout, request_id, rival_parts,
+    rows::{open, rows},
+};
 
 /// What the bridge answers; nothing when it dies over it.
 async fn cancel(bridge: &ActorRef<BridgeMessage>, number: u64) -> Option<CancelAnswer> {
@@ -117,15 +122,12 @@ async fn what_the_stream_had_before_its_bridge_knew_is_cancelled_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_was_begun_is_carried_through_by_the_next_process() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("bridge.redb");
+    let engine = rows();
     {
         let simulator = governance().await;
         let federation = simulator.federation(1).expect("the first");
         let mut node = FullNode::start(&simulator).await;
-        node.bridge_store = BridgeStore::open(&path).expect("opens");
-        node.restart_bridge().await;
-        node.until_active(1).await;
+        node.restart_bridge_on(|| open(&engine)).await;
         node.set_paused(true).await;
         node.initiate(pegout(&federation, 1))
             .await
@@ -144,20 +146,11 @@ async fn a_cancel_that_was_begun_is_carried_through_by_the_next_process() {
     }
     let simulator = governance().await;
     let mut node = FullNode::start(&simulator).await;
-    let opening = async {
-        loop {
-            // What the dead bridge had under way lets go of the file in its own time.
-            match BridgeStore::open(&path) {
-                Ok(store) => return store,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    };
-    let opened = tokio::time::timeout(PATIENCE, opening).await;
-    node.bridge_store = opened.expect("opens again");
-    let (_, stage) = node.bridge_store.stages().remove(0);
-    assert_eq!(stage, PegoutStage::Cancelling);
-    node.restart_bridge().await;
+    let store = open(&engine);
+    let before = BridgeStore::new(store.clone());
+    let found = before.pegout(&request_id(1)).await.expect("read");
+    assert_eq!(found.expect("there").stage(), &PegoutStage::Cancelling);
+    node.restart_bridge_on(|| store).await;
     node.until(&request_id(1), cancelled).await;
     node.set_paused(false).await;
     node.until_active(1).await;

@@ -96,13 +96,16 @@ impl Subject<BridgeEvent> for OurBridge {
     }
 
     fn kept(&self) -> Vec<String> {
-        let deliveries = self.0.bridge_store.deliveries().into_iter();
-        let deliveries =
-            deliveries.map(|(lane, sequence, id, _)| format!("{lane} {sequence} {id}"));
-        let pegins = self.0.bridge_store.pegins().into_iter();
-        deliveries
-            .chain(pegins.map(|outpoint| outpoint.to_string()))
-            .collect()
+        let store = &self.0.bridge_store;
+        let read = async {
+            let deliveries = store.deliveries().await.expect("read").into_iter();
+            let deliveries =
+                deliveries.map(|(lane, sequence, id, _)| format!("{lane} {sequence} {id}"));
+            let pegins = store.pegins(None, usize::MAX).await.expect("read");
+            let pegins = pegins.into_iter().map(|outpoint| outpoint.to_string());
+            deliveries.chain(pegins).collect()
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(read))
     }
 
     fn message(&mut self, lane: Lane, number: u64) -> Option<BridgeEvent> {

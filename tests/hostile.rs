@@ -14,7 +14,7 @@ use governance_stream::storage::Store;
 use governance_stream::{
     GovernanceStream, StreamArguments,
     config::Config,
-    message::{MessageId, Outcome},
+    message::{MessageId, OccurrenceId, Outcome},
     proto::{self, stream_response::Control},
     simulator::{Simulator, proxy::Proxy},
     telemetry::Metrics,
@@ -96,6 +96,7 @@ fn message(lane: proto::Lane, sequence: u64) -> proto::SequencedMessage {
         lane: lane.into(),
         sequence,
         message_id: MessageId::generate().to_bytes().to_vec().into(),
+        occurrence_id: OccurrenceId::generate().to_bytes().to_vec().into(),
         kind: proto::Kind::PeginAck.into(),
         payload: vec![0xff; 8].into(),
         ..Default::default()
@@ -145,6 +146,11 @@ fn offences() -> Vec<(&'static str, &'static str, proto::StreamResponse)> {
             "a reconciliation that was not asked for",
             "protocol",
             control(Control::ReconcileResponse(Default::default())),
+        ),
+        (
+            "recall_page: a reconciliation that was not asked for",
+            "protocol",
+            control(Control::RecallPage(Default::default())),
         ),
         (
             "sequence 9 came, 1 was expected",
@@ -240,6 +246,8 @@ async fn a_registration_is_answered_for_this_node_and_this_time_or_not_at_all() 
         federation_version: 1,
         node_id: "node-1".to_owned(),
         epoch: 1,
+        new_node: true,
+        recall_due: false,
     };
     let bad = [
         (
@@ -391,6 +399,43 @@ async fn a_response_to_a_request_that_was_never_made_settles_nothing() {
     assert!(letters[0].1.reason.contains("never-made"), "{letters:?}");
     assert!(victim.bridge.so_far().is_empty(), "the bridge never saw it");
     victim.stream.shutdown().await.expect("shuts down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_does_not_name_what_it_tells_is_a_dead_letter_and_its_lane_goes_on() {
+    for nameless in [Vec::new(), vec![1; 15], vec![1; 17]] {
+        let simulator = support::governance().await;
+        let victim = Victim::start(support::config(&simulator.endpoints())).await;
+        victim.until_connected().await;
+        let proposal = proto::ProposalNotification {
+            proposal_id: "proposal-1".to_owned(),
+            proposal_type: "limits".to_owned(),
+            ..Default::default()
+        };
+        let good = |sequence| proto::SequencedMessage {
+            kind: proto::Kind::ProposalNotification.into(),
+            payload: proposal.encode_to_vec().into(),
+            ..message(proto::Lane::Proposal, sequence)
+        };
+        simulator.inject(&messages(vec![
+            proto::SequencedMessage {
+                occurrence_id: nameless.into(),
+                ..good(1)
+            },
+            good(2),
+        ]));
+        let delivered = victim.chain.recorded(1).await;
+        assert_eq!(delivered[0].sequence, 2);
+        support::until(&victim.stream, "kept as a dead letter", |status| {
+            status.dead_letters == 1
+        })
+        .await;
+        let letters = victim.stream.dead_letters().await.expect("running");
+        let reason = &letters[0].1.reason;
+        assert!(reason.contains("occurrence_id"), "{reason}");
+        // The simulator never queued them: that they are answered is the violation it must see.
+        victim.stream.shutdown().await.expect("shuts down");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,6 +142,33 @@ async fn a_lost_ledger_is_filled_again_from_what_is_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reconciliation_that_stands_still_ends_its_session() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let mut config = config(&simulator.endpoints());
+    config.buffer.adopt_ledger = true;
+    config.connection.stall_deadline = Duration::from_millis(200);
+    let node = Node::with(config).await;
+    simulator.hold_responses();
+    let open = node.request(&federation, 0..10).await;
+    ledger(&simulator, |view| view.requests.len() == 10).await;
+    simulator.leave_reconciliation_unanswered(true);
+    simulator.lose_ledger();
+    simulator.release_responses();
+    node.until("the exchange stood still", |status| {
+        let fault = status.connection.last_fault.as_deref();
+        fault.is_some_and(|fault| fault.contains("no answer of a reconciliation within 200ms"))
+    })
+    .await;
+    simulator.leave_reconciliation_unanswered(false);
+    for handle in open {
+        assert_eq!(handle.outcome(PATIENCE).await, Ok(Outcome::Complete));
+    }
+    assert_eq!(simulator.ledger().violations, [""; 0]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_that_went_back_under_its_old_name_is_never_sent_to() {
     let (simulator, node) = with_half_forgotten(true).await;
     let status = node.stream.status();

@@ -14,8 +14,8 @@ use bitcoin::Amount;
 use governance_stream::{
     StreamError,
     bridge::{
-        BridgeStore, CompletionNotice, CompletionSubscriber, PausedBy, PegoutCompleted,
-        PegoutEvent, PegoutFailure, PegoutStage,
+        CompletionNotice, CompletionSubscriber, PausedBy, PegoutCompleted, PegoutEvent,
+        PegoutFailure, PegoutStage,
     },
     chain::{ChainMessage, NumberedPayment, PaymentPage},
     message::{Outcome, SignatureRequest, SignatureRequestParts},
@@ -24,7 +24,10 @@ use governance_stream::{
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, rpc::CallResult};
 use support::{
-    PATIENCE, config, full::FullNode, governance, pegout, pegout_parts, request_id, rival_parts,
+    PATIENCE, config,
+    full::FullNode,
+    governance, pegout, pegout_parts, request_id, rival_parts,
+    rows::{open, rows},
 };
 use tokio::sync::mpsc;
 
@@ -41,10 +44,7 @@ async fn trouble(node: &FullNode, number: u64, words: &str) {
     let mut changed = node.bridge_store.watch();
     let waiting = async {
         loop {
-            let pegout = node
-                .bridge_store
-                .pegout(&request_id(number))
-                .expect("known");
+            let pegout = node.pegout(&request_id(number)).await.expect("known");
             if pegout
                 .trouble()
                 .is_some_and(|trouble| trouble.contains(words))
@@ -73,7 +73,7 @@ async fn what_the_operator_has_paused_waits_through_a_restart_and_goes_on_by_its
     node.initiate(pegout(&federation, 2))
         .await
         .expect("recorded");
-    assert_eq!(node.bridge_store.paused_by(), Some(PausedBy::Operator));
+    assert_eq!(node.bridge_store.paused_by(), [PausedBy::Operator]);
     node.restart_bridge().await;
     // What is asked after it is handled after it: it had its chance.
     node.set_paused(true).await;
@@ -103,7 +103,7 @@ async fn what_governance_has_paused_waits_until_governance_resumes() {
     let paused = simulator.rotate_federation(&PAUSE).expect("possible");
     node.until_active(2).await;
     let by = PausedBy::Governance { version: 2 };
-    assert_eq!(node.bridge_store.paused_by(), Some(by));
+    assert_eq!(node.bridge_store.paused_by(), [by]);
     node.initiate(pegout(&paused, 1)).await.expect("recorded");
     node.restart_bridge().await;
     node.until_active(2).await;
@@ -120,23 +120,20 @@ async fn what_governance_has_paused_waits_until_governance_resumes() {
     simulator.assert_clean();
 }
 
-#[test]
-fn a_pause_is_on_disk_and_so_is_its_end() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("bridge.redb");
-    let runtime = tokio::runtime::Runtime::new().expect("starts");
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_in_the_store_and_so_is_its_end() {
+    let simulator = governance().await;
+    let mut node = FullNode::start(&simulator).await;
+    let engine = rows();
     for paused in [true, false] {
-        runtime.block_on(async {
-            let simulator = governance().await;
-            let mut node = FullNode::start(&simulator).await;
-            node.bridge_store = BridgeStore::open(&path).expect("opens");
-            node.restart_bridge().await;
-            node.set_paused(paused).await;
-            node.stop().await;
-        });
-        let read = BridgeStore::open(&path).expect("opens again");
-        assert_eq!(read.paused_by(), paused.then_some(PausedBy::Operator));
+        node.restart_bridge_on(|| open(&engine)).await;
+        node.set_paused(paused).await;
+        node.restart_bridge_on(|| open(&engine)).await;
+        let by: &[PausedBy] = if paused { &[PausedBy::Operator] } else { &[] };
+        assert_eq!(node.bridge_store.paused_by(), by);
     }
+    node.stop().await;
+    simulator.assert_clean();
 }
 
 #[tokio::test(flavor = "multi_thread")]

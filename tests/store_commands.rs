@@ -324,6 +324,10 @@ fn a_request_and_a_deposit_are_shown_with_their_times_and_what_came_of_them() {
     );
     let pegins = operated.json(&["pegins", "list"]);
     assert_eq!(pegins["pegins"][0]["standing"], "answered");
+    assert_eq!(
+        pegins["pegins"][0]["status"], "recorded",
+        "as the bridge has it"
+    );
 
     let unknown = operated.command(&["requests", "show", "nobody", "--json"]);
     let error: Value = serde_json::from_str(&refused(&unknown, 3)).expect("JSON");

@@ -158,7 +158,7 @@ fn tell_trouble(bridge: &ActorRef<BridgeMessage>, request_id: &RequestId, troubl
 pub(super) async fn look(
     backend: Arc<dyn BitcoinBackend>,
     stream: GovernanceStream,
-    open: Vec<Pegout>,
+    open: Vec<Arc<Pegout>>,
     confirmations: u32,
     metrics: Metrics,
     bridge: ActorRef<BridgeMessage>,

@@ -33,11 +33,34 @@ pub enum PegoutEvent {
     },
 }
 
+/// Why peg-outs are paused, durably, until the operator resumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pause {
+    /// The operator said so.
+    Operator,
+    /// The store was restored from a backup: what was signed after it is not known.
+    Restore,
+}
+
+impl Pause {
+    pub(super) const ALL: [Self; 2] = [Self::Operator, Self::Restore];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Restore => "restore",
+        }
+    }
+}
+
 /// Who has stopped peg-outs. What is stopped waits: nothing is asked for, nothing is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PausedBy {
     /// This node's operator.
     Operator,
+    /// The store was restored from a backup. The operator resumes when it is known what was signed
+    /// after that.
+    Restore,
     /// A quorum of the federation, with this version.
     Governance {
         /// The active one.
@@ -45,10 +68,20 @@ pub enum PausedBy {
     },
 }
 
+impl From<Pause> for PausedBy {
+    fn from(pause: Pause) -> Self {
+        match pause {
+            Pause::Operator => Self::Operator,
+            Pause::Restore => Self::Restore,
+        }
+    }
+}
+
 impl std::fmt::Display for PausedBy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Operator => f.write_str("the operator"),
+            Self::Restore => f.write_str("the restore of its store"),
             Self::Governance { version } => write!(f, "governance, with federation {version}"),
         }
     }

@@ -86,14 +86,6 @@ pub enum PegoutFailure {
     /// The Bitcoin network refuses it for ever.
     #[error("the Bitcoin network refuses it: {0}; needs an operator")]
     Refused(String),
-    /// Before a restart, of which only these words are left.
-    #[error("{reason}")]
-    Earlier {
-        /// The words.
-        reason: String,
-        /// Whether late signatures may still save it.
-        revivable: bool,
-    },
 }
 
 impl PegoutFailure {
@@ -102,7 +94,6 @@ impl PegoutFailure {
         match self {
             Self::NotAccepted(_) | Self::NotSigned(_) | Self::Short => true,
             Self::Unusable(_) | Self::Refused(_) => false,
-            Self::Earlier { revivable, .. } => *revivable,
         }
     }
 }
@@ -133,6 +124,16 @@ impl PegoutStage {
             self,
             Self::Broadcast { .. } | Self::Confirmed { .. } | Self::Completed { .. }
         )
+    }
+
+    /// Whether nothing can come of it any more: neither signatures nor a block change what it is.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Completed { .. } | Self::Cancelled | Self::Superseded { .. } => true,
+            Self::Failed(failure) => !failure.is_revivable(),
+            _ => false,
+        }
     }
 
     /// Whether it was cancelled before the stream was known to have it: it must not be asked for.

@@ -12,16 +12,35 @@ use super::{
     life::LifeEvent,
     pegout::{Pegout, SignatureStanding},
     psbt_fault::PsbtFault,
-    store::BridgeStore,
+    store::{BridgeStore, PegoutPage},
+    tables::{Found, Loaded},
 };
 use crate::{
     chain::Federations,
     config::BridgeConfig,
     message::{RequestId, SignatureRequest},
     routing::{BridgeEvent, Delivery},
+    storage::{Generation, StoreError, StoreEvent},
     stream::GovernanceStream,
     telemetry::Metrics,
 };
+
+/// The bridge cannot say now: its store failed, is being read, or too much waits for it. What was
+/// asked for may have been done: ask again, with the same id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}; ask again")]
+pub struct AskAgain {
+    /// What is in the way.
+    pub reason: String,
+}
+
+impl AskAgain {
+    pub(super) fn new(reason: impl ToString) -> Self {
+        Self {
+            reason: reason.to_string(),
+        }
+    }
+}
 
 /// Why a peg-out is not begun.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +68,9 @@ pub enum PegoutRefusal {
         /// The other one.
         by: RequestId,
     },
-    /// It could not be made durable: ask again, with the same id.
-    #[error("{0}; ask again")]
-    Store(String),
+    /// It is not known to be durable: ask again, with the same id.
+    #[error(transparent)]
+    AskAgain(#[from] AskAgain),
     /// The id is taken.
     #[error("request {0} is another peg-out already; use a new id")]
     Conflict(RequestId),
@@ -90,33 +109,38 @@ pub enum BridgeMessage {
         /// Which.
         request_id: RequestId,
         /// Takes the answer.
-        reply: RpcReplyPort<Result<CancelAnswer, String>>,
+        reply: RpcReplyPort<Result<CancelAnswer, AskAgain>>,
     },
-    /// One peg-out.
+    /// Show one peg-out, as it is durable.
     GetPegoutStatus {
         /// Which.
         request_id: RequestId,
-        /// Takes it.
-        reply: RpcReplyPort<Option<Pegout>>,
+        /// Takes it; nothing when no peg-out of this bridge has this id.
+        reply: RpcReplyPort<Result<Option<Arc<Pegout>>, AskAgain>>,
     },
-    /// Whose signatures for a peg-out are here.
+    /// Say whose signatures for a peg-out are here.
     GetSignatureStatus {
         /// Which.
         request_id: RequestId,
         /// Takes it; nothing when the peg-out or its federation is not known.
-        reply: RpcReplyPort<Option<SignatureStanding>>,
+        reply: RpcReplyPort<Result<Option<SignatureStanding>, AskAgain>>,
     },
-    /// Every peg-out.
+    /// List peg-outs, the newest first.
     ListPegouts {
+        /// Only those below this: [`PegoutPage::next`] of the page before.
+        before: Option<u64>,
+        /// At most so many, and at most [`PegoutPage::MOST`].
+        limit: usize,
         /// Takes them.
-        reply: RpcReplyPort<Vec<Pegout>>,
+        reply: RpcReplyPort<Result<PegoutPage, AskAgain>>,
     },
-    /// Stop peg-outs, or go on with them, at the operator's word. It survives a restart.
+    /// Stop peg-outs, or go on with them, at the operator's word. It survives a restart. To go on
+    /// also lifts the pause that a restore of the store has set.
     SetPaused {
         /// Whether they are stopped.
         paused: bool,
         /// Answered once it is durable, or why it is not.
-        reply: RpcReplyPort<Result<(), String>>,
+        reply: RpcReplyPort<Result<(), AskAgain>>,
     },
     /// From the chain: which federations there are, and how they stand.
     UpdateFederations {
@@ -161,8 +185,21 @@ pub(super) enum Done {
     Looked(Vec<(RequestId, LifeEvent)>),
     /// Time to look.
     Look,
-    /// Time to try again what could not be made durable.
-    Settle,
+    /// What the store tells its user.
+    Store(StoreEvent),
+    /// What a start needs is read, or cannot be.
+    Loaded {
+        generation: Generation,
+        result: Result<Box<Loaded>, StoreError>,
+    },
+    /// Time to read it again.
+    LoadAgain,
+    /// What inputs wait for is looked up.
+    LookedUp {
+        generation: Generation,
+        number: u64,
+        result: Result<Found, StoreError>,
+    },
 }
 
 impl From<Done> for BridgeMessage {
@@ -180,7 +217,7 @@ impl From<Delivery<BridgeEvent>> for BridgeMessage {
 /// What a bridge needs.
 #[derive(Debug, Clone)]
 pub struct BridgeArguments {
-    /// What it knows.
+    /// Where it keeps its rows, and shows what is durable of them.
     pub store: BridgeStore,
     /// Asked for signatures.
     pub stream: GovernanceStream,

@@ -1,43 +1,57 @@
 //! The bridge: has peg-outs signed, and follows them through the Bitcoin network to their end.
 //!
 //! An implementation of the subscriber contract, and what the binary runs; a node may bring its
-//! own. What it knows lies in a [`BridgeStore`], which outlives the actor. Every step of a peg-out
-//! is one event of the table in `life.rs`; it is made durable, then told and acted on. A bridge
-//! that was restarted derives from each stage what is to be done: it asks again for what it does
-//! not know to be accepted (the request's id makes that safe), offers again what it does not know
-//! to be taken, and looks for what it does not know to be final.
+//! own. It is a user of the node's store, where its rows are (`tables.rs`); a [`BridgeStore`] shows
+//! what is durable of them. In memory is what is open; everything else is looked up.
+//!
+//! Every step of a peg-out is one event of the table in `life.rs`. It is decided (`decide.rs`),
+//! handed to the store, and shown, told and acted on once the store says that it is durable
+//! (`ready.rs`). When the store fails, nothing that is not durable is told: callers are to ask again,
+//! deliveries come again, and everything begins from what is read. A bridge that begins derives from
+//! each stage what is to be done: it asks again for what it does not know to be accepted (the
+//! request's id makes that safe), offers again what it does not know to be taken, and looks for what
+//! it does not know to be final.
 
+mod act;
 mod admission;
 mod backend;
 #[cfg(feature = "bitcoind")]
 mod bitcoind;
 mod completion;
+mod decide;
 mod embedded;
 mod errands;
 mod event;
+mod input;
 mod life;
+mod memory;
 mod message;
 mod outbox;
 mod pegout;
 mod psbt_check;
 mod psbt_fault;
+mod questions;
+mod ready;
 mod receive;
+mod returns;
 mod signatures;
 mod store;
 mod stored;
+mod tables;
+mod unit;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
-use tracing::{Instrument, Span, info, info_span, warn};
+use tokio::sync::Semaphore;
+use tracing::{error, info, warn};
 
 use crate::{
-    durable::StoreError,
-    message::{RequestId, SignatureRequest},
+    chain::Federations,
+    storage::{Generation, StoreError, StoreEvent, User},
     timer::Timer,
 };
 
@@ -48,7 +62,7 @@ pub use completion::{CompletionNotice, CompletionSubscriber, PegoutCompleted};
 pub use embedded::EmbeddedBitcoin;
 pub use event::{PausedBy, PegoutEvent};
 pub use life::{PegoutFailure, PegoutStage, Place};
-pub use message::{BridgeArguments, BridgeMessage, CancelAnswer, Errand, PegoutRefusal};
+pub use message::{AskAgain, BridgeArguments, BridgeMessage, CancelAnswer, Errand, PegoutRefusal};
 pub use outbox::FileOutbox;
 pub use pegout::{Pegout, SignatureStanding};
 pub use psbt_check::check_psbt;
@@ -56,14 +70,26 @@ pub use psbt_fault::PsbtFault;
 pub use signatures::{
     BadSignature, FinaliseError, Signatures, Verifier, check_consensus, finalise,
 };
-pub use store::BridgeStore;
+pub use store::{BridgeStore, PegoutPage};
+pub use tables::find_pegin;
 
-use life::{Action, LifeEvent};
+use act::Errands;
+use decide::Decider;
+use event::Pause;
+use input::Input;
+use life::Impossible;
 use message::Done;
-use store::Step;
+use questions::refuse;
+use ready::{Around, Confirmed, Ready};
+use tables::{Found, Loaded};
+use unit::{Effect, Reply, Unit};
 
-/// Pause before what could not be made durable is tried again.
-const SETTLE_AGAIN: Duration = Duration::from_secs(1);
+/// Pause before rows that could not be read are read again.
+const LOAD_AGAIN: Duration = Duration::from_secs(1);
+/// Requests that wait while rows are read. One more is refused.
+const MOST_WAITING: usize = 64;
+/// Questions that the store is being asked at once. One more is refused.
+const MOST_QUESTIONS: usize = 256;
 
 /// The bridge actor.
 #[derive(Debug)]
@@ -73,19 +99,29 @@ pub struct BridgeActor;
 #[derive(Debug)]
 pub struct BridgeState {
     args: BridgeArguments,
-    /// To be done once what led to it is durable.
-    due: Vec<(RequestId, Action)>,
-    /// To be told once it is durable.
-    unsaid: Vec<PegoutEvent>,
-    /// Where a peg-out was asked for, until the stream is.
-    spans: BTreeMap<RequestId, Span>,
-    /// Errands under way, at most one of a kind for each peg-out.
-    busy: BTreeSet<(RequestId, Action)>,
-    /// They end with the actor, and with a pause.
-    errands: JoinSet<()>,
-    looking: bool,
-    next_look: Timer,
-    settle_again: Timer,
+    myself: ActorRef<BridgeMessage>,
+    user: User,
+    phase: Phase,
+    errands: Errands,
+    /// Whether it was last shown that peg-outs are paused.
+    paused: bool,
+    /// Permits of those who ask the store something.
+    questions: Arc<Semaphore>,
+    load_again: Timer,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Rows are being read, or the store has failed.
+    Loading {
+        /// That of the store's last opening.
+        generation: Option<Generation>,
+        /// Requests, while nothing has failed.
+        waiting: Vec<BridgeMessage>,
+        /// What has failed.
+        fault: Option<StoreError>,
+    },
+    Ready(Box<Ready>),
 }
 
 impl Actor for BridgeActor {
@@ -98,383 +134,378 @@ impl Actor for BridgeActor {
         myself: ActorRef<Self::Msg>,
         args: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let due = args.store.lock().derived();
-        let mut state = BridgeState {
-            args,
-            due,
-            unsaid: Vec::new(),
-            spans: BTreeMap::new(),
-            busy: BTreeSet::new(),
-            errands: JoinSet::new(),
-            looking: false,
-            next_look: Timer::default(),
-            settle_again: Timer::default(),
+        args.store.set_loading();
+        let bridge = myself.clone();
+        let tell = move |event| {
+            // A bridge that is gone needs to know nothing.
+            let _ = bridge.cast(Done::Store(event).into());
         };
-        // What its predecessor did not live to make durable comes first; a failure is tried again.
-        let _ = state.settle(&myself).await;
-        Ok(state)
+        Ok(BridgeState {
+            user: args.store.store().register(tables::USER, tell),
+            phase: Phase::Loading {
+                generation: None,
+                waiting: Vec::new(),
+                fault: None,
+            },
+            errands: Errands::new(args.clone(), myself.clone()),
+            paused: false,
+            questions: Arc::new(Semaphore::new(MOST_QUESTIONS)),
+            load_again: Timer::default(),
+            myself,
+            args,
+        })
     }
 
     async fn handle(
         &self,
-        myself: ActorRef<Self::Msg>,
+        _myself: ActorRef<Self::Msg>,
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        while state.errands.try_join_next().is_some() {}
+        state.errands.reap();
+        state.receive(message)?;
+        Ok(())
+    }
+}
+
+/// Why a bridge gives up, for its supervisor to start another one.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    #[error("another bridge uses the store now")]
+    Replaced,
+}
+
+impl BridgeState {
+    fn receive(&mut self, message: BridgeMessage) -> Result<(), Fault> {
+        match (&mut self.phase, message) {
+            (_, BridgeMessage::Done(Errand(Done::Store(event)))) => self.heed_store(event)?,
+            (_, BridgeMessage::Done(Errand(Done::LoadAgain))) => self.load(),
+            (
+                Phase::Loading { generation, .. },
+                BridgeMessage::Done(Errand(Done::Loaded {
+                    generation: of,
+                    result,
+                })),
+            ) => {
+                if *generation == Some(of) {
+                    self.loaded(of, result)?;
+                }
+            }
+            (_, BridgeMessage::UpdateFederations { federations, reply }) => {
+                self.set_federations(federations);
+                let _ = reply.send(());
+            }
+            (Phase::Loading { waiting, fault, .. }, message) => match fault {
+                Some(fault) => refuse(message, &AskAgain::new(fault)),
+                None if !message.may_wait() || waiting.len() >= MOST_WAITING => {
+                    refuse(message, &AskAgain::new("the bridge's rows are being read"));
+                }
+                None => waiting.push(message),
+            },
+            (Phase::Ready(_), message) => self.work(message)?,
+        }
+        self.go_on()
+    }
+
+    /// # Errors
+    ///
+    /// When another bridge has registered with the store.
+    fn heed_store(&mut self, event: StoreEvent) -> Result<(), Fault> {
+        match (event, &mut self.phase) {
+            (StoreEvent::Opened(opened), phase) => {
+                match phase {
+                    Phase::Loading {
+                        generation, fault, ..
+                    } => (*generation, *fault) = (Some(opened), None),
+                    Phase::Ready(_) => self.begin_again(Some(opened), StoreError::Ended),
+                }
+                self.load();
+            }
+            (StoreEvent::Committed(of, ticket), Phase::Ready(ready)) => {
+                if of == ready.generation
+                    && let Some(confirmed) = ready.committed(ticket)
+                {
+                    self.carry_out(confirmed);
+                }
+            }
+            (StoreEvent::Failed(_, fault), _) => {
+                error!(%fault, "the bridge's store failed; what was not durable counts for nothing");
+                self.begin_again(None, fault);
+            }
+            (StoreEvent::Replaced, _) => return Err(Fault::Replaced),
+            (StoreEvent::Committed(..), Phase::Loading { .. }) => {}
+        }
+        Ok(())
+    }
+
+    /// Nothing that is not durable is told to anyone, and what is in memory counts for nothing: it
+    /// is read again.
+    fn begin_again(&mut self, generation: Option<Generation>, fault: StoreError) {
+        self.args.store.set_loading();
+        self.errands.forget();
+        self.load_again.disarm();
+        let reason = AskAgain::new(&fault);
+        let loading = Phase::Loading {
+            generation,
+            waiting: Vec::new(),
+            fault: Some(fault),
+        };
+        match std::mem::replace(&mut self.phase, loading) {
+            Phase::Ready(ready) => ready.give_up(&reason),
+            Phase::Loading { waiting, .. } => {
+                for message in waiting {
+                    refuse(message, &reason);
+                }
+            }
+        }
+    }
+
+    /// Has the rows read, once the store is open.
+    fn load(&mut self) {
+        let Phase::Loading {
+            generation: Some(generation),
+            ..
+        } = self.phase
+        else {
+            return;
+        };
+        let (bridge, reports) = (self.myself.clone(), self.args.completions.is_some());
+        self.user.scan(
+            generation,
+            move |snapshot| tables::load(snapshot, reports).map(Box::new),
+            move |result| {
+                let loaded = Done::Loaded { generation, result };
+                let _ = bridge.cast(loaded.into());
+            },
+        );
+    }
+
+    fn loaded(
+        &mut self,
+        generation: Generation,
+        result: Result<Box<Loaded>, StoreError>,
+    ) -> Result<(), Fault> {
+        let loaded = match result {
+            Ok(loaded) => loaded,
+            // The store tells when it is open again.
+            Err(StoreError::Ended) => return Ok(()),
+            Err(fault) => {
+                error!(%fault, again_in = ?LOAD_AGAIN, "the bridge's rows cannot be read");
+                self.begin_again(Some(generation), fault);
+                self.load_again
+                    .arm(LOAD_AGAIN, &self.myself, || Done::LoadAgain.into());
+                return Ok(());
+            }
+        };
+        let store = self.args.store.clone();
+        let dealt_with = loaded.restored;
+        let reports = self.args.completions.is_some();
+        let mut ready = Ready::new(generation, *loaded, store.store().hash_key(), reports);
+        store.set_loaded(ready.memory.pegouts(), &ready.memory.pauses);
+        if let Some(restored) = store.store().restored()
+            && dealt_with != Some(restored.restore_id)
+        {
+            warn!(
+                restore_id = %restored.restore_id,
+                "the store was restored from a backup; peg-outs are paused until the operator resumes"
+            );
+            let mut unit = Unit::default();
+            ready.memory.pauses.insert(Pause::Restore);
+            tables::put_pause(&mut unit.batch, Pause::Restore, true);
+            tables::put_restored(&mut unit.batch, restored.restore_id);
+            unit.pauses = Some(ready.memory.pauses.clone());
+            ready.gather(unit);
+        }
+        let waiting = match std::mem::replace(&mut self.phase, Phase::Ready(Box::new(ready))) {
+            Phase::Loading { waiting, .. } => waiting,
+            Phase::Ready(_) => Vec::new(),
+        };
+        self.take_up();
+        waiting
+            .into_iter()
+            .try_for_each(|message| self.work(message))
+    }
+
+    /// Looks up what is waited for, hands in what is decided, and does what is durable.
+    fn go_on(&mut self) -> Result<(), Fault> {
+        let Phase::Ready(ready) = &mut self.phase else {
+            return Ok(());
+        };
+        let generation = ready.generation;
+        if let Some((number, hash, wanted)) = ready.ask() {
+            let bridge = self.myself.clone();
+            self.user.look_up(
+                generation,
+                move |snapshot| tables::look_up(snapshot, hash, &wanted),
+                move |result| {
+                    let looked_up = Done::LookedUp {
+                        generation,
+                        number,
+                        result,
+                    };
+                    let _ = bridge.cast(looked_up.into());
+                },
+            );
+        }
+        while let Phase::Ready(ready) = &mut self.phase {
+            match ready.hand_in(&self.user) {
+                Ok(None) => break,
+                Ok(Some(confirmed)) => self.carry_out(confirmed),
+                Err(fault) => {
+                    error!(%fault, "the store does not take what the bridge hands in");
+                    self.begin_again(Some(generation), fault);
+                    self.load();
+                }
+            }
+        }
+        if let Phase::Ready(ready) = &mut self.phase {
+            let gone = ready.let_go();
+            self.args.store.let_go(&gone);
+            for request_id in &gone {
+                self.errands.let_go(request_id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what is durable, then tells it, replies and acts.
+    fn carry_out(&mut self, confirmed: Confirmed) {
+        let Confirmed {
+            pegouts,
+            pauses,
+            effects,
+        } = confirmed;
+        self.args.store.show(pegouts, pauses);
+        let held = self.show_pause();
+        for effect in effects {
+            match effect {
+                Effect::Tell(event) => self.tell(event),
+                Effect::Trace(request_id, span) => self.errands.trace(request_id, span),
+                Effect::Act(request_id, action) => self.errands.act(request_id, action, held),
+                Effect::TakeUp => self.errands.take_up(held),
+                Effect::Reply(reply) => reply.send(),
+            }
+        }
+    }
+
+    fn tell(&self, event: PegoutEvent) {
+        if let PegoutEvent::Stage { stage, .. } = &event {
+            match stage {
+                PegoutStage::Completed { .. } => self.args.metrics.record_pegout_completed(),
+                PegoutStage::Failed(_) => self.args.metrics.record_pegout_failed(),
+                _ => {}
+            }
+        }
+        self.args.store.tell(event);
+    }
+
+    /// Does what is to be done about everything that is open.
+    fn take_up(&mut self) {
+        let held = self.show_pause();
+        self.errands.take_up(held);
+    }
+
+    /// Shows a pause. Whether nothing may be asked for or offered: then, and while it is not known
+    /// whether the federation has paused.
+    fn show_pause(&mut self) -> bool {
+        let paused = self.is_paused();
+        self.args.metrics.set_pegouts_paused(paused);
+        match (std::mem::replace(&mut self.paused, paused), paused) {
+            (false, true) => warn!("peg-outs are paused; those that are begun wait"),
+            (true, false) => info!("peg-outs go on"),
+            (true, true) | (false, false) => {}
+        }
+        paused || self.args.store.federations().is_empty()
+    }
+
+    /// Whether peg-outs are paused, durably or as of what is being committed.
+    fn is_paused(&self) -> bool {
+        let begun = match &self.phase {
+            Phase::Ready(ready) => !ready.memory.pauses.is_empty(),
+            Phase::Loading { .. } => true,
+        };
+        begun || !self.args.store.paused_by().is_empty()
+    }
+
+    fn set_federations(&mut self, federations: Federations) {
+        let store = self.args.store.clone();
+        let untold = store.federations().is_empty();
+        let before = self.is_paused();
+        store.set_federations(federations);
+        if matches!(self.phase, Phase::Ready(_)) && (untold || before != self.is_paused()) {
+            self.heed_pause(before);
+            self.take_up();
+        }
+    }
+
+    /// Whatever is being asked or offered stops when a pause begins, before it is durable.
+    fn heed_pause(&mut self, before: bool) {
+        if !before && self.is_paused() {
+            self.errands.cut_off();
+        }
+    }
+
+    fn work(&mut self, message: BridgeMessage) -> Result<(), Fault> {
         match message {
-            BridgeMessage::Deliver(delivery) => state.deliver(&myself, delivery).await?,
+            BridgeMessage::Deliver(delivery) => self.take(Input::Deliver(delivery))?,
             BridgeMessage::InitiatePegout {
                 request,
                 span,
                 reply,
-            } => {
-                let verdict = state.initiate(&myself, *request, span).await;
-                let _ = reply.send(verdict);
-            }
+            } => self.take(Input::Begin {
+                request,
+                span,
+                reply,
+            })?,
             BridgeMessage::CancelPegout { request_id, reply } => {
-                let answer = state.cancel(&myself, &request_id).await?;
-                let _ = reply.send(answer);
-            }
-            BridgeMessage::GetPegoutStatus { request_id, reply } => {
-                let _ = reply.send(state.args.store.pegout(&request_id));
-            }
-            BridgeMessage::GetSignatureStatus { request_id, reply } => {
-                let _ = reply.send(state.args.store.signature_standing(&request_id));
-            }
-            BridgeMessage::ListPegouts { reply } => {
-                let _ = reply.send(state.args.store.pegouts());
+                self.take(Input::Cancel { request_id, reply })?;
             }
             BridgeMessage::SetPaused { paused, reply } => {
-                let store = state.args.store.clone();
-                let before = store.paused_by();
-                store.change(|known| known.set_paused(paused));
-                state.heed_pause(before);
-                let settled = state.settle(&myself).await;
-                let _ = reply.send(settled.map_err(|error| error.to_string()));
+                let before = self.is_paused();
+                self.decide(|decider, unit| {
+                    decider.set_paused(unit, paused);
+                    unit.effects.push(Effect::Reply(Reply::Paused(reply)));
+                    Ok(())
+                })?;
+                self.heed_pause(before);
             }
-            BridgeMessage::UpdateFederations { federations, reply } => {
-                let store = state.args.store.clone();
-                let untold = store.lock().federations.is_empty();
-                let before = store.paused_by();
-                store.change(|known| known.federations = federations);
-                state.heed_pause(before);
-                if untold {
-                    state.due.extend(store.lock().derived());
-                }
-                // What is due is tried again by itself.
-                let _ = state.settle(&myself).await;
-                let _ = reply.send(());
-            }
-            BridgeMessage::Done(Errand(done)) => state.done(&myself, done).await?,
+            BridgeMessage::Done(Errand(done)) => self.done(done)?,
+            question => self.answer(question),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), Fault> {
+        let federations = self.args.store.federations();
+        if let Phase::Ready(ready) = &mut self.phase {
+            ready.take(input, &around(&federations, &self.args))?;
+        }
+        Ok(())
+    }
+
+    /// Decides something with what is in memory.
+    fn decide(
+        &mut self,
+        decide: impl FnOnce(&mut Decider<'_>, &mut Unit) -> Result<(), Impossible>,
+    ) -> Result<(), Fault> {
+        let federations = self.args.store.federations();
+        if let Phase::Ready(ready) = &mut self.phase {
+            let mut unit = Unit::default();
+            let (nothing, around) = (Found::default(), around(&federations, &self.args));
+            decide(&mut ready.decider(&nothing, &around), &mut unit)?;
+            ready.gather(unit);
         }
         Ok(())
     }
 }
 
-impl BridgeState {
-    /// Takes an event of a peg-out. Nothing is done about it before [`Self::settle`].
-    fn step(&mut self, request_id: &RequestId, event: LifeEvent) -> Result<(), ActorProcessingErr> {
-        let step = self
-            .args
-            .store
-            .change(|known| known.step(request_id, event))?;
-        let Some(Step {
-            stage,
-            action,
-            overtaken,
-        }) = step
-        else {
-            return Ok(());
-        };
-        self.due
-            .extend(action.map(|action| (request_id.clone(), action)));
-        if let Some(stage) = stage {
-            match &stage {
-                PegoutStage::Failed(failure) => warn!(%request_id, %failure, "peg-out failed"),
-                stage => info!(%request_id, ?stage, "peg-out"),
-            }
-            let request_id = request_id.clone();
-            self.unsaid.push(PegoutEvent::Stage { request_id, stage });
-        }
-        for other in overtaken {
-            let by = request_id.clone();
-            self.step_overtaken(&other, by)?;
-        }
-        Ok(())
-    }
-
-    fn step_overtaken(
-        &mut self,
-        other: &RequestId,
-        by: RequestId,
-    ) -> Result<(), ActorProcessingErr> {
-        let event = LifeEvent::Overtaken { by };
-        let step = self.args.store.change(|known| known.step(other, event))?;
-        if let Some(stage) = step.and_then(|step| step.stage) {
-            info!(request_id = %other, ?stage, "peg-out");
-            let request_id = other.clone();
-            self.unsaid.push(PegoutEvent::Stage { request_id, stage });
-        }
-        Ok(())
-    }
-
-    /// Makes every change so far durable; only then tells and does what follows from it.
-    async fn settle(&mut self, myself: &ActorRef<BridgeMessage>) -> Result<(), StoreError> {
-        if let Err(error) = self.args.store.commit().await {
-            warn!(%error, "the bridge's store failed; it is tried again");
-            self.settle_again
-                .arm(SETTLE_AGAIN, myself, || Done::Settle.into());
-            return Err(error);
-        }
-        for event in std::mem::take(&mut self.unsaid) {
-            if let PegoutEvent::Stage { stage, .. } = &event {
-                match stage {
-                    PegoutStage::Completed { .. } => self.args.metrics.record_pegout_completed(),
-                    PegoutStage::Failed(_) => self.args.metrics.record_pegout_failed(),
-                    _ => {}
-                }
-            }
-            self.args.store.tell(event);
-        }
-        self.act(myself);
-        Ok(())
-    }
-
-    /// Does what is due. While peg-outs are paused, or it is not known whether they are, nothing is
-    /// asked for or offered: it is derived again when the pause ends.
-    fn act(&mut self, myself: &ActorRef<BridgeMessage>) {
-        let paused = self.args.store.paused_by().is_some();
-        self.args.metrics.set_pegouts_paused(paused);
-        let held = paused || self.args.store.lock().federations.is_empty();
-        for (request_id, action) in std::mem::take(&mut self.due) {
-            match action {
-                Action::Ask | Action::Offer if held => {}
-                Action::Follow => self.look_soon(myself),
-                Action::Ask | Action::Cancel | Action::Offer | Action::Report => {
-                    if self.busy.insert((request_id.clone(), action)) {
-                        self.run(myself, request_id, action);
-                    }
-                }
-            }
-        }
-    }
-
-    fn run(&mut self, myself: &ActorRef<BridgeMessage>, request_id: RequestId, action: Action) {
-        let Some(pegout) = self.args.store.latest(&request_id) else {
-            return;
-        };
-        let (bridge, metrics) = (myself.clone(), self.args.metrics.clone());
-        match (action, pegout.signed(), self.args.completions.clone()) {
-            (Action::Cancel, ..) => {
-                let (store, stream) = (self.args.store.clone(), self.args.stream.clone());
-                self.errands
-                    .spawn(errands::cancel(store, stream, request_id, bridge));
-            }
-            (Action::Ask, ..) => {
-                let (store, stream) = (self.args.store.clone(), self.args.stream.clone());
-                let asking = errands::ask(store, stream, pegout.request().clone(), bridge);
-                let span = self.spans.remove(&request_id).unwrap_or_else(Span::none);
-                self.errands.spawn(asking.instrument(span));
-            }
-            (Action::Offer, Some(signed), _) => {
-                let backend = self.args.backend.clone();
-                let span = info_span!("bridge.broadcast", %request_id);
-                let offering = errands::offer(backend, signed, request_id, metrics, bridge);
-                self.errands.spawn(offering.instrument(span));
-            }
-            (Action::Report, _, Some(chain)) => {
-                if let PegoutStage::Completed { place } = *pegout.stage() {
-                    let completed = PegoutCompleted {
-                        burns: pegout.burns().collect(),
-                        txid: pegout.request().txid(),
-                        place,
-                        request_id,
-                    };
-                    self.errands
-                        .spawn(errands::report(chain, completed, bridge));
-                }
-            }
-            (Action::Offer | Action::Report | Action::Follow, ..) => {}
-        }
-    }
-
-    /// Looks for everything that is open, unless that is under way.
-    fn look_soon(&mut self, myself: &ActorRef<BridgeMessage>) {
-        if !self.looking {
-            self.next_look
-                .arm(Duration::ZERO, myself, || Done::Look.into());
-        }
-    }
-
-    fn look(&mut self, myself: &ActorRef<BridgeMessage>) {
-        let open = self.args.store.lock().followed();
-        if self.looking || open.is_empty() {
-            return;
-        }
-        self.looking = true;
-        let BridgeArguments {
-            backend,
-            stream,
-            config,
-            metrics,
-            ..
-        } = self.args.clone();
-        let (wanted, bridge) = (config.confirmations, myself.clone());
-        let looking = errands::look(backend, stream, open, wanted, metrics, bridge);
-        self.errands.spawn(looking);
-    }
-
-    /// A pause has begun: whatever is being asked or offered stops. It has ended: everything is
-    /// taken up from where it is.
-    fn heed_pause(&mut self, before: Option<PausedBy>) {
-        let now = self.args.store.paused_by();
-        match (before, now) {
-            (None, Some(by)) => {
-                warn!(%by, "peg-outs are paused; those that are begun wait");
-                // What is cut off here is derived again.
-                self.errands = JoinSet::new();
-                self.busy.clear();
-                self.looking = false;
-            }
-            (Some(_), None) => info!("peg-outs go on"),
-            (None, None) | (Some(_), Some(_)) => return,
-        }
-        self.due.extend(self.args.store.lock().derived());
-    }
-
-    async fn done(
-        &mut self,
-        myself: &ActorRef<BridgeMessage>,
-        done: Done,
-    ) -> Result<(), ActorProcessingErr> {
-        match done {
-            Done::Asked { request_id, result } => {
-                let event = match result {
-                    Ok(()) => LifeEvent::Accepted,
-                    Err(reason) => LifeEvent::NotAccepted(reason),
-                };
-                self.step(&request_id, event)?;
-                self.busy.remove(&(request_id.clone(), Action::Ask));
-                // It may end without a word of governance's.
-                self.due.push((request_id, Action::Follow));
-            }
-            Done::Cancelled { request_id, event } => {
-                self.step(&request_id, event)?;
-                self.busy.remove(&(request_id, Action::Cancel));
-            }
-            Done::Offered { request_id, result } => {
-                let pegout = self.args.store.latest(&request_id);
-                let event = match (result, pegout) {
-                    (Ok(()), Some(pegout)) => {
-                        if *pegout.stage() == PegoutStage::Signed {
-                            self.args.metrics.record_pegout_broadcast();
-                        }
-                        let txid = pegout.request().txid();
-                        LifeEvent::Taken { txid }
-                    }
-                    (Ok(()), None) => return Ok(()),
-                    (Err(reason), _) => LifeEvent::Refused(reason),
-                };
-                self.step(&request_id, event)?;
-                self.busy.remove(&(request_id, Action::Offer));
-            }
-            Done::Troubled {
-                request_id,
-                trouble,
-            } => {
-                let words = trouble.clone();
-                let news = self
-                    .args
-                    .store
-                    .change(|known| known.set_trouble(&request_id, words));
-                if news {
-                    let event = PegoutEvent::Trouble {
-                        request_id,
-                        trouble,
-                    };
-                    self.unsaid.push(event);
-                }
-            }
-            Done::Reported { request_id } => {
-                info!(%request_id, "the chain has noted the completed peg-out");
-                self.busy.remove(&(request_id.clone(), Action::Report));
-                let store = self.args.store.clone();
-                store.change(|known| known.set_reported(&request_id));
-            }
-            Done::Looked(events) => {
-                self.looking = false;
-                for (request_id, event) in events {
-                    // Meanwhile its signatures may have come.
-                    let pegout = self.args.store.latest(&request_id);
-                    let open = pegout.is_some_and(|pegout| pegout.stage().takes_signatures());
-                    if open || !matches!(event, LifeEvent::Ended(_)) {
-                        self.step(&request_id, event)?;
-                    }
-                }
-                let pause = self.args.config.poll_interval;
-                self.next_look.arm(pause, myself, || Done::Look.into());
-            }
-            Done::Look => self.look(myself),
-            Done::Settle => {}
-        }
-        // What fails here is tried again by itself.
-        let _ = self.settle(myself).await;
-        Ok(())
-    }
-
-    async fn initiate(
-        &mut self,
-        myself: &ActorRef<BridgeMessage>,
-        request: SignatureRequest,
-        span: Span,
-    ) -> Result<(), PegoutRefusal> {
-        let request_id = request.request_id().clone();
-        let begun = self.args.store.change(|known| {
-            if let Some(pegout) = known.pegout(&request_id) {
-                return if pegout.request().payload_hash() == request.payload_hash() {
-                    Ok(false)
-                } else {
-                    Err(PegoutRefusal::Conflict(request_id.clone()))
-                };
-            }
-            admission::check(&request, known)?;
-            known.add_pegout(Pegout::new(request));
-            Ok(true)
-        })?;
-        if begun {
-            let stage = PegoutStage::Requested;
-            self.spans.insert(request_id.clone(), span);
-            self.due.push((request_id.clone(), Action::Ask));
-            self.unsaid.push(PegoutEvent::Stage { request_id, stage });
-        }
-        let settled = self.settle(myself).await;
-        settled.map_err(|error| PegoutRefusal::Store(error.to_string()))
-    }
-
-    /// Ends a peg-out before the stream has it. While it is `Requested` nobody knows whether it
-    /// has: a bridge that died, or a pause, may have cut off whoever was asking.
-    async fn cancel(
-        &mut self,
-        myself: &ActorRef<BridgeMessage>,
-        request_id: &RequestId,
-    ) -> Result<Result<CancelAnswer, String>, ActorProcessingErr> {
-        let Some(pegout) = self.args.store.latest(request_id) else {
-            return Ok(Ok(CancelAnswer::Unknown));
-        };
-        match pegout.stage() {
-            PegoutStage::Requested | PegoutStage::Cancelling => {
-                self.step(request_id, LifeEvent::CancelAsked)?;
-                self.spans.remove(request_id);
-                // Whoever asks finds that he has no leave to any more, and says nothing.
-                self.busy.remove(&(request_id.clone(), Action::Ask));
-            }
-            PegoutStage::Cancelled => {}
-            _ => return Ok(Ok(CancelAnswer::AtStream)),
-        }
-        let settled = self.settle(myself).await;
-        Ok(settled
-            .map(|()| CancelAnswer::Ends)
-            .map_err(|error| format!("{error}; ask again")))
+/// What decisions are made with beside the rows.
+fn around<'a>(federations: &'a Federations, args: &'a BridgeArguments) -> Around<'a> {
+    Around {
+        federations,
+        now: SystemTime::now(),
+        metrics: &args.metrics,
     }
 }

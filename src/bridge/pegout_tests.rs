@@ -1,14 +1,21 @@
 //! Whatever signatures come, in whatever order and through whatever restarts: a transaction comes of
 //! them exactly when every input has enough, and then consensus accepts it.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bitcoin::{Amount, Network, TxOut, secp256k1::ecdsa::Signature};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    bridge::{BridgeStore, signatures::check_consensus, stored},
+    bridge::{
+        BridgeStore,
+        signatures::{FinaliseError, check_consensus},
+        stored,
+    },
     config::FirstFederation,
     message::{
         FailureCode, FederationMember, PartialSignature, SignatureRequestParts, SignatureStatus,
@@ -16,6 +23,7 @@ use crate::{
     },
     proto,
     simulator::{FederationView, wallet, wallet::Signers},
+    storage::Store,
 };
 
 fn federation(view: &FederationView) -> Federation {
@@ -70,6 +78,10 @@ fn response(
         status,
         signatures,
     }
+}
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)
 }
 
 const PROGRESS: SignatureStatus = SignatureStatus::InProgress {
@@ -191,7 +203,7 @@ proptest! {
             }
         }
 
-        let mut pegout = Pegout::new(request.clone());
+        let mut pegout = Pegout::new(request.clone(), now());
         let mut good: BTreeSet<(u32, secp256k1::PublicKey)> = BTreeSet::new();
         for (signatures, restart) in responses.into_iter().zip(plan.restarts) {
             if restart {
@@ -206,7 +218,7 @@ proptest! {
             let applied = pegout.respond(&response(&request, PROGRESS, signatures), &federation);
             let applied = applied.expect("it fits");
             if let Some(event) = applied.event {
-                pegout.apply(event).expect("possible");
+                pegout.apply(event, now()).expect("possible");
             }
             prop_assert_eq!(applied.bad.len(), if was_signed { 0 } else { bad });
 
@@ -237,12 +249,12 @@ fn half_signed() -> (Signers, Federation, Pegout) {
     let signers = Signers::new(7, 3, 2).expect("exists");
     let federation = federation(&signers.view());
     let request = request(&signers.view(), 2);
-    let mut pegout = Pegout::new(request.clone());
+    let mut pegout = Pegout::new(request.clone(), now());
     let signatures = signers.sign(request.psbt(), 0).into_iter().map(partial);
     let response = response(&request, PROGRESS, signatures.collect());
     let applied = pegout.respond(&response, &federation).expect("fits");
     pegout
-        .apply(applied.event.expect("news"))
+        .apply(applied.event.expect("news"), now())
         .expect("possible");
     (signers, federation, pegout)
 }
@@ -267,7 +279,7 @@ fn nothing_of_a_response_for_something_else_is_used() {
     for (change, words) in changes {
         let (signers, federation, mut pegout) = half_signed();
         let before = format!("{pegout:?}");
-        let request = pegout.request().clone();
+        let request = pegout.request().expect("open").clone();
         let signatures = signers.sign(request.psbt(), 1).into_iter().map(partial);
         let mut response = response(&request, SignatureStatus::Complete, signatures.collect());
         let good = response.clone();
@@ -284,23 +296,23 @@ fn nothing_of_a_response_for_something_else_is_used() {
 #[test]
 fn late_signatures_save_a_pegout_that_failed_for_want_of_them() {
     let (signers, federation, mut pegout) = half_signed();
-    let request = pegout.request().clone();
+    let request = pegout.request().expect("open").clone();
     let declined = SignatureStatus::Failed {
         code: FailureCode::Declined,
         reason: "not today".to_owned(),
     };
     let applied = pegout.respond(&response(&request, declined, vec![]), &federation);
     let event = applied.expect("fits").event.expect("news");
-    pegout.apply(event).expect("possible");
+    pegout.apply(event, now()).expect("possible");
     assert!(matches!(
         pegout.stage(),
         PegoutStage::Failed(PegoutFailure::NotSigned(_))
     ));
-    // Through a restart, of which only the words are left.
+    // Through a restart.
     let mut pegout = stored::read_pegout(&stored::write_pegout(&pegout)).expect("whole");
     assert!(matches!(
         pegout.stage(),
-        PegoutStage::Failed(PegoutFailure::Earlier { .. })
+        PegoutStage::Failed(PegoutFailure::NotSigned(_))
     ));
     let late = signers
         .sign(request.psbt(), 2)
@@ -309,7 +321,7 @@ fn late_signatures_save_a_pegout_that_failed_for_want_of_them() {
         .collect();
     let applied = pegout.respond(&response(&request, PROGRESS, late), &federation);
     let event = applied.expect("fits").event.expect("news");
-    let action = pegout.apply(event).expect("possible");
+    let action = pegout.apply(event, now()).expect("possible");
     assert_eq!(
         (pegout.stage(), action),
         (&PegoutStage::Signed, Some(Action::Offer))
@@ -319,36 +331,43 @@ fn late_signatures_save_a_pegout_that_failed_for_want_of_them() {
 #[test]
 fn signatures_count_while_a_cancel_is_on_its_way_and_do_not_take_it_back() {
     let (signers, federation, mut pegout) = half_signed();
-    let request = pegout.request().clone();
+    let request = pegout.request().expect("open").clone();
     pegout.stage = PegoutStage::Requested;
-    let action = pegout.apply(LifeEvent::CancelAsked).expect("possible");
+    let action = pegout
+        .apply(LifeEvent::CancelAsked, now())
+        .expect("possible");
     assert_eq!(action, Some(Action::Cancel));
     let mut respond = |member| {
         let signatures = signers.sign(request.psbt(), member).into_iter();
         let response = response(&request, PROGRESS, signatures.map(partial).collect());
         let applied = pegout.respond(&response, &federation).expect("fits");
         let event = applied.event.expect("news");
-        (pegout.apply(event).expect("possible"), pegout.stage.clone())
+        (
+            pegout.apply(event, now()).expect("possible"),
+            pegout.stage.clone(),
+        )
     };
     assert_eq!(respond(0), (None, PegoutStage::Cancelling));
     // The cancel came too late.
     assert_eq!(respond(1), (Some(Action::Offer), PegoutStage::Signed));
-    assert_eq!(pegout.apply(LifeEvent::CancelPassedOn), Ok(None));
+    assert_eq!(pegout.apply(LifeEvent::CancelPassedOn, now()), Ok(None));
     assert_eq!(pegout.stage(), &PegoutStage::Signed);
 }
 
 #[tokio::test]
 async fn a_cancel_waits_for_whoever_asks_and_nobody_asks_after_it() {
-    let store = BridgeStore::new();
+    let store = BridgeStore::new(Store::in_memory());
     let signers = Signers::new(7, 3, 2).expect("exists");
-    let pegout = Pegout::new(request(&signers.view(), 1));
+    let mut pegout = Pegout::new(request(&signers.view(), 1), now());
     let id = pegout.request_id().clone();
+    store.set_loaded([].iter(), &BTreeSet::new());
     assert!(store.leave_to_ask(&id).await.is_none(), "it is not there");
-    store.change(|known| known.add_pegout(pegout));
+    store.show(vec![Arc::new(pegout.clone())], None);
     let leave = store.leave_to_ask(&id).await;
     assert!(leave.is_some());
-    let cancelled = store.change(|known| known.step(&id, LifeEvent::CancelAsked));
-    assert!(cancelled.expect("possible").is_some());
+    let action = pegout.apply(LifeEvent::CancelAsked, now());
+    assert_eq!(action, Ok(Some(Action::Cancel)));
+    store.show(vec![Arc::new(pegout)], None);
     let waiting = store.until_nobody_asks();
     tokio::pin!(waiting);
     tokio::select! {
@@ -361,6 +380,21 @@ async fn a_cancel_waits_for_whoever_asks_and_nobody_asks_after_it() {
     assert!(store.leave_to_ask(&id).await.is_none(), "it is cancelled");
 }
 
+#[tokio::test]
+async fn nobody_asks_while_rows_are_read_or_after_the_end() {
+    let store = BridgeStore::new(Store::in_memory());
+    let signers = Signers::new(7, 3, 2).expect("exists");
+    let pegout = Arc::new(Pegout::new(request(&signers.view(), 1), now()));
+    let id = pegout.request_id().clone();
+    store.set_loaded([&pegout].into_iter(), &BTreeSet::new());
+    assert!(store.leave_to_ask(&id).await.is_some());
+    store.set_loading();
+    assert!(store.leave_to_ask(&id).await.is_none(), "rows are read");
+    store.set_loaded([&pegout].into_iter(), &BTreeSet::new());
+    store.let_go(std::slice::from_ref(&id));
+    assert!(store.leave_to_ask(&id).await.is_none(), "it has ended");
+}
+
 #[test]
 fn each_stage_is_read_as_it_was_written() {
     let (_, _, mut pegout) = half_signed();
@@ -368,7 +402,9 @@ fn each_stage_is_read_as_it_was_written() {
         block: bitcoin::hashes::Hash::hash(b"block"),
         height: 101,
     };
-    let txid = pegout.request().txid();
+    let txid = pegout.txid();
+    let failed = |outcome| PegoutStage::Failed(PegoutFailure::NotSigned(outcome));
+    let unusable = |fault| PegoutStage::Failed(PegoutFailure::Unusable(fault));
     for stage in [
         PegoutStage::Requested,
         PegoutStage::Cancelling,
@@ -388,10 +424,61 @@ fn each_stage_is_read_as_it_was_written() {
         PegoutStage::Superseded {
             by: "other".parse().expect("valid"),
         },
+        PegoutStage::Failed(PegoutFailure::NotAccepted("full".to_owned())),
+        PegoutStage::Failed(PegoutFailure::Short),
+        failed(Outcome::Complete),
+        failed(Outcome::Failed {
+            code: Some(FailureCode::Declined),
+            reason: "not today".to_owned(),
+        }),
+        failed(Outcome::Failed {
+            code: None,
+            reason: "timed out".to_owned(),
+        }),
+        failed(Outcome::Rejected {
+            reason: "dust".to_owned(),
+        }),
+        failed(Outcome::Cancelled {
+            signatures_released: true,
+        }),
+        failed(Outcome::ExpiredUnsent),
+        unusable(FinaliseError::Unsatisfied("few".to_owned())),
+        unusable(FinaliseError::Consensus("no".to_owned())),
+        PegoutStage::Failed(PegoutFailure::Refused("dust".to_owned())),
     ] {
         pegout.stage = stage.clone();
         let read = stored::read_pegout(&stored::write_pegout(&pegout)).expect("whole");
         assert_eq!(read.stage(), &stage);
-        assert_eq!(read.signatures(), pegout.signatures());
+        assert_eq!(read.named(), pegout.named());
+        assert_eq!((read.begun_at(), read.since()), (now(), now()));
+        let signatures = |pegout: &Pegout| pegout.signing().map(|s| s.signatures.clone());
+        assert_eq!(signatures(&read), signatures(&pegout));
     }
+}
+
+#[test]
+fn what_is_over_keeps_its_name_its_burns_and_its_coins_and_takes_no_signature() {
+    let (signers, federation, mut pegout) = half_signed();
+    let whole = stored::write_pegout(&pegout).len();
+    let request = pegout.request().expect("open").clone();
+    let by = "other".parse().expect("valid");
+    pegout
+        .apply(LifeEvent::Overtaken { by }, now())
+        .expect("possible");
+    assert!(pegout.request().is_none() && pegout.transaction().is_none());
+    let written = stored::write_pegout(&pegout);
+    assert!(written.len() * 2 < whole, "{} of {whole}", written.len());
+    let mut read = stored::read_pegout(&written).expect("whole");
+    assert_eq!(read.named(), &Named::from(&request));
+    let late = signers.sign(request.psbt(), 1).into_iter().map(partial);
+    let late = response(&request, SignatureStatus::Complete, late.collect());
+    let applied = read.respond(&late, &federation).expect("fits");
+    assert_eq!(applied.event, None);
+    let mut stray = late;
+    stray.signatures[0].input_index = 2;
+    assert_eq!(
+        read.respond(&stray, &federation).err(),
+        Some(Misfit::Input(2))
+    );
+    assert_eq!(stored::write_pegout(&read), written, "nothing has changed");
 }

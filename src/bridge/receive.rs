@@ -2,67 +2,56 @@
 
 use std::time::Instant;
 
-use ractor::{ActorProcessingErr, ActorRef};
 use tracing::{info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
-    BridgeState, event::PegoutEvent, message::BridgeMessage, pegout::Applied, store::Seen,
+    decide::Decider,
+    event::PegoutEvent,
+    life::Impossible,
+    memory::Seen,
+    pegout::Applied,
+    tables,
+    unit::{Effect, Reply, Unit},
 };
 use crate::{
     message::SignatureResponse,
     routing::{Answer, BridgeEvent, Delivered, Delivery, Handled},
 };
 
-impl BridgeState {
-    /// Handles a batch, makes it durable, and only then says so and acts on it.
-    pub(super) async fn deliver(
+impl Decider<'_> {
+    /// Takes a batch: a unit for each message, the answer with the last. Should an earlier one be
+    /// durable when a later one fails, it is known when it comes again.
+    pub(super) fn deliver(
         &mut self,
-        myself: &ActorRef<BridgeMessage>,
         delivery: Delivery<BridgeEvent>,
-    ) -> Result<(), ActorProcessingErr> {
+    ) -> Result<Vec<Unit>, Impossible> {
         let Delivery { messages, reply } = delivery;
-        let signatures = |message: &Delivered<BridgeEvent>| {
-            matches!(message.event, BridgeEvent::SignatureResponse { .. })
-        };
-        let untold = self.args.store.lock().federations.is_empty();
-        let handled = if untold && messages.iter().any(signatures) {
-            Handled {
-                answers: Vec::new(),
-                failure: Some("the chain has not told which federations there are".to_owned()),
-            }
-        } else {
-            let mut answers = Vec::new();
-            for message in &messages {
-                answers.push(self.receive(message)?);
-            }
-            match self.settle(myself).await {
-                Ok(()) => Handled {
-                    answers,
-                    failure: None,
-                },
-                Err(error) => Handled {
-                    answers: Vec::new(),
-                    failure: Some(error.to_string()),
-                },
-            }
-        };
-        // A stream that is gone will deliver again what it did not record.
-        let _ = reply.send(handled);
-        Ok(())
+        let mut units = Vec::with_capacity(messages.len() + 1);
+        let mut handled = Handled::default();
+        for message in &messages {
+            let mut unit = Unit::default();
+            handled.answers.push(self.receive(&mut unit, message)?);
+            units.push(unit);
+        }
+        units.push(Unit::reply(Reply::Handled(reply, handled)));
+        Ok(units)
     }
 
     fn receive(
         &mut self,
+        unit: &mut Unit,
         message: &Delivered<BridgeEvent>,
-    ) -> Result<Option<Answer>, ActorProcessingErr> {
+    ) -> Result<Option<Answer>, Impossible> {
         let span = info_span!("bridge.receive", lane = %message.lane, sequence = message.sequence);
         let _ = span.set_parent(message.trace.clone());
         let _entered = span.enter();
-        let store = self.args.store.clone();
+        let (lane, sequence) = (message.lane, message.sequence);
         let reject = |reason| Answer::Reject { reason };
-        if let Seen::Handled(rejected) = store.change(|known| known.seen(message)) {
+        if let Seen::Handled(rejected) = self.memory.see(message) {
             info!("delivered again; it was handled before");
+            let delivery = self.memory.delivery(lane, sequence);
+            tables::put_delivery(&mut unit.batch, lane, sequence, delivery);
             return Ok(rejected.map(reject));
         }
         let rejected = match &message.event {
@@ -70,7 +59,7 @@ impl BridgeState {
                 if *late {
                     info!(request_id = %response.request_id, "response after the deadline");
                 }
-                let misfit = self.respond(response)?.err();
+                let misfit = self.respond(unit, response)?.err();
                 if let Some(reason) = &misfit {
                     warn!(request_id = %response.request_id, reason, "response of no use");
                 }
@@ -78,49 +67,62 @@ impl BridgeState {
             }
             BridgeEvent::PeginAck(ack) => {
                 info!(outpoint = %ack.outpoint, status = ?ack.status, "peg-in");
-                store.change(|known| known.set_pegin(ack.outpoint, ack.status.clone()));
+                tables::put_pegin(&mut unit.batch, &ack.outpoint, &ack.status);
                 None
             }
         };
-        store.change(|known| known.handled(message, rejected.clone()));
+        let forgotten = self.memory.handled(message, rejected.clone());
+        let delivery = self.memory.delivery(lane, sequence);
+        tables::put_delivery(&mut unit.batch, lane, sequence, delivery);
+        if let Some(forgotten) = forgotten {
+            tables::put_delivery(&mut unit.batch, lane, forgotten, None);
+        }
         Ok(rejected.map(reject))
     }
 
     /// Applies a response; the inner error says why it is of no use.
     fn respond(
         &mut self,
+        unit: &mut Unit,
         response: &SignatureResponse,
-    ) -> Result<Result<(), String>, ActorProcessingErr> {
+    ) -> Result<Result<(), String>, Impossible> {
         let (request_id, began) = (&response.request_id, Instant::now());
-        let applied = self.args.store.change(|known| {
-            let version = response.federation_version;
-            let federation = known.federation(version);
-            let federation = federation.map(|(federation, _)| federation.clone());
-            let pegout = known
-                .pegout_mut(request_id)
-                .ok_or_else(|| format!("no peg-out of this bridge is {request_id}"))?;
-            let federation = federation.ok_or_else(|| format!("no federation {version} here"))?;
-            let applied = pegout.respond(response, &federation);
-            applied.map_err(|misfit| misfit.to_string())
-        });
-        let Applied { bad, event } = match applied {
-            Ok(applied) => applied,
-            Err(reason) => return Ok(Err(reason)),
+        let Some(before) = self.find(request_id) else {
+            return Ok(Err(format!("no peg-out of this bridge is {request_id}")));
         };
-        self.args.metrics.record_signatures_applied(began.elapsed());
+        let version = response.federation_version;
+        let mut federations = self.federations.iter();
+        let federation = federations.find(|(federation, _)| federation.version() == version);
+        let Some((federation, _)) = federation else {
+            return Ok(Err(format!("no federation {version} here")));
+        };
+        let mut pegout = (*before).clone();
+        let Applied { bad, event } = match pegout.respond(response, federation) {
+            Ok(applied) => applied,
+            Err(misfit) => return Ok(Err(misfit.to_string())),
+        };
+        self.metrics.record_signatures_applied(began.elapsed());
         for fault in bad {
             warn!(%request_id, %fault, "bad signature");
             let member = fault
                 .member()
                 .map_or_else(|| "none".to_owned(), ToString::to_string);
-            self.args.metrics.record_bad_signature(&member);
+            self.metrics.record_bad_signature(&member);
             let request_id = request_id.clone();
-            self.unsaid
-                .push(PegoutEvent::BadSignature { request_id, fault });
+            let tell = PegoutEvent::BadSignature { request_id, fault };
+            unit.effects.push(Effect::Tell(tell));
         }
-        if let Some(event) = event {
-            self.step(request_id, event)?;
-        }
+        let action = match event {
+            Some(event) => pegout.apply(event, self.now)?,
+            None => None,
+        };
+        self.record(unit, &before, pegout);
+        let act = action.map(|action| Effect::Act(request_id.clone(), action));
+        unit.effects.extend(act);
         Ok(Ok(()))
+    }
+
+    pub(super) fn is_response(message: &Delivered<BridgeEvent>) -> bool {
+        matches!(message.event, BridgeEvent::SignatureResponse { .. })
     }
 }

@@ -1,9 +1,8 @@
-//! What a bridge knows. It outlives the actor, so that a restarted one goes on where it was, and
-//! the process when it is given a file.
+//! What a bridge shows: of what is in memory, what is durable; of everything else, what is in the
+//! store.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,478 +10,343 @@ use bitcoin::OutPoint;
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, watch};
 
 use super::{
-    event::{FEED, PausedBy, PegoutEvent},
-    life::{Action, Impossible, LifeEvent, PegoutStage},
+    event::{FEED, Pause, PausedBy, PegoutEvent},
     pegout::{Pegout, SignatureStanding},
-    stored::{self, HandledDelivery},
+    tables,
 };
 use crate::{
     chain::{Federation, FederationStanding, Federations},
-    durable::{DurableMap, RowChanges, StoreError},
     message::{Lane, MessageId, PeginStatus, RequestId},
-    routing::Delivered,
+    storage::{Store, StoreError},
 };
 
-/// Deliveries of a lane that are remembered: more than can be on their way again.
-const REMEMBERED: usize = 8192;
-
-/// A bridge's peg-outs, peg-ins and federations. Clones are the same store.
+/// What a bridge has made durable, as others see it. Clones are the same.
+///
+/// The truth are the rows in the [`Store`]: a bridge that starts reads what is open there. This is a
+/// view of them which outlives the actor, so that listeners stay, and so that whoever is still asking
+/// the stream for a bridge that has died is seen by the next one.
 #[derive(Debug, Clone)]
 pub struct BridgeStore {
-    known: Arc<Mutex<Known>>,
-    changed: watch::Sender<u64>,
-    events: broadcast::Sender<PegoutEvent>,
-    file: Option<DurableMap>,
-    /// Held for reading by whoever asks the stream for signatures, each time that he does.
-    asking: Arc<RwLock<()>>,
+    store: Store,
+    shared: Arc<Shared>,
 }
 
-impl Default for BridgeStore {
-    fn default() -> Self {
-        Self {
-            known: Arc::default(),
-            changed: watch::Sender::default(),
-            events: broadcast::Sender::new(FEED),
-            file: None,
-            asking: Arc::default(),
-        }
-    }
+#[derive(Debug)]
+struct Shared {
+    shown: Mutex<Shown>,
+    changed: watch::Sender<u64>,
+    events: broadcast::Sender<PegoutEvent>,
+    /// Held for reading by whoever asks the stream for signatures, each time that he does.
+    asking: RwLock<()>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    pegouts: BTreeMap<RequestId, Pegout>,
-    pegins: BTreeMap<OutPoint, PeginStatus>,
-    deliveries: BTreeMap<(Lane, u64), HandledDelivery>,
-    paused: bool,
-    pub federations: Federations,
-    /// Rows that are not durable yet.
-    dirty: BTreeSet<Key>,
-    /// Peg-outs among them as they were last durable: what others see.
-    before: BTreeMap<RequestId, Option<Pegout>>,
+struct Shown {
+    /// Whether a bridge has read its rows, and nothing has befallen the store since.
+    loaded: bool,
+    pegouts: BTreeMap<RequestId, Arc<Pegout>>,
+    pauses: BTreeSet<Pause>,
+    /// Told by the chain, and not durable here.
+    federations: Arc<Federations>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Pegout(RequestId),
-    Pegin(OutPoint),
-    Delivery(Lane, u64),
-    Paused,
+/// A part of a list of peg-outs, the newest first.
+#[derive(Debug, Clone, Default)]
+pub struct PegoutPage {
+    /// Its peg-outs.
+    pub pegouts: Vec<Arc<Pegout>>,
+    /// The next page begins before this; nothing when this is the last one.
+    pub next: Option<u64>,
 }
 
-/// What an event has made of a peg-out.
-#[derive(Debug)]
-pub(super) struct Step {
-    /// Its new stage, if it is another one.
-    pub stage: Option<PegoutStage>,
-    /// What is to be done about it.
-    pub action: Option<Action>,
-    /// Others that this one's completion has overtaken.
-    pub overtaken: Vec<RequestId>,
-}
-
-impl Key {
-    fn name(&self) -> String {
-        match self {
-            Self::Pegout(request_id) => format!("pegout/{request_id}"),
-            Self::Pegin(outpoint) => format!("pegin/{outpoint}"),
-            Self::Delivery(lane, sequence) => format!("delivery/{lane}/{sequence:020}"),
-            Self::Paused => "paused/operator".to_owned(),
-        }
-    }
-}
-
-/// What is known of a message that is delivered.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// It is new.
-    New,
-    /// It was handled before: why it was rejected then, if it was.
-    Handled(Option<String>),
-}
-
-impl Known {
-    pub(super) fn federation(&self, version: u32) -> Option<&(Federation, FederationStanding)> {
-        self.federations
-            .iter()
-            .find(|(federation, _)| federation.version() == version)
-    }
-
-    pub(super) fn pegout(&self, request_id: &RequestId) -> Option<&Pegout> {
-        self.pegouts.get(request_id)
-    }
-
-    /// Every peg-out that was ever begun.
-    pub(super) fn pegouts(&self) -> impl Iterator<Item = &Pegout> {
-        self.pegouts.values()
-    }
-
-    /// A peg-out, to change.
-    pub(super) fn pegout_mut(&mut self, request_id: &RequestId) -> Option<&mut Pegout> {
-        self.touch(request_id);
-        self.pegouts.get_mut(request_id)
-    }
-
-    /// Notes that a peg-out is about to change.
-    fn touch(&mut self, request_id: &RequestId) {
-        let pegout = self.pegouts.get(request_id);
-        let before = self.before.entry(request_id.clone());
-        before.or_insert_with(|| pegout.cloned());
-        self.dirty.insert(Key::Pegout(request_id.clone()));
-    }
-
-    /// A peg-out as it was last durable.
-    fn durable(&self, request_id: &RequestId) -> Option<&Pegout> {
-        match self.before.get(request_id) {
-            Some(before) => before.as_ref(),
-            None => self.pegouts.get(request_id),
-        }
-    }
-
-    /// Every peg-out as it was last durable.
-    fn all_durable(&self) -> impl Iterator<Item = &Pegout> {
-        self.pegouts.keys().filter_map(|id| self.durable(id))
-    }
-
-    /// Takes an event of a peg-out; nothing when it is not known.
-    pub(super) fn step(
-        &mut self,
-        request_id: &RequestId,
-        event: LifeEvent,
-    ) -> Result<Option<Step>, Impossible> {
-        let Some(mut pegout) = self.pegouts.get(request_id).cloned() else {
-            return Ok(None);
-        };
-        let before = pegout.stage().clone();
-        let action = pegout.apply(event)?;
-        let stage = Some(pegout.stage().clone()).filter(|stage| *stage != before);
-        let mut overtaken = Vec::new();
-        if stage.is_some() {
-            self.touch(request_id);
-            self.pegouts.insert(request_id.clone(), pegout.clone());
-        }
-        if let Some(PegoutStage::Completed { .. }) = stage {
-            let spent: BTreeSet<OutPoint> = pegout.request().spends().collect();
-            let open = |other: &&Pegout| {
-                !matches!(
-                    other.stage(),
-                    PegoutStage::Completed { .. } | PegoutStage::Superseded { .. }
-                )
-            };
-            let rivals = self.pegouts.values().filter(open);
-            overtaken = rivals
-                .filter(|other| other.spends_any(&spent))
-                .map(|other| other.request_id().clone())
-                .collect();
-        }
-        Ok(Some(Step {
-            stage,
-            action,
-            overtaken,
-        }))
-    }
-
-    /// What is to be done about every peg-out as it is found.
-    pub(super) fn derived(&self) -> Vec<(RequestId, Action)> {
-        let pegouts = self.pegouts.iter();
-        pegouts
-            .filter_map(|(id, pegout)| Some((id.clone(), pegout.derived()?)))
-            .collect()
-    }
-
-    /// Peg-outs that something outside of the bridge will move on.
-    pub(super) fn followed(&self) -> Vec<Pegout> {
-        let followed = |pegout: &&Pegout| pegout.derived() == Some(Action::Follow);
-        self.pegouts.values().filter(followed).cloned().collect()
-    }
-
-    /// Notes what keeps a peg-out from going on; whether that is news.
-    pub(super) fn set_trouble(&mut self, request_id: &RequestId, trouble: String) -> bool {
-        // It is not written down: a restarted bridge meets it again.
-        let pegout = self.pegouts.get_mut(request_id);
-        pegout.is_some_and(|pegout| pegout.set_trouble(trouble))
-    }
-
-    /// The chain has noted that a peg-out is completed.
-    pub(super) fn set_reported(&mut self, request_id: &RequestId) {
-        if let Some(pegout) = self.pegout_mut(request_id) {
-            pegout.set_reported();
-        }
-    }
-
-    pub(super) fn set_paused(&mut self, paused: bool) {
-        self.paused = paused;
-        self.dirty.insert(Key::Paused);
-    }
-
-    /// The version that peg-outs begin with, once the chain has told.
-    pub(super) fn active_federation(&self) -> Option<&Federation> {
-        let mut federations = self.federations.iter();
-        let active = federations.find(|(_, s)| *s == FederationStanding::Active);
-        active.map(|(federation, _)| federation)
-    }
-
-    /// Who has stopped peg-outs, if someone has.
-    pub(super) fn paused_by(&self) -> Option<PausedBy> {
-        if self.paused {
-            return Some(PausedBy::Operator);
-        }
-        let active = self.active_federation()?;
-        let version = active.version();
-        active
-            .is_paused()
-            .then_some(PausedBy::Governance { version })
-    }
-
-    pub(super) fn add_pegout(&mut self, pegout: Pegout) {
-        let request_id = pegout.request_id().clone();
-        self.touch(&request_id);
-        self.pegouts.insert(request_id, pegout);
-    }
-
-    pub(super) fn set_pegin(&mut self, outpoint: OutPoint, status: PeginStatus) {
-        self.dirty.insert(Key::Pegin(outpoint));
-        self.pegins.insert(outpoint, status);
-    }
-
-    /// Whether a message was handled before, under the same identity: then it is counted, and
-    /// nothing else is to be done.
-    pub(super) fn seen<E>(&mut self, message: &Delivered<E>) -> Seen {
-        let (lane, sequence) = (message.lane, message.sequence);
-        match self.deliveries.get_mut(&(lane, sequence)) {
-            Some(known) if known.message_id == message.message_id => {
-                known.times += 1;
-                self.dirty.insert(Key::Delivery(lane, sequence));
-                Seen::Handled(known.rejected.clone())
-            }
-            // The place belonged to a ledger that is gone.
-            Some(_) | None => Seen::New,
-        }
-    }
-
-    pub(super) fn handled<E>(&mut self, message: &Delivered<E>, rejected: Option<String>) {
-        let (lane, sequence) = (message.lane, message.sequence);
-        let handled = HandledDelivery {
-            message_id: message.message_id,
-            times: 1,
-            rejected,
-        };
-        self.deliveries.insert((lane, sequence), handled);
-        self.dirty.insert(Key::Delivery(lane, sequence));
-        let of_lane = self.deliveries.range((lane, 0)..=(lane, u64::MAX));
-        let oldest = of_lane.map(|(key, _)| *key).next();
-        if let Some((lane, oldest)) = oldest
-            && oldest + (REMEMBERED as u64) <= sequence
-        {
-            self.deliveries.remove(&(lane, oldest));
-            self.dirty.insert(Key::Delivery(lane, oldest));
-        }
-    }
-
-    fn row(&self, key: &Key) -> Option<Vec<u8>> {
-        match key {
-            Key::Pegout(request_id) => self.pegouts.get(request_id).map(stored::write_pegout),
-            Key::Pegin(outpoint) => {
-                let status = self.pegins.get(outpoint)?;
-                Some(stored::write_pegin(outpoint, status))
-            }
-            Key::Delivery(lane, sequence) => {
-                let delivery = self.deliveries.get(&(*lane, *sequence))?;
-                Some(stored::write_delivery(delivery))
-            }
-            Key::Paused => self.paused.then(Vec::new),
-        }
-    }
-
-    fn read(&mut self, name: &str, value: &[u8]) -> Result<(), String> {
-        let (sort, key) = name.split_once('/').ok_or("a key without a sort")?;
-        match sort {
-            "pegout" => {
-                let pegout = stored::read_pegout(value)?;
-                self.pegouts.insert(pegout.request_id().clone(), pegout);
-            }
-            "pegin" => {
-                let (outpoint, status) = stored::read_pegin(value)?;
-                self.pegins.insert(outpoint, status);
-            }
-            "delivery" => {
-                let (lane, sequence) = key.split_once('/').ok_or("a key without a sequence")?;
-                let lane = Lane::ALL.into_iter().find(|known| known.name() == lane);
-                let sequence = sequence.parse::<u64>().map_err(|error| error.to_string())?;
-                let key = (lane.ok_or("an unknown lane")?, sequence);
-                self.deliveries.insert(key, stored::read_delivery(value)?);
-            }
-            "paused" => self.paused = true,
-            _ => return Err("an unknown sort".to_owned()),
-        }
-        Ok(())
-    }
+impl PegoutPage {
+    /// Peg-outs of a page at most.
+    pub const MOST: usize = 256;
 }
 
 impl BridgeStore {
-    /// A store that knows nothing yet, and lives as long as the process.
+    /// The view of a store's bridge. A process has one of each store.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(store: Store) -> Self {
+        Self {
+            store,
+            shared: Arc::new(Shared {
+                shown: Mutex::default(),
+                changed: watch::Sender::default(),
+                events: broadcast::Sender::new(FEED),
+                asking: RwLock::default(),
+            }),
+        }
     }
 
-    /// A store in a file, which is made if it is not there.
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether a bridge has read its rows. Until then, and while the store fails, what is in memory
+    /// is as it was last known.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.lock().loaded
+    }
+
+    /// Peg-outs that have not come to their end, in the order of their ids; some that just have.
+    #[must_use]
+    pub fn open_pegouts(&self) -> Vec<Arc<Pegout>> {
+        self.lock().pegouts.values().cloned().collect()
+    }
+
+    /// One peg-out, wherever it is.
     ///
     /// # Errors
     ///
-    /// When the file cannot be used, or holds what is none of a bridge's.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        let file = DurableMap::open(path.as_ref())?;
-        let mut known = Known::default();
-        for (name, value) in file.load()? {
-            known
-                .read(&name, &value)
-                .map_err(|reason| file.damaged(&name, reason))?;
+    /// When it is not in memory, and the store cannot be read.
+    pub async fn pegout(&self, request_id: &RequestId) -> Result<Option<Arc<Pegout>>, StoreError> {
+        if let Some(pegout) = self.open_pegout(request_id) {
+            return Ok(Some(pegout));
         }
-        Ok(Self {
-            known: Arc::new(Mutex::new(known)),
-            file: Some(file),
-            ..Self::default()
-        })
+        let (hash, request_id) = (self.store.hash_key(), request_id.clone());
+        let found = self
+            .store
+            .view(move |snapshot| tables::find_pegout(snapshot, hash, &request_id))
+            .await?;
+        Ok(found.map(|row| Arc::new(row.pegout)))
     }
 
-    /// Every peg-out as it is durable, in the order of their ids.
-    #[must_use]
-    pub fn pegouts(&self) -> Vec<Pegout> {
-        self.lock().all_durable().cloned().collect()
-    }
-
-    /// How far each peg-out has come, in the order of their ids.
-    #[must_use]
-    pub fn stages(&self) -> Vec<(RequestId, PegoutStage)> {
-        let stage = |pegout: &Pegout| (pegout.request_id().clone(), pegout.stage().clone());
-        self.lock().all_durable().map(stage).collect()
-    }
-
-    /// One peg-out, as it is durable.
-    #[must_use]
-    pub fn pegout(&self, request_id: &RequestId) -> Option<Pegout> {
-        self.lock().durable(request_id).cloned()
-    }
-
-    /// One peg-out, with what is not durable yet.
-    pub(super) fn latest(&self, request_id: &RequestId) -> Option<Pegout> {
-        self.lock().pegouts.get(request_id).cloned()
-    }
-
-    /// Leave to ask the stream once for a peg-out's signatures; nothing when it is cancelled.
-    pub(super) async fn leave_to_ask(
+    /// Peg-outs below a number, or from the newest on; [`PegoutPage::MOST`] at most.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn pegouts(
         &self,
-        request_id: &RequestId,
-    ) -> Option<RwLockReadGuard<'_, ()>> {
-        let leave = self.asking.read().await;
-        let pegout = self.latest(request_id)?;
-        (!pegout.stage().is_cancelled()).then_some(leave)
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<PegoutPage, StoreError> {
+        let page = self
+            .store
+            .view(move |snapshot| read_page(snapshot, before, limit))
+            .await?;
+        Ok(self.with_troubles(page))
     }
 
-    /// Waits until nobody is asking any more who had leave to before this call: be it an errand of
-    /// a bridge that is dead, or one that a pause has cut off in the middle.
-    pub(super) async fn until_nobody_asks(&self) {
-        drop(self.asking.write().await);
+    /// What a page's peg-outs say beside what is written down.
+    pub(super) fn with_troubles(&self, mut page: PegoutPage) -> PegoutPage {
+        let shown = self.lock();
+        for pegout in &mut page.pegouts {
+            if let Some(open) = shown.pegouts.get(pegout.request_id()) {
+                *pegout = Arc::clone(open);
+            }
+        }
+        page
     }
 
-    /// Whose signatures for a peg-out are here; nothing when it, or its federation, is not known.
+    /// Whose signatures for a peg-out are here; nothing when its federation is not known.
     #[must_use]
-    pub fn signature_standing(&self, request_id: &RequestId) -> Option<SignatureStanding> {
-        let known = self.lock();
-        let pegout = known.durable(request_id)?;
-        let (federation, _) = known.federation(pegout.request().federation_version())?;
+    pub fn signature_standing(&self, pegout: &Pegout) -> Option<SignatureStanding> {
+        let (shown, version) = (self.lock(), pegout.federation_version());
+        let mut federations = shown.federations.iter();
+        let (federation, _) =
+            federations.find(|(federation, _)| federation.version() == version)?;
         Some(pegout.signature_standing(federation.threshold()))
     }
 
     /// What governance said of a deposit, once it has.
-    #[must_use]
-    pub fn pegin(&self, outpoint: &OutPoint) -> Option<PeginStatus> {
-        self.lock().pegins.get(outpoint).cloned()
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn pegin(&self, outpoint: &OutPoint) -> Result<Option<PeginStatus>, StoreError> {
+        let outpoint = *outpoint;
+        self.store
+            .view(move |snapshot| tables::find_pegin(snapshot, &outpoint))
+            .await
     }
 
-    /// Deposits that governance has answered.
-    #[must_use]
-    pub fn pegins(&self) -> Vec<OutPoint> {
-        self.lock().pegins.keys().copied().collect()
+    /// Deposits that governance has answered, those after one or from the first on, in the order of
+    /// their txids' bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn pegins(
+        &self,
+        after: Option<OutPoint>,
+        limit: usize,
+    ) -> Result<Vec<OutPoint>, StoreError> {
+        self.store
+            .view(move |snapshot| tables::pegins(snapshot, after, limit))
+            .await
     }
 
-    /// The latest deliveries: their identity, and how often each of them came.
-    #[must_use]
-    pub fn deliveries(&self) -> Vec<(Lane, u64, MessageId, u64)> {
-        let known = self.lock();
-        let deliveries = known.deliveries.iter();
-        deliveries
-            .map(|((lane, sequence), known)| (*lane, *sequence, known.message_id, known.times))
-            .collect()
+    /// The latest deliveries, a few thousand of each lane: their identity, and how often each of
+    /// them came.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn deliveries(&self) -> Result<Vec<(Lane, u64, MessageId, u64)>, StoreError> {
+        let deliveries = self.store.view(tables::deliveries).await?.into_iter();
+        let shown = deliveries.map(|((lane, sequence), d)| (lane, sequence, d.message_id, d.times));
+        Ok(shown.collect())
     }
 
     /// The version that peg-outs begin with, once the chain has told.
     #[must_use]
     pub fn active_federation(&self) -> Option<u32> {
-        self.lock().active_federation().map(Federation::version)
+        active(&self.lock().federations).map(Federation::version)
     }
 
-    /// Who has stopped peg-outs, if someone has.
+    /// Who has stopped peg-outs: everyone who has. Not known before a bridge has read its rows.
     #[must_use]
-    pub fn paused_by(&self) -> Option<PausedBy> {
-        self.lock().paused_by()
+    pub fn paused_by(&self) -> Vec<PausedBy> {
+        let shown = self.lock();
+        let pauses = shown.pauses.iter().map(|pause| PausedBy::from(*pause));
+        let active = active(&shown.federations).filter(|active| active.is_paused());
+        let quorum = active.map(Federation::version);
+        let quorum = quorum.map(|version| PausedBy::Governance { version });
+        pauses.chain(quorum).collect()
     }
 
     /// Every step of every peg-out from now on. A listener that is slow misses the oldest ones,
     /// and is told how many.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<PegoutEvent> {
-        self.events.subscribe()
-    }
-
-    pub(super) fn tell(&self, event: PegoutEvent) {
-        // Nobody has to listen.
-        let _ = self.events.send(event);
+        self.shared.events.subscribe()
     }
 
     /// Changes whenever anything here does.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.shared.changed.subscribe()
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is a single insertion or a call on one peg-out: a panic leaves the rest
-        // whole.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn tell(&self, event: PegoutEvent) {
+        // Nobody has to listen.
+        let _ = self.shared.events.send(event);
     }
 
-    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
-        let result = change(&mut self.lock());
-        self.changed.send_modify(|revision| *revision += 1);
-        result
+    pub(super) fn open_pegout(&self, request_id: &RequestId) -> Option<Arc<Pegout>> {
+        self.lock().pegouts.get(request_id).cloned()
     }
 
-    /// Makes every change so far durable, and visible. After an error the changes wait for the next
-    /// call.
-    pub(super) async fn commit(&self) -> Result<(), StoreError> {
-        let (keys, changes) = {
-            let mut known = self.lock();
-            let keys = std::mem::take(&mut known.dirty);
-            let rows = keys.iter().map(|key| (key.name(), known.row(key)));
-            let changes: RowChanges = rows.collect();
-            (keys, changes)
-        };
-        if changes.is_empty() {
-            return Ok(());
+    pub(super) fn federations(&self) -> Arc<Federations> {
+        Arc::clone(&self.lock().federations)
+    }
+
+    pub(super) fn set_federations(&self, federations: Federations) {
+        self.change(|shown| shown.federations = Arc::new(federations));
+    }
+
+    /// A bridge begins to read its rows: what is shown is what was durable before.
+    pub(super) fn set_loading(&self) {
+        self.change(|shown| shown.loaded = false);
+    }
+
+    /// What a bridge has read.
+    pub(super) fn set_loaded<'a>(
+        &self,
+        pegouts: impl Iterator<Item = &'a Arc<Pegout>>,
+        pauses: &BTreeSet<Pause>,
+    ) {
+        let named = |pegout: &Arc<Pegout>| (pegout.request_id().clone(), Arc::clone(pegout));
+        let pegouts = pegouts.map(named).collect();
+        self.change(|shown| {
+            shown.loaded = true;
+            shown.pegouts = pegouts;
+            shown.pauses.clone_from(pauses);
+        });
+    }
+
+    /// What has become durable.
+    pub(super) fn show(&self, pegouts: Vec<Arc<Pegout>>, pauses: Option<BTreeSet<Pause>>) {
+        if pegouts.is_empty() && pauses.is_none() {
+            // Something else has changed: a delivery, a peg-in.
+            self.change(|_| ());
+            return;
         }
-        if let Some(file) = self.file.clone() {
-            let path = file.clone();
-            let written = tokio::task::spawn_blocking(move || file.commit(&changes)).await;
-            let written = written.unwrap_or_else(|error| Err(path.damaged("", error)));
-            if written.is_err() {
-                self.lock().dirty.extend(keys);
-                return written;
+        self.change(|shown| {
+            for mut pegout in pegouts {
+                let before = shown.pegouts.get(pegout.request_id());
+                let before = before.filter(|before| before.stage() == pegout.stage());
+                if let Some(trouble) = before.and_then(|before| before.trouble()) {
+                    Arc::make_mut(&mut pegout).set_trouble(trouble.to_owned());
+                }
+                shown.pegouts.insert(pegout.request_id().clone(), pegout);
             }
-        }
-        // The one actor that changes anything has waited here.
-        self.change(|known| known.before.clear());
-        Ok(())
+            shown.pauses = pauses.unwrap_or_else(|| std::mem::take(&mut shown.pauses));
+        });
     }
+
+    /// What keeps a peg-out from going on.
+    pub(super) fn show_trouble(&self, request_id: &RequestId, trouble: &str) {
+        self.change(|shown| {
+            if let Some(pegout) = shown.pegouts.get_mut(request_id) {
+                Arc::make_mut(pegout).set_trouble(trouble.to_owned());
+            }
+        });
+    }
+
+    /// These are found in the store from now on.
+    pub(super) fn let_go(&self, request_ids: &[RequestId]) {
+        let mut shown = self.lock();
+        for request_id in request_ids {
+            shown.pegouts.remove(request_id);
+        }
+    }
+
+    /// Leave to ask the stream once for a peg-out's signatures. None for one that is cancelled, or
+    /// has come to its end, or while the rows are being read: whoever asks is to end then, and is
+    /// sent again when there is need.
+    pub(super) async fn leave_to_ask(
+        &self,
+        request_id: &RequestId,
+    ) -> Option<RwLockReadGuard<'_, ()>> {
+        let leave = self.shared.asking.read().await;
+        let shown = self.lock();
+        let pegout = shown.pegouts.get(request_id).filter(|_| shown.loaded)?;
+        (!pegout.stage().is_cancelled()).then_some(leave)
+    }
+
+    /// Waits until nobody is asking any more who had leave to before this call: be it an errand of
+    /// a bridge that is dead, or one that a pause has cut off in the middle. Called when it is
+    /// durable, and shown, that a peg-out is being cancelled: nobody gets leave after that.
+    pub(super) async fn until_nobody_asks(&self) {
+        drop(self.shared.asking.write().await);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        // Each change is a few insertions: a panic leaves the rest whole.
+        let shown = self.shared.shown.lock();
+        shown.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Shown)) {
+        change(&mut self.lock());
+        self.shared.changed.send_modify(|revision| *revision += 1);
+    }
+}
+
+/// The federation that peg-outs begin with.
+fn active(federations: &Federations) -> Option<&Federation> {
+    let mut federations = federations.iter();
+    let active = federations.find(|(_, standing)| *standing == FederationStanding::Active);
+    active.map(|(federation, _)| federation)
+}
+
+pub(super) fn read_page(
+    snapshot: &dyn crate::storage::Snapshot,
+    before: Option<u64>,
+    limit: usize,
+) -> Result<PegoutPage, StoreError> {
+    let limit = limit.clamp(1, PegoutPage::MOST);
+    let rows = tables::newest_pegouts(snapshot, before, limit)?;
+    let is_full = rows.len() == limit;
+    let last = rows.last().map(|row| row.number);
+    Ok(PegoutPage {
+        pegouts: rows.into_iter().map(|row| Arc::new(row.pegout)).collect(),
+        next: last.filter(|last| is_full && *last > 1),
+    })
 }

@@ -170,6 +170,7 @@ impl Desk<'_> {
             dial,
             epoch,
             outbox_id: identity.outbox_id,
+            restored: false,
             ledger_id: identity.ledger_id,
             lanes: PerLane::from_fn(|lane| {
                 let lane = retained.lanes.get(lane).counters;

@@ -17,7 +17,7 @@ use crate::{
     health::StatusBoard,
     message::{
         CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PayloadHash, PeginNotification,
-        PerLane, Progress, RegistrationAck, RequestId,
+        PerLane, Progress, Recalled, RegistrationAck, RequestId,
     },
     pulse::Pulse,
     request::StandingReply,
@@ -203,12 +203,18 @@ pub(crate) struct Listed {
 }
 
 /// How the listed requests stand in governance's ledger.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Reconciled {
-    /// Those that it holds, open or settled.
+    /// Those that it holds, open or settled. With the end of the exchange.
     pub held: Vec<RequestId>,
-    /// Those that it holds open and that were not listed.
+    /// Those that it holds open and that were not listed. With the end of the exchange; none of a
+    /// restored store, to which they are recalled.
     pub unlisted: Vec<RequestId>,
+    /// For a restored store: the next part of what governance remembers of this node. It is
+    /// answered with [`ConnectionMessage::Recalled`] once it is committed.
+    pub recalled: Vec<Recalled>,
+    /// Whether more of that follows: the exchange, and what it holds up, is not over yet.
+    pub more: bool,
 }
 
 /// What a shutdown leaves behind in the store; a later start takes it up.
@@ -246,6 +252,8 @@ pub(crate) struct SessionFacts {
     pub epoch: u64,
     /// Names our record of messages.
     pub outbox_id: OutboxId,
+    /// Whether it is the journal of a restored store that has not reconciled yet.
+    pub restored: bool,
     /// Governance's ledger, if known.
     pub ledger_id: Option<LedgerId>,
     /// Each lane's record; the windows are the connection's to fill in.

@@ -409,6 +409,8 @@ impl World {
             federation_version: 1,
             node_id: "node".parse().expect("valid"),
             epoch: governance.epoch,
+            new_node: true,
+            recall_due: false,
         }
     }
 

@@ -7,8 +7,8 @@ use prost::bytes::Bytes;
 
 use crate::{
     message::{
-        BurnId, CancelReason, Lane, LedgerId, MessageId, Outcome, PayloadHash, RequestId,
-        TransactionType,
+        BurnId, CancelReason, Lane, LedgerId, MessageId, OccurrenceId, Outcome, PayloadHash,
+        RequestId, TransactionType,
     },
     proto,
     telemetry::TraceContext,
@@ -183,6 +183,8 @@ pub struct DeadLetter {
     pub sequence: u64,
     /// Its id.
     pub message_id: MessageId,
+    /// Names what it tells, if it said so.
+    pub occurrence_id: Option<OccurrenceId>,
     /// What it claimed to be, as on the wire.
     pub kind: i32,
     /// Its raw bytes.

@@ -183,7 +183,7 @@ pub(super) fn reconciled(
     reconciled: Reconciled,
     now: SystemTime,
 ) -> Vec<Record> {
-    let Reconciled { held, unlisted } = reconciled;
+    let Reconciled { held, unlisted, .. } = reconciled;
     let mut records = vec![Record::Reconciled { held }];
     let mut sequence = retained.lanes.get(Lane::Signing).counters.next_new;
     for request_id in unlisted {

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     message::{
-        BurnId, CancelReason, FailureCode, Lane, LedgerId, MessageId, OutboxId, Outcome, Progress,
-        wire,
+        BurnId, CancelReason, FailureCode, Lane, LedgerId, MessageId, OccurrenceId, OutboxId,
+        Outcome, Progress, wire,
     },
     proto,
     telemetry::TraceContext,
@@ -226,6 +226,8 @@ struct StoredDeadLetter {
     reason: String,
     #[prost(uint64, tag = "7")]
     at: u64,
+    #[prost(bytes = "vec", optional, tag = "8")]
+    occurrence_id: Option<Vec<u8>>,
 }
 
 const CANCEL_REASONS: [CancelReason; 2] = [CancelReason::Caller, CancelReason::Deadline];
@@ -570,6 +572,7 @@ impl From<&DeadLetter> for StoredDeadLetter {
             lane: proto::Lane::from(letter.lane).into(),
             sequence: letter.sequence,
             message_id: letter.message_id.to_bytes().to_vec(),
+            occurrence_id: letter.occurrence_id.map(|id| id.to_bytes().to_vec()),
             kind: letter.kind,
             payload: letter.payload.clone(),
             reason: letter.reason.clone(),
@@ -586,6 +589,11 @@ impl TryFrom<StoredDeadLetter> for DeadLetter {
             lane: lane(form.lane)?,
             sequence: form.sequence,
             message_id: MessageId::from_slice(&form.message_id).map_err(text)?,
+            occurrence_id: form
+                .occurrence_id
+                .map(|id| OccurrenceId::from_slice(&id))
+                .transpose()
+                .map_err(text)?,
             kind: form.kind,
             payload: form.payload,
             reason: form.reason,

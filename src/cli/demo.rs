@@ -13,10 +13,13 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use bitcoin::{Amount, Network, TxOut};
+use bitcoin::{Amount, Network, TxOut, Txid};
 use clap::Args;
 use governance_stream::{
-    bridge::{BridgeMessage, EmbeddedBitcoin, PegoutStage, check_consensus},
+    bridge::{
+        BridgeMessage, BridgeStore, EmbeddedBitcoin, Pegout, PegoutPage, PegoutStage,
+        check_consensus,
+    },
     chain::{ChainMessage, FederationPolicy},
     config::{BridgeConfig, Config, Features, FirstFederation, NodeConfig},
     http,
@@ -250,6 +253,7 @@ impl Demo {
         let latencies = watching.await?;
         let ledger = self.settled().await?;
         self.report(pegouts as usize, &ledger, &latencies, began.elapsed())
+            .await
     }
 
     /// Federation 1 becomes federation 2, at its height.
@@ -369,17 +373,22 @@ impl Demo {
         what: &str,
         wanted: impl Fn(&PegoutStage) -> bool,
     ) -> anyhow::Result<()> {
-        let mut changed = self.node.bridge_store.watch();
+        let store = &self.node.bridge_store;
+        let mut changed = store.watch();
         let arrived = async {
             loop {
-                let stages = self.node.bridge_store.stages();
-                for (request_id, stage) in &stages {
-                    if let PegoutStage::Failed(failure) = stage {
-                        anyhow::bail!("{request_id} failed: {failure}");
+                let open = store.open_pegouts();
+                // One that has come to its end is not among them.
+                if open.iter().all(|pegout| wanted(pegout.stage())) {
+                    let all = everyone(store).await?;
+                    for pegout in &all {
+                        if let PegoutStage::Failed(failure) = pegout.stage() {
+                            anyhow::bail!("{} failed: {failure}", pegout.request_id());
+                        }
                     }
-                }
-                if stages.iter().filter(|(_, stage)| wanted(stage)).count() >= pegouts {
-                    return Ok(());
+                    if all.iter().filter(|pegout| wanted(pegout.stage())).count() >= pegouts {
+                        return Ok(());
+                    }
                 }
                 changed.changed().await?;
             }
@@ -408,28 +417,29 @@ impl Demo {
             .map_err(|ledger| anyhow::anyhow!("governance never {what}: {ledger:#?}"))
     }
 
-    fn report(
+    async fn report(
         &self,
         requested: usize,
         ledger: &LedgerView,
         latencies: &[Duration],
         elapsed: Duration,
     ) -> anyhow::Result<Report> {
-        let pegouts = self.node.bridge_store.pegouts();
+        let pegouts = everyone(&self.node.bridge_store).await?;
         let completed = pegouts
             .iter()
             .filter(|p| matches!(p.stage(), PegoutStage::Completed { .. }))
             .count();
         // Not what the bridge says of itself, but what the network was handed.
-        let spent: BTreeMap<_, Vec<TxOut>> = pegouts
-            .iter()
-            .map(|pegout| {
-                (
-                    pegout.request().txid(),
-                    pegout.request().spent_outputs().cloned().collect(),
-                )
-            })
-            .collect();
+        let mut spent: BTreeMap<Txid, Vec<TxOut>> = BTreeMap::new();
+        for pegout in &pegouts {
+            let federation = federation(&self.simulator, pegout.federation_version())?;
+            let script_pubkey = federation.address.script_pubkey();
+            let coins = pegout.coins().iter().map(|(_, value)| TxOut {
+                value: *value,
+                script_pubkey: script_pubkey.clone(),
+            });
+            spent.insert(pegout.txid(), coins.collect());
+        }
         let verified = |transaction: &&bitcoin::Transaction| {
             spent
                 .get(&transaction.compute_txid())
@@ -465,28 +475,41 @@ impl Demo {
 }
 
 /// Notes how long each peg-out takes to the network, and shows it; sorted, when all are there.
-async fn watch_latency(store: governance_stream::bridge::BridgeStore, show: Show) -> Vec<Duration> {
+async fn watch_latency(store: BridgeStore, show: Show) -> Vec<Duration> {
     let mut changed = store.watch();
     let mut began: BTreeMap<RequestId, Instant> = BTreeMap::new();
     let mut took: BTreeMap<RequestId, Duration> = BTreeMap::new();
     loop {
         changed.mark_unchanged();
-        for (id, stage) in store.stages() {
+        // Nothing is completed before all are on the network: they are all open.
+        for pegout in store.open_pegouts() {
+            let id = pegout.request_id();
             let since = began
                 .entry(id.clone())
                 .or_insert_with(Instant::now)
                 .elapsed();
-            if stage.is_on_network() && !took.contains_key(&id) {
-                if let Some(pegout) = store.pegout(&id) {
-                    show.broadcast(&pegout);
-                }
-                took.insert(id, since);
+            if pegout.stage().is_on_network() && !took.contains_key(id) {
+                show.broadcast(&pegout);
+                took.insert(id.clone(), since);
             }
         }
         if took.len() >= show.pegouts || changed.changed().await.is_err() {
             let mut sorted: Vec<Duration> = took.into_values().collect();
             sorted.sort_unstable();
             return sorted;
+        }
+    }
+}
+
+/// Every peg-out, whatever has become of it.
+async fn everyone(store: &BridgeStore) -> anyhow::Result<Vec<Arc<Pegout>>> {
+    let (mut all, mut before) = (Vec::new(), None);
+    loop {
+        let page = store.pegouts(before, PegoutPage::MOST).await?;
+        all.extend(page.pegouts);
+        match page.next {
+            Some(next) => before = Some(next),
+            None => return Ok(all),
         }
     }
 }

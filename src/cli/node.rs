@@ -71,15 +71,11 @@ impl Node {
         let first = first_federation(&config.node, &federation)?;
         let owner = owner(&config.node, &federation)?;
         let schedule = Schedule::new(first, config.node.chain_id.clone(), policy);
-        let (store, bridge_store) = match &data_dir {
-            Some(directory) => {
-                // It takes the directory: nobody else has the other files either.
-                let store = open_store(directory.clone(), owner, init).await?;
-                let bridge_store = BridgeStore::open(directory.join("bridge.redb"))?;
-                (store, bridge_store)
-            }
-            None => (Store::in_memory(), BridgeStore::new()),
+        let store = match &data_dir {
+            Some(directory) => open_store(directory.clone(), owner, init).await?,
+            None => Store::in_memory(),
         };
+        let bridge_store = BridgeStore::new(store.clone());
         let chain_store = ChainStore::open(&store, schedule).await?;
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use bitcoin::OutPoint;
 use clap::{Args, Subcommand};
-use governance_stream::{history::PeginNotice, message::PeginStatus, storage::StoreError};
+use governance_stream::{
+    bridge::find_pegin, history::PeginNotice, message::PeginStatus, storage::StoreError,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -86,21 +87,19 @@ pub(super) fn list(shelf: &Shelf<'_>, which: Which, part: Part) -> Result<Value,
         Which::All | Which::Answered => next(history.answered_pegins(part.page())?),
     };
     notices.extend(answered);
+    // A node whose bridge is another one has nothing there.
     let mut pegins = Vec::new();
     for notice in &notices {
-        pegins.push(shown(notice, at_bridge(shelf, &notice.outpoint)?.as_ref()));
+        pegins.push(shown(
+            notice,
+            find_pegin(shelf.snapshot, &notice.outpoint)?.as_ref(),
+        ));
     }
     Ok(json!({
         "pegins": pegins,
         "more": next_open.is_some() || next_answered.is_some(),
         "next_before": { "open": next_open, "answered": next_answered },
     }))
-}
-
-/// What governance said to the deposit, as this crate's bridge has it in the store. Nothing for a
-/// node whose bridge is another one.
-fn at_bridge(_: &Shelf<'_>, _: &OutPoint) -> Result<Option<PeginStatus>, StoreError> {
-    Ok(None)
 }
 
 fn shown(notice: &PeginNotice, status: Option<&PeginStatus>) -> Value {

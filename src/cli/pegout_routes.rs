@@ -1,17 +1,20 @@
 //! Peg-outs on the operator's socket: begun, shown, stopped and taken up again.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{Path as UrlPath, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     routing::{get, post},
 };
 use bitcoin::{Address, Amount, Psbt, Txid, address::NetworkUnchecked, hex::DisplayHex as _};
 use governance_stream::{
     StreamError,
-    bridge::{BridgeMessage, CancelAnswer, Pegout, PegoutFailure, PegoutStage},
+    bridge::{
+        BridgeMessage, CancelAnswer, PausedBy, Pegout, PegoutFailure, PegoutPage, PegoutRefusal,
+        PegoutStage,
+    },
     message::{
         BurnId, PegoutBinding, RequestId, SignatureRequest, SignatureRequestParts, TransactionType,
     },
@@ -22,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::Span;
 
-use super::socket::{Operated, POLL, Refusal, Reply, id};
+use super::socket::{Operated, POLL, Refusal, Reply, id, parameter};
 
 /// How long the bridge may take to record something.
 const BRIDGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -83,8 +86,10 @@ async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) 
         span: Span::current(),
         reply,
     };
-    if let Err(refusal) = operated.ask_bridge(initiate).await? {
-        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, refusal));
+    match operated.ask_bridge(initiate).await? {
+        Ok(()) => {}
+        Err(PegoutRefusal::AskAgain(busy)) => return Err(busy.into()),
+        Err(refusal) => return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, refusal)),
     }
     let pegout = operated.word_on(&request_id).await?;
     if let PegoutStage::Failed(PegoutFailure::NotAccepted(reason)) = pegout.stage() {
@@ -97,21 +102,24 @@ async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) 
     Ok(Json(shown))
 }
 
-async fn pegouts(State(operated): State<Operated>) -> Json<Value> {
-    let pegouts = operated.bridge_store.pegouts();
-    let pegouts: Vec<Value> = pegouts
-        .iter()
-        .map(|pegout| operated.shown(pegout))
-        .collect();
-    let paused_by = operated.bridge_store.paused_by();
-    Json(json!({
-        "paused_by": paused_by.map(|by| by.to_string()),
-        "pegouts": pegouts,
-    }))
+/// The newest first: those `before` a number (`next` of the page before), `limit` of them.
+async fn pegouts(State(operated): State<Operated>, uri: Uri) -> Reply {
+    let (before, limit) = (parameter(&uri, "before")?, parameter(&uri, "limit")?);
+    let limit = limit.unwrap_or(PegoutPage::MOST);
+    let page = operated.bridge_store.pegouts(before, limit).await?;
+    let pegouts = page.pegouts.iter().map(|pegout| operated.shown(pegout));
+    let open = operated.bridge_store.open_pegouts();
+    let open = open.iter().filter(|pegout| !operated.has_ended(pegout));
+    Ok(Json(json!({
+        "paused_by": operated.paused_by(),
+        "open": open.count(),
+        "pegouts": pegouts.collect::<Vec<Value>>(),
+        "next": page.next,
+    })))
 }
 
 async fn one(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
-    let pegout = operated.find(&id(&text)?)?;
+    let pegout = operated.find(&id(&text)?).await?;
     Ok(Json(operated.shown(&pegout)))
 }
 
@@ -124,7 +132,7 @@ async fn after(
     let mut changed = operated.bridge_store.watch();
     let news = async {
         loop {
-            let pegout = operated.find(&request_id)?;
+            let pegout = operated.find(&request_id).await?;
             if state(pegout.stage()) != known || changed.changed().await.is_err() {
                 return Ok::<_, Refusal>(pegout);
             }
@@ -132,7 +140,7 @@ async fn after(
     };
     let pegout = match timeout(POLL, news).await {
         Ok(pegout) => pegout?,
-        Err(_) => operated.find(&request_id)?,
+        Err(_) => operated.find(&request_id).await?,
     };
     Ok(Json(operated.shown(&pegout)))
 }
@@ -201,19 +209,35 @@ impl Operated {
 
     async fn set_paused(&self, paused: bool) -> Reply {
         let set = |reply| BridgeMessage::SetPaused { paused, reply };
-        if let Err(reason) = self.ask_bridge(set).await? {
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
-        }
-        let paused_by = self.bridge_store.paused_by();
-        let paused_by = paused_by.map(|by| by.to_string());
-        Ok(Json(json!({ "paused_by": paused_by })))
+        self.ask_bridge(set).await??;
+        Ok(Json(json!({ "paused_by": self.paused_by() })))
     }
 
-    fn find(&self, request_id: &RequestId) -> Result<Pegout, Refusal> {
-        self.bridge_store.pegout(request_id).ok_or_else(|| {
+    /// Who has paused peg-outs, in words.
+    fn paused_by(&self) -> Option<String> {
+        let by = self.bridge_store.paused_by();
+        let by: Vec<String> = by.iter().map(PausedBy::to_string).collect();
+        (!by.is_empty()).then(|| by.join(" and "))
+    }
+
+    async fn find(&self, request_id: &RequestId) -> Result<Arc<Pegout>, Refusal> {
+        let found = self.bridge_store.pegout(request_id).await?;
+        found.ok_or_else(|| {
             let unknown = format!("no peg-out of this node is {request_id}");
             Refusal::new(StatusCode::NOT_FOUND, unknown)
         })
+    }
+
+    /// Whether nothing more of a peg-out is to be seen from here.
+    fn has_ended(&self, pegout: &Pegout) -> bool {
+        let stage = pegout.stage();
+        let failed = matches!(stage, PegoutStage::Failed(_));
+        stage.is_over() || failed || self.has_succeeded(pegout)
+    }
+
+    fn has_succeeded(&self, pegout: &Pegout) -> bool {
+        let stage = pegout.stage();
+        matches!(stage, PegoutStage::Completed { .. }) || (!self.follows && stage.is_on_network())
     }
 
     /// Ends a peg-out that the bridge has and the stream may not. Nothing when that is the stream's
@@ -228,11 +252,8 @@ impl Operated {
                 PegoutStage::Requested | PegoutStage::Cancelling | PegoutStage::Cancelled
             )
         };
-        if !self
-            .bridge_store
-            .pegout(request_id)
-            .is_some_and(|pegout| waits(&pegout))
-        {
+        let pegout = self.bridge_store.pegout(request_id).await?;
+        if !pegout.is_some_and(|pegout| waits(&pegout)) {
             return Ok(None);
         }
         let cancel = |reply| BridgeMessage::CancelPegout {
@@ -249,18 +270,18 @@ impl Operated {
                 Ok(Some(shown))
             }
             Ok(CancelAnswer::AtStream | CancelAnswer::Unknown) => Ok(None),
-            Err(reason) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)),
+            Err(busy) => Err(busy.into()),
         }
     }
 
     /// The peg-out once the stream has said something to it, or something is in its way.
-    async fn word_on(&self, request_id: &RequestId) -> Result<Pegout, Refusal> {
+    async fn word_on(&self, request_id: &RequestId) -> Result<Arc<Pegout>, Refusal> {
         let mut changed = self.bridge_store.watch();
         let word = async {
             loop {
-                let pegout = self.find(request_id)?;
+                let pegout = self.find(request_id).await?;
                 let waits = match pegout.stage() {
-                    PegoutStage::Requested => self.bridge_store.paused_by().is_none(),
+                    PegoutStage::Requested => self.bridge_store.paused_by().is_empty(),
                     stage => *stage == PegoutStage::Cancelling,
                 } && pegout.trouble().is_none();
                 if !waits || changed.changed().await.is_err() {
@@ -270,14 +291,14 @@ impl Operated {
         };
         match timeout(WORD, word).await {
             Ok(pegout) => pegout,
-            Err(_) => self.find(request_id),
+            Err(_) => self.find(request_id).await,
         }
     }
 
     fn shown(&self, pegout: &Pegout) -> Value {
         let stage = pegout.stage();
         let store = &self.bridge_store;
-        let (collected, required) = match store.signature_standing(pegout.request_id()) {
+        let (collected, required) = match store.signature_standing(pegout) {
             Some(standing) => {
                 let counts = standing.inputs.iter().map(|(_, keys)| keys.len());
                 (counts.min(), Some(standing.required))
@@ -288,35 +309,26 @@ impl Operated {
             PegoutStage::Confirmed { place, .. } | PegoutStage::Completed { place } => Some(place),
             _ => None,
         };
-        let over = matches!(
-            stage,
-            PegoutStage::Completed { .. }
-                | PegoutStage::Cancelled
-                | PegoutStage::Failed(_)
-                | PegoutStage::Superseded { .. }
-        );
-        let succeeded = matches!(stage, PegoutStage::Completed { .. })
-            || (!self.follows && stage.is_on_network());
         let burns: Vec<String> = pegout.burns().map(|burn| burn.to_string()).collect();
-        let paid = pegout.request().burns().iter();
+        let paid = pegout.payments().iter();
         let paid: u64 = paid.map(|burn| burn.amount.to_sat()).sum();
         let waits = matches!(stage, PegoutStage::Requested | PegoutStage::Signed);
-        let paused = store.paused_by().filter(|_| waits);
+        let paused = self.paused_by().filter(|_| waits);
         json!({
             "request_id": pegout.request_id(),
             "state": state(stage),
             "text": words(stage),
-            "ended": over || succeeded,
-            "succeeded": succeeded,
-            "txid": pegout.request().txid(),
+            "ended": self.has_ended(pegout),
+            "succeeded": self.has_succeeded(pegout),
+            "txid": pegout.txid(),
             "burns": burns,
             "paid_sat": paid,
-            "federation_version": pegout.request().federation_version(),
+            "federation_version": pegout.federation_version(),
             "signatures": { "collected": collected, "required": required },
             "block": place.map(|place| place.block),
             "height": place.map(|place| place.height),
             "trouble": pegout.trouble(),
-            "paused_by": paused.map(|by| by.to_string()),
+            "paused_by": paused,
         })
     }
 

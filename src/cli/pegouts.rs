@@ -15,6 +15,12 @@ pub(super) struct PegoutsArgs {
     command: Option<PegoutsCommand>,
     #[command(flatten)]
     node: NodeArgs,
+    /// At most so many, the newest first.
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+    /// Only older ones than a list before, which says where the next one begins.
+    #[arg(long, value_name = "NUMBER")]
+    before: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,7 +52,10 @@ struct SureArgs {
 pub(super) async fn run(args: PegoutsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         None => {
-            let listed = args.node.get("/pegouts").await?;
+            let before = args.before.map(|number| format!("&before={number}"));
+            let (limit, before) = (args.limit, before.unwrap_or_default());
+            let path = format!("/pegouts?limit={limit}{before}");
+            let listed = args.node.get(&path).await?;
             out::show(args.node.json, &listed, || table(&listed));
         }
         Some(PegoutsCommand::Show { node, request_id }) => {
@@ -61,9 +70,9 @@ pub(super) async fn run(args: PegoutsArgs) -> anyhow::Result<ExitCode> {
 
 async fn set(args: SureArgs, path: &str, what: &str) -> anyhow::Result<()> {
     if !args.yes {
-        let listed = args.node.get("/pegouts").await?;
-        let open = pegouts(&listed).filter(|pegout| pegout.get("ended") != Some(&true.into()));
-        let (open, standing) = (open.count(), standing(&listed));
+        let listed = args.node.get("/pegouts?limit=1").await?;
+        let open = listed.get("open").and_then(Value::as_u64);
+        let (open, standing) = (open.unwrap_or_default(), standing(&listed));
         let unconfirmed = format!(
             "{standing}, and {open} have not come to their end. To {what} them, repeat with --yes"
         );
@@ -95,6 +104,9 @@ fn table(listed: &Value) -> String {
     }
     if listed.get("paused_by").is_some_and(Value::is_string) {
         lines.insert(0, standing(listed));
+    }
+    if let Some(next) = listed.get("next").and_then(Value::as_u64) {
+        lines.push(format!("older ones: --before {next}"));
     }
     lines.join("\n")
 }

@@ -6,23 +6,25 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
 use axum::{
     Json, Router,
     extract::{Path as UrlPath, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bitcoin::{Amount, OutPoint};
 use governance_stream::{
     ConnectionPhase, GovernanceStream, RequestStanding, Retry, StreamError,
-    bridge::BridgeStore,
+    bridge::{AskAgain, BridgeStore},
     chain::ChainStore,
     config::{ConfigFault, Endpoint, NodeConfig},
     message::{EvmAddress, InvalidMessage, PeginNotification, RequestId},
+    storage::StoreError,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -147,6 +149,14 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// It may be asked again at once.
+    fn again(error: impl ToString) -> Self {
+        let refusal = json!({ "error": error.to_string(), "retry": "now" });
+        Self(StatusCode::SERVICE_UNAVAILABLE, refusal)
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.0, Json(self.1)).into_response()
@@ -180,6 +190,18 @@ impl From<StreamError> for Refusal {
 impl From<InvalidMessage> for Refusal {
     fn from(invalid: InvalidMessage) -> Self {
         Self::new(StatusCode::BAD_REQUEST, invalid)
+    }
+}
+
+impl From<AskAgain> for Refusal {
+    fn from(busy: AskAgain) -> Self {
+        Self::again(busy)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::again(error)
     }
 }
 
@@ -248,14 +270,32 @@ async fn pegin(State(operated): State<Operated>, Json(form): Json<PeginForm>) ->
     })))
 }
 
-async fn pegins(State(operated): State<Operated>) -> Json<Value> {
-    let answered = operated.bridge_store.pegins();
-    let answered: Vec<String> = answered.iter().map(ToString::to_string).collect();
-    Json(json!({ "answered": answered }))
+/// Answered deposits that are listed at once.
+const PEGINS: usize = 10_000;
+
+/// A parameter behind the path's question mark; nothing when it is not there.
+pub(super) fn parameter<T: FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, Refusal> {
+    let mut parameters = uri.query().unwrap_or_default().split('&');
+    let value = parameters.find_map(|parameter| parameter.strip_prefix(name)?.strip_prefix('='));
+    let parsed = value.map(|value| {
+        let invalid = || format!("{name}: {value:?} is none");
+        let parsed = value.parse::<T>();
+        parsed.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, invalid()))
+    });
+    parsed.transpose()
 }
 
-async fn deliveries(State(operated): State<Operated>) -> Json<Value> {
-    let deliveries = operated.bridge_store.deliveries().into_iter();
+/// `after` an outpoint, `limit` of them.
+async fn pegins(State(operated): State<Operated>, uri: Uri) -> Reply {
+    let (after, limit) = (parameter(&uri, "after")?, parameter(&uri, "limit")?);
+    let limit = limit.unwrap_or(PEGINS).min(PEGINS);
+    let answered = operated.bridge_store.pegins(after, limit).await?;
+    let answered: Vec<String> = answered.iter().map(ToString::to_string).collect();
+    Ok(Json(json!({ "answered": answered })))
+}
+
+async fn deliveries(State(operated): State<Operated>) -> Reply {
+    let deliveries = operated.bridge_store.deliveries().await?.into_iter();
     let deliveries = deliveries.map(|(lane, sequence, message_id, times)| {
         json!({
             "lane": lane,
@@ -264,7 +304,7 @@ async fn deliveries(State(operated): State<Operated>) -> Json<Value> {
             "times": times,
         })
     });
-    Json(Value::Array(deliveries.collect()))
+    Ok(Json(Value::Array(deliveries.collect())))
 }
 
 async fn connect(State(operated): State<Operated>, Json(form): Json<ConnectForm>) -> Reply {

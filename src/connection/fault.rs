@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tonic::Code;
 
+use super::line::Registered;
 use crate::{
     buffer::ResumeFault,
     config::ConfigFault,
-    message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane},
+    message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane, OutboxId},
 };
 
 /// Why an attempt or a session ended.
@@ -73,6 +74,32 @@ pub enum SessionFault {
     /// Governance broke the protocol.
     #[error("governance broke the protocol: {0}")]
     Protocol(String),
+    /// Governance knows this node, and not this store of it.
+    #[error(
+        "governance knows this node by another store than {outbox_id}: this one is new or restored, and may lack what was signed; have governance's operator permit {outbox_id}, then treat it as a restored one"
+    )]
+    StoreLost {
+        /// Names our store; what governance's operator permits.
+        outbox_id: OutboxId,
+    },
+    /// Governance's operator permitted a later store of this node.
+    #[error(
+        "governance's operator permitted a later store of this node than {outbox_id}, which is never served again; take it out of use"
+    )]
+    Retired {
+        /// Names our store.
+        outbox_id: OutboxId,
+    },
+    /// Governance has seen more of our store than it knows of itself.
+    #[error(
+        "this store is in epoch {ours}, and governance saw epoch {highest} of it: it is an older copy, or another instance runs on one; restore it in place, and never only raise its epoch"
+    )]
+    RolledBack {
+        /// The epoch that we registered with.
+        ours: u64,
+        /// The highest epoch that governance saw.
+        highest: u64,
+    },
     /// The two records do not fit.
     #[error("{0}")]
     Resume(ResumeFault),
@@ -93,6 +120,15 @@ pub enum SessionFault {
     /// Nothing has been tried yet.
     #[error("the first attempt is about to be made")]
     Starting,
+}
+
+/// When governance says that it refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Instead of accepting a registration.
+    Registering,
+    /// After it has accepted one.
+    Live,
 }
 
 /// What is done about a fault.
@@ -124,6 +160,33 @@ pub(super) enum Blame {
 }
 
 impl SessionFault {
+    /// What governance's refusal of a registration, or of the session that followed, means for a
+    /// store that came as `registered`.
+    pub(super) fn refused(
+        error: GovernanceError,
+        registered: Option<Registered>,
+        phase: Phase,
+    ) -> Self {
+        use GovernanceErrorCode::{Fenced, OutboxRetired, UnknownOutbox};
+        let Some(Registered {
+            epoch: ours,
+            outbox_id,
+            ..
+        }) = registered
+        else {
+            return Self::Refused(error);
+        };
+        match (error.code, error.highest_epoch) {
+            (UnknownOutbox, _) => Self::StoreLost { outbox_id },
+            (OutboxRetired, _) => Self::Retired { outbox_id },
+            // In the middle of a session a higher epoch is that of whoever took over.
+            (Fenced, Some(highest)) if phase == Phase::Registering && highest >= ours => {
+                Self::RolledBack { ours, highest }
+            }
+            _ => Self::Refused(error),
+        }
+    }
+
     /// What is done about it.
     pub(super) fn remedy(&self) -> Remedy {
         match self {
@@ -137,9 +200,9 @@ impl SessionFault {
                 GovernanceErrorCode::Unauthenticated | GovernanceErrorCode::PermissionDenied => {
                     Remedy::Slowly
                 }
-                GovernanceErrorCode::Fenced | GovernanceErrorCode::UnknownOutbox => {
-                    Remedy::Quarantine
-                }
+                GovernanceErrorCode::Fenced
+                | GovernanceErrorCode::UnknownOutbox
+                | GovernanceErrorCode::OutboxRetired => Remedy::Quarantine,
                 GovernanceErrorCode::UnsupportedVersion | GovernanceErrorCode::WrongChain => {
                     Remedy::GiveUp
                 }
@@ -149,7 +212,10 @@ impl SessionFault {
             Self::Resume(ResumeFault::Behind { .. } | ResumeFault::LedgerChanged) => {
                 Remedy::Elsewhere
             }
-            Self::Resume(ResumeFault::Forked { .. } | ResumeFault::RolledBack { .. }) => {
+            Self::StoreLost { .. }
+            | Self::Retired { .. }
+            | Self::RolledBack { .. }
+            | Self::Resume(ResumeFault::Forked { .. } | ResumeFault::RolledBack { .. }) => {
                 Remedy::Quarantine
             }
             Self::Unreachable(_)
@@ -174,6 +240,9 @@ impl SessionFault {
             Self::Journal
             | Self::Buffer { .. }
             | Self::Starting
+            | Self::StoreLost { .. }
+            | Self::Retired { .. }
+            | Self::RolledBack { .. }
             | Self::Resume(ResumeFault::Adopted) => Blame::Ourselves,
             // It has been given its time already.
             Self::TooSlow { .. }
@@ -225,6 +294,9 @@ impl SessionFault {
             Self::Stalled { .. } => "stalled",
             Self::Protocol(_) => "protocol",
             Self::Excess(_) => "excess",
+            Self::StoreLost { .. } => "store_lost",
+            Self::Retired { .. } => "outbox_retired",
+            Self::RolledBack { .. } => "store_rolled_back",
             Self::Resume(_) => "resume",
             Self::Journal => "journal",
             Self::Congested(_) => "congested",

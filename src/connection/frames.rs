@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use prost::Message as _;
+use prost::{Message as _, bytes::Bytes};
 
 use crate::{
     buffer::Outgoing,
@@ -58,6 +58,7 @@ fn to_wire(Outgoing { entry, redelivered }: Outgoing, now: SystemTime) -> proto:
             .unwrap_or_default(),
         kind: entry.kind.into(),
         payload: entry.payload,
+        occurrence_id: Bytes::new(),
     }
 }
 
@@ -68,8 +69,6 @@ fn lane(lane: Lane) -> i32 {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use prost::bytes::Bytes;
 
     use super::*;
     use crate::{

@@ -9,14 +9,15 @@ use tracing::warn;
 
 use super::{
     ConnectionMessage, ConnectionState, Generation, REDELIVERY_DEADLINE, SessionFault,
-    reconcile::Progress,
+    fault::Phase,
+    line::Registered,
     session::InboundFrame,
     state::{Event, ImpossibleEvent, State},
 };
 use crate::{
     buffer::{BufferMessage, HandledMessage, record::DeadLetter},
     message::{GovernanceError, GovernanceErrorCode, Lane, RegistrationAck, wire},
-    proto::{self, stream_request, stream_response::Control},
+    proto::{self, stream_response::Control},
     routing::{Arrival, Report, Router},
 };
 
@@ -56,7 +57,7 @@ impl ConnectionState {
         let ack = match frame.control {
             Some(Control::RegistrationAck(ack)) => ack,
             Some(Control::Error(error)) => {
-                return self.end(dial, SessionFault::Refused(GovernanceError::from(error)));
+                return self.refused(dial, GovernanceError::from(error), Phase::Registering);
             }
             _ => {
                 let fault = "a frame came before the answer to the registration".to_owned();
@@ -82,12 +83,43 @@ impl ConnectionState {
             );
             return self.end(dial, SessionFault::Protocol(fault));
         }
+        if let Some(fault) = self.misjudged(&ack) {
+            return self.end(dial, fault);
+        }
         if let Some(line) = self.lines.current_mut() {
             line.limits = ack.limits.clone();
         }
         let interval = ack.heartbeat_interval;
         self.ack = Some(ack);
         self.happen(Event::Registered { dial, interval })
+    }
+
+    /// Why a store may not go on that governance takes for another kind than it takes itself for.
+    fn misjudged(&self, ack: &RegistrationAck) -> Option<SessionFault> {
+        let Registered {
+            outbox_id,
+            restored,
+            ..
+        } = self.lines.current()?.registration?;
+        match (restored, ack.recall_due) {
+            // It may lack what was signed: an operator has it treated as a restored one.
+            (false, true) => Some(SessionFault::StoreLost { outbox_id }),
+            (true, false) => {
+                let fault = "a restored store was accepted as one that is not";
+                Some(SessionFault::Protocol(fault.to_owned()))
+            }
+            _ => None,
+        }
+    }
+
+    fn refused(
+        &mut self,
+        dial: u64,
+        error: GovernanceError,
+        phase: Phase,
+    ) -> Result<(), ImpossibleEvent> {
+        let registered = self.lines.current().and_then(|line| line.registration);
+        self.end(dial, SessionFault::refused(error, registered, phase))
     }
 
     /// What came before the two records were found to fit.
@@ -219,27 +251,8 @@ impl ConnectionState {
                 let fault = "the registration was answered twice".to_owned();
                 self.end(dial, SessionFault::Protocol(fault))
             }
-            Control::ReconcileResponse(answer) => {
-                let unasked = || "a reconciliation that was not asked for".to_owned();
-                let exchange = self.reconciliation.as_mut().ok_or_else(unasked);
-                match exchange.and_then(|exchange| exchange.answered(answer)) {
-                    Ok(Progress::Next(page)) => {
-                        self.send_control(stream_request::Control::Reconcile(page))
-                    }
-                    Ok(Progress::Done(reconciled)) => {
-                        self.reconciliation = None;
-                        let reconciled = Box::new(reconciled);
-                        if let Some(epoch) = self.lines.epoch_of(dial) {
-                            self.tell_buffer(BufferMessage::Reconciled { epoch, reconciled });
-                        }
-                        Ok(())
-                    }
-                    Err(fault) => {
-                        let fault = format!("reconcile_response: {fault}");
-                        self.end(dial, SessionFault::Protocol(fault))
-                    }
-                }
-            }
+            Control::ReconcileResponse(answer) => self.reconciliation_answered(dial, answer),
+            Control::RecallPage(page) => self.recall_told(dial, page),
         }
     }
 
@@ -262,7 +275,7 @@ impl ConnectionState {
     ) -> Result<(), ImpossibleEvent> {
         self.args.metrics.record_governance_error(error.code.name());
         if error.code.ends_session() {
-            return self.end(dial, SessionFault::Refused(error));
+            return self.refused(dial, error, Phase::Live);
         }
         if error.code == GovernanceErrorCode::RateLimited
             && let Some(epoch) = self.lines.epoch_of(dial)

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{ConnectionConfig, Endpoint},
-    message::Limits,
+    message::{Limits, OutboxId},
     pace::Pace,
     proto,
 };
@@ -27,12 +27,21 @@ use crate::{
 /// What a peer may send of frames without news after a rest.
 const IDLE_BURST: Duration = Duration::from_secs(1);
 
+/// What a registration says of the store behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Registered {
+    pub epoch: u64,
+    pub outbox_id: OutboxId,
+    /// Whether it has yet to reconcile as a restored one.
+    pub restored: bool,
+}
+
 /// The connection's end of one session, from its dial on.
 #[derive(Debug)]
 pub(super) struct Line {
     pub dial: u64,
-    /// Names it for buffer and governance, from its registration on.
-    pub epoch: Option<u64>,
+    /// As what it was registered.
+    pub registration: Option<Registered>,
     /// To the transport; dropped for our half of the goodbye.
     pub frames: Option<mpsc::Sender<proto::StreamRequest>>,
     /// Lets the session's task register.
@@ -59,7 +68,7 @@ impl Line {
         let (registered, registers) = oneshot::channel();
         let line = Self {
             dial,
-            epoch: None,
+            registration: None,
             frames: Some(frames),
             registered: Some(registered),
             limits: Limits::default(),
@@ -84,6 +93,11 @@ impl Line {
     pub(super) fn read_by(mut self, reader: AbortHandle) -> Self {
         self.reader = Some(reader);
         self
+    }
+
+    /// Names it for buffer and governance, from its registration on.
+    fn epoch(&self) -> Option<u64> {
+        self.registration.map(|registered| registered.epoch)
     }
 
     /// Counts a frame that brought nothing new; whether governance may send so many.
@@ -159,7 +173,7 @@ impl Lines {
         // The line that was being opened to take over goes on alone.
         self.current = self.next.take();
         let handing_over = self.handing_over.take().map(|(cause, _)| cause);
-        (line.epoch, handing_over)
+        (line.epoch(), handing_over)
     }
 
     /// A line that was opened: with what.
@@ -183,13 +197,13 @@ impl Lines {
     /// The dial of the session in use, if it is of this epoch.
     pub(super) fn dial_of(&self, epoch: u64) -> Option<u64> {
         let line = self.current.as_ref();
-        line.filter(|line| line.epoch == Some(epoch))
+        line.filter(|line| line.epoch() == Some(epoch))
             .map(|line| line.dial)
     }
 
     /// The other way round.
     pub(super) fn epoch_of(&self, dial: u64) -> Option<u64> {
         let line = self.current.as_ref().filter(|line| line.dial == dial);
-        line.and_then(|line| line.epoch)
+        line.and_then(Line::epoch)
     }
 }

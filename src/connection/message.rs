@@ -48,8 +48,15 @@ pub(crate) enum ConnectionMessage {
     SessionJudged { epoch: u64 },
     /// The two records do not fit.
     SessionRefused { epoch: u64, fault: ResumeFault },
-    /// Governance's ledger was adopted: ask it how these open requests stand there.
+    /// Governance's ledger was adopted, or our store restored: ask it how these open requests stand
+    /// there, and then, for a restored store, what else it remembers of this node.
     Reconcile { epoch: u64, listed: Vec<Listed> },
+    /// What was recalled so far is committed.
+    #[expect(
+        dead_code,
+        reason = "the buffer says it once it takes in what is recalled"
+    )]
+    Recalled { epoch: u64 },
     /// The journal has failed: the session rests on what may not be there.
     StoreFailed { epoch: u64 },
     /// Governance acknowledged what was never sent.

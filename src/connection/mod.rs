@@ -20,7 +20,9 @@ mod machine;
 mod message;
 mod outbound;
 mod probe;
+mod recall;
 mod reconcile;
+mod reconciling;
 mod session;
 mod state;
 mod witness;
@@ -52,7 +54,6 @@ use crate::{
     health::{ConnectionChange, ConnectionPhase, EndpointStatus, StatusBoard},
     message::RegistrationAck,
     owned::owned,
-    proto::stream_request::Control,
     routing::{Acknowledgements, Router, Subscribers},
     stream::SharedVersion,
     telemetry::Metrics,
@@ -247,12 +248,9 @@ impl ConnectionState {
                 self.end_epoch(epoch, SessionFault::Resume(fault))?;
             }
             ConnectionMessage::Reconcile { epoch, listed } => {
-                if self.live_dial_of(epoch).is_some() {
-                    let (reconciliation, page) = Reconciliation::new(&listed);
-                    self.reconciliation = Some(reconciliation);
-                    self.send_control(Control::Reconcile(page))?;
-                }
+                self.reconcile(epoch, &listed)?;
             }
+            ConnectionMessage::Recalled { epoch } => self.recalled(epoch)?,
             ConnectionMessage::StoreFailed { epoch } => {
                 self.end_epoch(epoch, SessionFault::Journal)?;
             }
@@ -312,6 +310,7 @@ impl ConnectionState {
             ConnectionMessage::TimerFired => {
                 self.timer_due = None;
                 self.happen(Event::DeadlineReached)?;
+                self.end_stalled_reconciliation()?;
                 self.advance_deliveries();
                 self.acknowledge_if_due()?;
             }
@@ -586,7 +585,13 @@ impl ConnectionState {
         let deliveries = self.router.as_ref().and_then(Router::deadline);
         let live = self.machine.state().live();
         let acknowledgements = live.and_then(|_| self.acknowledgements.deadline());
-        let due = [self.machine.deadline(now), deliveries, acknowledgements];
+        let reconciliation = live.and(self.reconciliation_deadline());
+        let due = [
+            self.machine.deadline(now),
+            deliveries,
+            acknowledgements,
+            reconciliation,
+        ];
         let Some(due) = due.into_iter().flatten().min() else {
             return;
         };

@@ -8,6 +8,7 @@ use tracing::debug;
 
 use super::{
     ConnectionState, FRAMES_WAITING, Generation, PROTOCOL_VERSION, SessionFault, frames,
+    line::Registered,
     state::{Event, ImpossibleEvent},
 };
 use crate::{
@@ -56,7 +57,11 @@ impl ConnectionState {
         };
         let line = self.lines.current_mut().filter(|line| line.dial == dial);
         if let Some(line) = line {
-            line.epoch = Some(facts.epoch);
+            line.registration = Some(Registered {
+                epoch: facts.epoch,
+                outbox_id: facts.outbox_id,
+                restored: facts.restored,
+            });
             // The queue is new and empty. The call is opened when the registration is in it: some
             // servers do not answer at all before it has come.
             if let Some(frames) = &line.frames {
@@ -98,6 +103,7 @@ impl ConnectionState {
             lanes: lanes.collect(),
             network: wire::network_to_wire(node.network).into(),
             federation_version: self.args.federation_version.get(),
+            restored: facts.restored,
         }
     }
 

@@ -1,15 +1,18 @@
-//! The exchange that follows the adoption of a ledger: our open requests, page by page, and how
-//! they stand there. Pure.
+//! The exchange that follows the adoption of a ledger or the restore of our store: our open requests,
+//! page by page, and how they stand there; then, for a restored store, what else governance remembers
+//! of this node ([`Recall`]). Pure.
 
 use std::collections::BTreeSet;
 
 use prost::bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::recall::Recall;
 use crate::{
     buffer::{Listed, Reconciled},
     message::RequestId,
-    proto,
+    proto::{self, stream_request::Control},
 };
 
 /// Requests on a page.
@@ -26,21 +29,38 @@ pub(super) struct Reconciliation {
     sent: u32,
     /// Listed on the page that was sent last, and not yet answered.
     awaited: BTreeSet<RequestId>,
-    reconciled: Reconciled,
+    /// What governance holds; told with the end.
+    held: Vec<RequestId>,
+    turn: Turn,
+    /// What governance tells a restored store.
+    recall: Option<Recall>,
+}
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Governance's to answer a page of ours, since then.
+    ToAnswer(Instant),
+    /// Governance's to tell what it remembers, since then.
+    ToTell(Instant),
+    /// The buffer's to commit what was told; whether that was the last of it.
+    ToCommit { last: bool },
+    /// Nobody's any more.
+    Over,
 }
 
 /// What an answer leads to.
 #[derive(Debug, PartialEq)]
 pub(super) enum Progress {
-    /// Send this page.
-    Next(proto::Reconcile),
-    /// That was all.
-    Done(Reconciled),
+    /// Send this.
+    Ask(Control),
+    /// Have the buffer take this in.
+    TakeIn(Reconciled),
 }
 
 impl Reconciliation {
     /// The exchange, and its first page: there is one even when nothing is open.
-    pub(super) fn new(listed: &[Listed]) -> (Self, proto::Reconcile) {
+    pub(super) fn new(listed: &[Listed], restored: bool, now: Instant) -> (Self, Control) {
         let mut pages: Vec<Vec<Listed>> = listed.chunks(PAGE).rev().map(<[_]>::to_vec).collect();
         if pages.is_empty() {
             pages.push(Vec::new());
@@ -50,18 +70,34 @@ impl Reconciliation {
             pages,
             sent: 0,
             awaited: BTreeSet::new(),
-            reconciled: Reconciled::default(),
+            held: Vec::new(),
+            turn: Turn::Over,
+            recall: restored.then(Recall::default),
         };
-        let page = exchange.next_page();
+        let page = exchange.next_page(now);
         (exchange, page)
     }
 
-    fn next_page(&mut self) -> proto::Reconcile {
+    /// Since when governance owes an answer, if it does.
+    pub(super) fn asked_at(&self) -> Option<Instant> {
+        match self.turn {
+            Turn::ToAnswer(since) | Turn::ToTell(since) => Some(since),
+            Turn::ToCommit { .. } | Turn::Over => None,
+        }
+    }
+
+    /// Whether nothing more is to come.
+    pub(super) fn is_over(&self) -> bool {
+        self.turn == Turn::Over
+    }
+
+    fn next_page(&mut self, now: Instant) -> Control {
         let listed = self.pages.pop().unwrap_or_default();
         let page = self.sent;
         self.sent += 1;
         self.awaited = listed.iter().map(|one| one.request_id.clone()).collect();
-        proto::Reconcile {
+        self.turn = Turn::ToAnswer(now);
+        Control::Reconcile(proto::Reconcile {
             reconcile_id: self.id.clone(),
             page,
             last_page: self.pages.is_empty(),
@@ -73,7 +109,7 @@ impl Reconciliation {
                     cancelled: one.cancelled,
                 })
                 .collect(),
-        }
+        })
     }
 
     /// Takes governance's answer to the last page.
@@ -84,9 +120,11 @@ impl Reconciliation {
     pub(super) fn answered(
         &mut self,
         answer: proto::ReconcileResponse,
+        now: Instant,
     ) -> Result<Progress, String> {
         let last = self.sent.saturating_sub(1);
-        if answer.reconcile_id != self.id || answer.page != last {
+        let due = matches!(self.turn, Turn::ToAnswer(_));
+        if !due || answer.reconcile_id != self.id || answer.page != last {
             return Err(format!("page {} of another reconciliation", answer.page));
         }
         for standing in answer.standings {
@@ -102,7 +140,7 @@ impl Reconciliation {
             match proto::Standing::try_from(standing.standing) {
                 Ok(proto::Standing::Unknown) => {}
                 Ok(proto::Standing::Pending | proto::Standing::Settled) => {
-                    self.reconciled.held.push(request_id);
+                    self.held.push(request_id);
                 }
                 Ok(proto::Standing::Unspecified) | Err(_) => {
                     return Err(format!("no standing for request {request_id}"));
@@ -113,16 +151,70 @@ impl Reconciliation {
             return Err(format!("no standing for request {left_out}"));
         }
         if !self.pages.is_empty() {
-            return Ok(Progress::Next(self.next_page()));
+            return Ok(Progress::Ask(self.next_page(now)));
         }
         if answer.unlisted.len() > MAX_UNLISTED {
             return Err(format!("{} requests are not ours", answer.unlisted.len()));
         }
-        for request in answer.unlisted {
-            self.reconciled.unlisted.push(parse(&request.request_id)?);
+        if let Some(recall) = &self.recall {
+            if !answer.unlisted.is_empty() {
+                return Err("unlisted requests for a restored store".to_owned());
+            }
+            let first = ask(&self.id, recall, false);
+            self.turn = Turn::ToTell(now);
+            return Ok(Progress::Ask(first));
         }
-        Ok(Progress::Done(std::mem::take(&mut self.reconciled)))
+        let unlisted = answer.unlisted.iter();
+        let unlisted = unlisted.map(|request| parse(&request.request_id));
+        self.turn = Turn::Over;
+        Ok(Progress::TakeIn(Reconciled {
+            held: std::mem::take(&mut self.held),
+            unlisted: unlisted.collect::<Result<_, _>>()?,
+            ..Reconciled::default()
+        }))
     }
+
+    /// Takes a page of what governance remembers. No other one is asked for before the buffer has
+    /// [`committed`](Self::committed) it.
+    ///
+    /// # Errors
+    ///
+    /// When it was not asked for, or is none.
+    pub(super) fn recalled(&mut self, page: proto::RecallPage) -> Result<Progress, String> {
+        let unasked = || format!("page {} was not asked for", page.page);
+        let due = matches!(self.turn, Turn::ToTell(_)) && page.reconcile_id == self.id;
+        let recall = self.recall.as_mut().filter(|_| due).ok_or_else(unasked)?;
+        let (recalled, last) = recall.take(page)?;
+        self.turn = Turn::ToCommit { last };
+        let held = if last {
+            std::mem::take(&mut self.held)
+        } else {
+            Vec::new()
+        };
+        Ok(Progress::TakeIn(Reconciled {
+            held,
+            recalled,
+            more: !last,
+            ..Reconciled::default()
+        }))
+    }
+
+    /// The buffer has committed what was recalled: what is to be sent now, if it was its turn.
+    pub(super) fn committed(&mut self, now: Instant) -> Option<Control> {
+        let (Turn::ToCommit { last }, Some(recall)) = (self.turn, &self.recall) else {
+            return None;
+        };
+        self.turn = if last { Turn::Over } else { Turn::ToTell(now) };
+        Some(ask(&self.id, recall, last))
+    }
+}
+
+fn ask(id: &Bytes, recall: &Recall, finished: bool) -> Control {
+    Control::Recall(proto::Recall {
+        reconcile_id: id.clone(),
+        page: recall.page(),
+        finished,
+    })
 }
 
 fn parse(request_id: &str) -> Result<RequestId, String> {
@@ -132,85 +224,5 @@ fn parse(request_id: &str) -> Result<RequestId, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn listed(count: usize) -> Vec<Listed> {
-        (0..count)
-            .map(|number| Listed {
-                request_id: format!("r-{number:05}").parse().expect("valid"),
-                payload_hash: [1; 32],
-                cancelled: number % 2 == 0,
-            })
-            .collect()
-    }
-
-    fn answer(page: &proto::Reconcile, standing: proto::Standing) -> proto::ReconcileResponse {
-        proto::ReconcileResponse {
-            reconcile_id: page.reconcile_id.clone(),
-            page: page.page,
-            last_page: page.last_page,
-            standings: page
-                .open_requests
-                .iter()
-                .map(|request| proto::RequestStanding {
-                    request_id: request.request_id.clone(),
-                    standing: standing.into(),
-                })
-                .collect(),
-            unlisted: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn every_request_is_asked_for_once_page_by_page() {
-        for count in [0, 1, PAGE, PAGE + 1, 3 * PAGE] {
-            let (mut exchange, mut page) = Reconciliation::new(&listed(count));
-            let mut pages = 0;
-            let done = loop {
-                assert!(page.open_requests.len() <= PAGE);
-                assert_eq!(page.page, pages);
-                pages += 1;
-                match exchange.answered(answer(&page, proto::Standing::Pending)) {
-                    Ok(Progress::Next(next)) => page = next,
-                    Ok(Progress::Done(done)) => break done,
-                    Err(fault) => panic!("{fault}"),
-                }
-            };
-            assert!(page.last_page);
-            let ids: Vec<RequestId> = listed(count).into_iter().map(|r| r.request_id).collect();
-            assert_eq!(done.held, ids);
-        }
-    }
-
-    #[test]
-    fn an_answer_that_is_none_is_found_out() {
-        let (mut exchange, page) = Reconciliation::new(&listed(2));
-        let good = answer(&page, proto::Standing::Unknown);
-        let with = |spoil: fn(&mut proto::ReconcileResponse)| {
-            let mut answer = good.clone();
-            spoil(&mut answer);
-            answer
-        };
-        for bad in [
-            with(|answer| answer.reconcile_id = Bytes::from_static(&[0; 16])),
-            with(|answer| answer.page = 7),
-            with(|answer| answer.standings[0].standing = 0),
-            with(|answer| answer.standings[0].request_id = "stranger".to_owned()),
-        ] {
-            let mut exchange = Reconciliation::new(&listed(2)).0;
-            exchange.id = page.reconcile_id.clone();
-            assert!(exchange.answered(bad.clone()).is_err(), "{bad:?}");
-        }
-        let mut short = good.clone();
-        short.standings.pop();
-        assert!(exchange.answered(short).is_err());
-        let (mut exchange, page) = Reconciliation::new(&listed(2));
-        let done = exchange.answered(answer(&page, proto::Standing::Unknown));
-        assert_eq!(
-            done,
-            Ok(Progress::Done(Reconciled::default())),
-            "nothing is held"
-        );
-    }
-}
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -136,9 +136,21 @@ uuid_id!(
     MessageId, "message_id", now_v7
 );
 uuid_id!(
-    /// Names our journal; new only if the journal was lost.
+    /// Names our store; new when the store is created or restored from a backup.
     OutboxId, "outbox_id", new_v4
 );
+uuid_id!(
+    /// Names what a message of governance tells: it stays the same when that is sent again under
+    /// another sequence, message id, outbox or ledger.
+    OccurrenceId, "occurrence_id", new_v4
+);
+impl From<MessageId> for OccurrenceId {
+    /// For what came without a name of its own.
+    fn from(message_id: MessageId) -> Self {
+        Self(message_id.0)
+    }
+}
+
 uuid_id!(
     /// Names governance's durable record: the same behind all its endpoints, new after a restore.
     LedgerId, "ledger_id", new_v4

@@ -13,6 +13,7 @@ mod outcome;
 mod pegin;
 mod proposal;
 mod raw_transaction;
+mod recalled;
 mod session;
 mod signature_request;
 mod signature_response;
@@ -26,7 +27,8 @@ pub use federation::{
     Approval, FederationMember, FederationUpdate, FederationUpdateAck, FederationUpdateKind,
 };
 pub use identity::{
-    ChainId, LedgerId, MemberId, MessageId, NodeId, OutboxId, ProposalId, RequestId, SessionId,
+    ChainId, LedgerId, MemberId, MessageId, NodeId, OccurrenceId, OutboxId, ProposalId, RequestId,
+    SessionId,
 };
 pub use invalid::InvalidMessage;
 pub use lane::{Lane, PerLane};
@@ -34,6 +36,7 @@ pub use outcome::{Outcome, Progress};
 pub use pegin::{EvmAddress, PeginAck, PeginNotification, PeginStatus};
 pub use proposal::{MAX_PROPOSAL_BYTES, ProposalAck, ProposalNotification, ProposalType};
 pub use raw_transaction::RawTransaction;
+pub use recalled::{Recalled, RecalledRequest};
 pub use session::{
     Capabilities, GovernanceError, GovernanceErrorCode, LaneState, Limits, RegistrationAck,
 };

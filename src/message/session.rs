@@ -47,6 +47,10 @@ pub struct RegistrationAck {
     pub node_id: NodeId,
     /// The epoch of that registration.
     pub epoch: u64,
+    /// Whether its ledger has never seen another store of this node.
+    pub new_node: bool,
+    /// Whether this store is to reconcile as a restored one before anything sequenced moves.
+    pub recall_due: bool,
 }
 
 /// What governance says of itself to a probe that does not register.
@@ -96,6 +100,8 @@ pub struct GovernanceError {
     pub request_id: Option<RequestId>,
     /// Not before.
     pub retry_after: Option<Duration>,
+    /// The highest epoch that was seen of this store, where that is what is wrong.
+    pub highest_epoch: Option<u64>,
 }
 
 impl fmt::Display for GovernanceError {
@@ -121,10 +127,12 @@ pub enum GovernanceErrorCode {
     PermissionDenied,
     /// We broke the protocol.
     ProtocolViolation,
-    /// A newer session of this node took over.
+    /// A newer session of this node took over, or a later epoch of this store was seen.
     Fenced,
-    /// This node is known with another journal.
+    /// This node is known with another store, and this one is not permitted.
     UnknownOutbox,
+    /// A later store of this node was permitted: this one is never served again.
+    OutboxRetired,
     /// Our protocol version is not spoken there.
     UnsupportedVersion,
     /// Our chain or network is not served there.
@@ -145,6 +153,7 @@ impl GovernanceErrorCode {
             Self::ProtocolViolation => "protocol_violation",
             Self::Fenced => "fenced",
             Self::UnknownOutbox => "unknown_outbox",
+            Self::OutboxRetired => "outbox_retired",
             Self::UnsupportedVersion => "unsupported_version",
             Self::WrongChain => "wrong_chain",
         }
@@ -267,6 +276,8 @@ impl TryFrom<proto::RegistrationAck> for RegistrationAck {
             federation_version: wire.federation_version,
             node_id: NodeId::new(wire.node_id)?,
             epoch: wire.epoch,
+            new_node: wire.new_node,
+            recall_due: wire.recall_due,
         })
     }
 }
@@ -343,6 +354,7 @@ impl From<proto::Error> for GovernanceError {
             Wire::UnknownOutbox => GovernanceErrorCode::UnknownOutbox,
             Wire::UnsupportedVersion => GovernanceErrorCode::UnsupportedVersion,
             Wire::WrongChain => GovernanceErrorCode::WrongChain,
+            Wire::OutboxRetired => GovernanceErrorCode::OutboxRetired,
         };
         Self {
             code,
@@ -350,6 +362,73 @@ impl From<proto::Error> for GovernanceError {
             request_id: RequestId::new(wire.request_id).ok(),
             retry_after: Some(Duration::from_millis(wire.retry_after_ms))
                 .filter(|pause| !pause.is_zero()),
+            highest_epoch: Some(wire.highest_epoch).filter(|epoch| *epoch > 0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack() -> proto::RegistrationAck {
+        let lanes = Lane::ALL.map(|lane| proto::LaneState {
+            lane: proto::Lane::from(lane).into(),
+            first_retained: 1,
+            next_new: 1,
+            next_expected: 1,
+            window_messages: 1,
+            ..Default::default()
+        });
+        proto::RegistrationAck {
+            session_id: vec![1; 16].into(),
+            ledger_id: vec![2; 16].into(),
+            lanes: lanes.to_vec(),
+            heartbeat_interval_ms: 1000,
+            federation_version: 1,
+            node_id: "node-1".to_owned(),
+            epoch: 7,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_governance_knows_of_the_store_is_read_from_its_answer() {
+        for (new_node, recall_due) in [(true, false), (false, true), (false, false)] {
+            let read = RegistrationAck::try_from(proto::RegistrationAck {
+                new_node,
+                recall_due,
+                ..ack()
+            });
+            let read = read.expect("good");
+            assert_eq!((read.new_node, read.recall_due), (new_node, recall_due));
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_highest_epoch_or_none() {
+        for (wire, read) in [(0, None), (1, Some(1)), (u64::MAX, Some(u64::MAX))] {
+            let error = GovernanceError::from(proto::Error {
+                code: proto::ErrorCode::Fenced.into(),
+                highest_epoch: wire,
+                ..Default::default()
+            });
+            assert_eq!(error.highest_epoch, read);
+        }
+    }
+
+    #[test]
+    fn every_code_of_the_protocol_has_a_name_of_its_own_and_a_later_one_has_none() {
+        let read = |code| {
+            GovernanceError::from(proto::Error {
+                code,
+                ..Default::default()
+            })
+            .code
+        };
+        let names: std::collections::BTreeSet<_> = (0..=11).map(|code| read(code).name()).collect();
+        assert_eq!(names.len(), 12);
+        assert_eq!(read(12), GovernanceErrorCode::Unspecified);
+        assert!(GovernanceErrorCode::OutboxRetired.ends_session());
     }
 }

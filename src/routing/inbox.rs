@@ -11,7 +11,7 @@ use tracing::Span;
 
 use crate::{
     config::WindowConfig,
-    message::{Inbound, InvalidMessage, MessageId, RequestId},
+    message::{Inbound, InvalidMessage, MessageId, OccurrenceId, RequestId},
     telemetry::TraceContext,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Arrived {
     pub sequence: u64,
     /// Its id.
     pub message_id: MessageId,
+    /// Names what it tells, if it says so as it must; without it, `content` is of no use.
+    pub occurrence_id: Option<OccurrenceId>,
     /// Whether it may have come before.
     pub redelivered: bool,
     /// The trace that it belongs to.
@@ -286,6 +288,7 @@ mod tests {
         Arrived {
             sequence,
             message_id,
+            occurrence_id: Some(OccurrenceId::generate()),
             redelivered: false,
             trace: TraceContext::default(),
             _span: Span::none(),

@@ -15,7 +15,8 @@ use crate::{
     buffer::{HandledMessage, Meaning, record::DeadLetter},
     config::WindowConfig,
     message::{
-        Inbound, InvalidMessage, Lane, MessageId, Outbound, PerLane, Reject, RequestId, wire,
+        Inbound, InvalidMessage, Lane, MessageId, OccurrenceId, Outbound, PerLane, Reject,
+        RequestId, wire,
     },
     proto,
     telemetry::{Metrics, TraceContext},
@@ -30,69 +31,6 @@ const SLOW_AFTER: Duration = Duration::from_secs(5);
 pub(crate) struct Subscribers {
     pub bridge: Subscriber<BridgeEvent>,
     pub chain: Subscriber<ChainEvent>,
-}
-
-impl Subscribers {
-    /// Hands a dead letter to its subscriber once more. `Ok` is what it means.
-    pub(crate) async fn redeliver(&self, letter: DeadLetter) -> Result<Meaning, String> {
-        let DeadLetter {
-            lane,
-            sequence,
-            message_id,
-            kind,
-            payload,
-            ..
-        } = letter;
-        let content = wire::decode(lane, kind, &payload).map_err(|error| error.to_string())?;
-        let meaning = Meaning::of(&content);
-        let (reply, answer) = oneshot::channel();
-        let identity = (lane, sequence, message_id);
-        let handed = match content {
-            Inbound::SignatureResponse(response) => {
-                let late = true;
-                let event = BridgeEvent::SignatureResponse { response, late };
-                self.bridge.hand_over(alone(identity, event, reply.into()))
-            }
-            Inbound::PeginAck(ack) => {
-                let event = BridgeEvent::PeginAck(ack);
-                self.bridge.hand_over(alone(identity, event, reply.into()))
-            }
-            content => match chain_event(content) {
-                Some(event) => self.chain.hand_over(alone(identity, event, reply.into())),
-                None => return Err("nobody takes this message".to_owned()),
-            },
-        };
-        handed.map_err(|error| error.to_string())?;
-        let handled = answer
-            .await
-            .map_err(|_| "its subscriber dropped it without a reply".to_owned())?;
-        match (handled.failure, handled.answers.into_iter().next()) {
-            (Some(failure), _) => Err(failure),
-            (None, Some(Some(Answer::Reject { reason }))) => Err(reason),
-            (None, Some(_)) => Ok(meaning),
-            (None, None) => Err("its subscriber did not handle it".to_owned()),
-        }
-    }
-}
-
-/// A delivery of one message, under the identity that it came with.
-fn alone<E>(
-    (lane, sequence, message_id): (Lane, u64, MessageId),
-    event: E,
-    reply: RpcReplyPort<Handled>,
-) -> Delivery<E> {
-    let message = Delivered {
-        lane,
-        sequence,
-        message_id,
-        redelivered: true,
-        trace: opentelemetry::Context::new(),
-        event,
-    };
-    Delivery {
-        messages: vec![message],
-        reply,
-    }
 }
 
 /// How a delivery ended.
@@ -200,7 +138,10 @@ impl Router {
             let trace = TraceContext::from_wire(message.traceparent, message.tracestate);
             let span = info_span!("deliver", %lane, sequence, kind);
             trace.adopt(&span);
-            let content = wire::decode(lane, message.kind, &message.payload);
+            // A message without it could be handled twice: it is as malformed as one whose payload is.
+            let occurrence_id = OccurrenceId::from_slice(&message.occurrence_id);
+            let content = wire::decode(lane, message.kind, &message.payload)
+                .and_then(|content| occurrence_id.clone().map(|_| content));
             if content.is_err() {
                 metrics.record_serialization_error(lane);
             }
@@ -213,6 +154,7 @@ impl Router {
                 answers,
                 sequence,
                 message_id,
+                occurrence_id: occurrence_id.ok(),
                 redelivered: message.redelivered,
                 trace: TraceContext::of(&span).or(trace),
                 _span: span,
@@ -418,7 +360,7 @@ impl Router {
     }
 }
 
-fn chain_event(message: Inbound) -> Option<ChainEvent> {
+pub(super) fn chain_event(message: Inbound) -> Option<ChainEvent> {
     match message {
         Inbound::FederationUpdate(update) => Some(ChainEvent::FederationUpdate(update)),
         Inbound::ProposalNotification(proposal) => Some(ChainEvent::Proposal(proposal)),
@@ -439,6 +381,7 @@ fn hand_over<E: Send + 'static>(
             lane,
             sequence: arrived.sequence,
             message_id: arrived.message_id,
+            occurrence_id: arrived.occurrence_id?,
             redelivered: arrived.redelivered,
             trace: arrived.trace.to_context(),
             event: event(arrived.content.ok()?)?,
@@ -481,6 +424,7 @@ fn rejected(lane: Lane, arrived: Arrived, reason: String) -> HandledMessage {
             lane,
             sequence: arrived.sequence,
             message_id: arrived.message_id,
+            occurrence_id: arrived.occurrence_id,
             kind: arrived.kind,
             payload: arrived.payload,
             reason,

@@ -7,7 +7,7 @@ use opentelemetry::Context;
 use ractor::{ActorRef, RpcReplyPort};
 
 use crate::message::{
-    FederationUpdate, FederationUpdateAck, Lane, MessageId, PeginAck, ProposalAck,
+    FederationUpdate, FederationUpdateAck, Lane, MessageId, OccurrenceId, PeginAck, ProposalAck,
     ProposalNotification, SignatureResponse,
 };
 
@@ -45,6 +45,10 @@ pub struct Delivered<E> {
     pub sequence: u64,
     /// Its id.
     pub message_id: MessageId,
+    /// Names what it tells. Unlike sequence and id it stays the same when governance sends that
+    /// again after a ledger was adopted or a store was restored: what was handled under this name
+    /// is not handled again.
+    pub occurrence_id: OccurrenceId,
     /// Whether this sequence may have been delivered before.
     pub redelivered: bool,
     /// The trace that it belongs to: the parent of whatever the subscriber does about it.

@@ -21,6 +21,8 @@ pub(super) fn lane_of(number: i32) -> Option<proto::Lane> {
 #[derive(Debug, Clone)]
 pub(super) struct Queued {
     pub message_id: [u8; 16],
+    /// Names what it tells, however often that is queued.
+    pub occurrence_id: [u8; 16],
     pub kind: proto::Kind,
     pub payload: Vec<u8>,
     pub trace: (String, String),
@@ -39,6 +41,7 @@ impl Queued {
             remaining_ms: 0,
             kind: self.kind.into(),
             payload: self.payload.clone().into(),
+            occurrence_id: self.occurrence_id.to_vec().into(),
         }
     }
 }
@@ -263,6 +266,7 @@ mod tests {
         let trace = (String::new(), String::new());
         Queued {
             message_id: [id; 16],
+            occurrence_id: [id; 16],
             kind: proto::Kind::PeginAck,
             payload: vec![0; 10],
             trace,

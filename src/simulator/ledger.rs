@@ -1,15 +1,18 @@
 //! Governance's durable record: nodes, their lanes, requests, deposits and answers. It serves all
 //! endpoints, and knows no sockets.
 
+mod admission;
+mod outbox;
 mod payments;
-mod recall;
+mod reconcile;
+mod replay;
 mod request;
 mod session;
 mod telling;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, btree_map::Entry},
     io,
 };
 
@@ -25,18 +28,27 @@ use super::{
     trace,
 };
 use crate::proto::{self, Kind};
+use outbox::Outboxes;
 use payments::Payments;
 use request::Request;
 use session::Session;
 
 pub(super) use session::Standing;
-pub use view::{LedgerView, RequestView};
+pub use view::{LedgerView, OutboxStanding, OutboxView, RequestView};
 
 /// Names a live session: the node, and its session there.
 pub(super) type SessionKey = (String, [u8; 16]);
 
 /// Why a registration or a session is refused.
-pub(super) type Refusal = (proto::ErrorCode, String);
+pub(super) type Refusal = proto::Error;
+
+pub(super) fn refusal(code: proto::ErrorCode, message: impl Into<String>) -> Refusal {
+    proto::Error {
+        code: code.into(),
+        message: message.into(),
+        ..Default::default()
+    }
+}
 
 /// The record.
 #[derive(Debug)]
@@ -46,7 +58,7 @@ pub(super) struct Ledger {
     /// The current version is the last.
     federations: Vec<Federation>,
     /// What every node is told, also one that comes later.
-    announced: Vec<(proto::Lane, Kind, Vec<u8>)>,
+    announced: Vec<Announced>,
     nodes: BTreeMap<String, Node>,
     payments: Payments,
     pub script: Script,
@@ -68,12 +80,11 @@ pub(super) struct Ledger {
 
 #[derive(Debug)]
 struct Node {
-    outbox_id: Vec<u8>,
-    epoch: u64,
+    outboxes: Outboxes,
     session: Option<Session>,
     lanes: [LaneRecord; 4],
     requests: BTreeMap<String, Request>,
-    pegins: BTreeSet<(Vec<u8>, u32)>,
+    pegins: BTreeMap<(Vec<u8>, u32), Deposit>,
     /// Responses that a script holds back.
     held: Vec<Queued>,
     federation_acks: Vec<(u32, bool, String)>,
@@ -81,8 +92,38 @@ struct Node {
     rejects: Vec<String>,
     withdrawn: u64,
     status: Option<proto::StatusUpdate>,
-    /// On the pages of the present reconciliation so far.
-    listed: BTreeSet<String>,
+}
+
+/// What every node is told.
+#[derive(Debug, Clone)]
+struct Announced {
+    lane: proto::Lane,
+    kind: Kind,
+    answered: Answered,
+}
+
+/// A result under its name, which it keeps however often it is queued.
+#[derive(Debug, Clone)]
+struct Answered {
+    occurrence_id: [u8; 16],
+    payload: Vec<u8>,
+}
+
+impl Answered {
+    /// A result that has just come about.
+    fn new(payload: Vec<u8>) -> Self {
+        Self {
+            occurrence_id: uuid::Uuid::new_v4().into_bytes(),
+            payload,
+        }
+    }
+}
+
+/// A deposit that was notified, as it was, and what it was answered.
+#[derive(Debug)]
+struct Deposit {
+    notification: Vec<u8>,
+    answer: Option<Answered>,
 }
 
 impl Ledger {
@@ -93,7 +134,7 @@ impl Ledger {
         recorded: Option<(Record, Vec<Fact>)>,
     ) -> Self {
         let (record, facts) = recorded.unzip();
-        let mut ledger = Self::recall(config, Some(first), facts.unwrap_or_default());
+        let mut ledger = Self::replay(config, Some(first), facts.unwrap_or_default());
         ledger.record = record;
         ledger.decide_open();
         if ledger.history.is_empty() {
@@ -225,35 +266,55 @@ impl Ledger {
         };
         let restored = self.restored;
         let node = self.node(node_id)?;
-        if !node.pegins.insert((deposit.txid.to_vec(), deposit.vout)) && !restored {
+        let first_outbox = node.outboxes.is_first();
+        let known = node.pegins.entry((deposit.txid.to_vec(), deposit.vout));
+        if matches!(known, Entry::Occupied(_)) && first_outbox && !restored {
             return Err(format!(
                 "the deposit at vout {} was notified twice",
                 deposit.vout
             ));
         }
-        let answer = queued(Kind::PeginAck, ack.encode_to_vec(), &Span::current());
+        let deposit = known.or_insert_with(|| Deposit::new(deposit));
+        let answer = deposit
+            .answer
+            .get_or_insert_with(|| Answered::new(ack.encode_to_vec()));
+        let answer = queued(Kind::PeginAck, answer.clone(), &Span::current());
         self.queue(node_id, proto::Lane::Pegin, answer);
         Ok(())
+    }
+}
+
+impl Deposit {
+    fn new(notification: &proto::PeginNotification) -> Self {
+        Self {
+            notification: notification.encode_to_vec(),
+            answer: None,
+        }
     }
 }
 
 impl Node {
     fn new(outbox_id: Vec<u8>) -> Self {
         Self {
-            outbox_id,
-            epoch: 0,
+            outboxes: Outboxes::new(outbox_id),
             session: None,
             lanes: Default::default(),
             requests: BTreeMap::new(),
-            pegins: BTreeSet::new(),
+            pegins: BTreeMap::new(),
             held: Vec::new(),
             federation_acks: Vec::new(),
             proposal_acks: Vec::new(),
             rejects: Vec::new(),
             withdrawn: 0,
             status: None,
-            listed: BTreeSet::new(),
         }
+    }
+
+    /// The permitted outbox has come: it numbers from 1. What earlier ones were told is recalled.
+    fn begin_outbox(&mut self, outbox_id: Vec<u8>) {
+        self.outboxes.begin(outbox_id);
+        self.session = None;
+        self.lanes = Default::default();
     }
 
     fn lane(&mut self, lane: proto::Lane) -> &mut LaneRecord {
@@ -275,11 +336,12 @@ impl Node {
     }
 }
 
-fn queued(kind: Kind, payload: Vec<u8>, span: &Span) -> Queued {
+fn queued(kind: Kind, answered: Answered, span: &Span) -> Queued {
     Queued {
         message_id: uuid::Uuid::now_v7().into_bytes(),
+        occurrence_id: answered.occurrence_id,
         kind,
-        payload,
+        payload: answered.payload,
         trace: trace::of(span),
     }
 }

@@ -31,7 +31,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::proto;
+use crate::{message::OutboxId, proto};
 use endpoints::EndpointHandle;
 use federation::Federation;
 use ledger::Ledger;
@@ -39,7 +39,7 @@ use service::Shared;
 
 pub use config::{Answering, SimulatorConfig, SimulatorError};
 pub use federation::{FederationView, RotationPlan};
-pub use ledger::{LedgerView, RequestView};
+pub use ledger::{LedgerView, OutboxStanding, OutboxView, RequestView};
 pub use proxy::Proxy;
 pub use script::Behaviour;
 pub use tls::SimulatorTls;
@@ -177,6 +177,17 @@ impl Simulator {
         self.shared.change(|ledger| ledger.lag(lagging));
     }
 
+    /// Lets an outbox take the place of a node's earlier ones, as governance's operator does for a
+    /// store that is new or restored: once, and those are retired for ever. A session of theirs ends.
+    ///
+    /// # Errors
+    ///
+    /// When the node is unknown, or the outbox is retired or served already.
+    pub fn allow_outbox(&self, node_id: &str, outbox_id: OutboxId) -> Result<(), String> {
+        self.shared
+            .change(|ledger| ledger.permit(node_id, &outbox_id.to_bytes()))
+    }
+
     /// Ends every live session without a warning.
     pub fn cut(&self) {
         self.shared.change(|ledger| ledger.cut(None));
@@ -272,6 +283,12 @@ impl Simulator {
     pub fn withhold_acknowledgements(&self, withholding: bool) {
         self.shared
             .change(|ledger| ledger.script.withholding = withholding);
+    }
+
+    /// Takes what nodes ask of a reconciliation and leaves it unanswered; or answers again.
+    pub fn leave_reconciliation_unanswered(&self, unanswered: bool) {
+        self.shared
+            .change(|ledger| ledger.script.reconciliation_unanswered = unanswered);
     }
 
     /// Ends the silence.

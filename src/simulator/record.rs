@@ -27,7 +27,7 @@ pub struct Fact {
     #[prost(string, tag = "1")]
     pub node_id: String,
     /// What happened.
-    #[prost(oneof = "What", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "What", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub what: Option<What>,
 }
 
@@ -37,10 +37,10 @@ pub enum What {
     /// A ledger began, under this id.
     #[prost(bytes = "vec", tag = "2")]
     Began(Vec<u8>),
-    /// A node came for the first time, with this outbox.
+    /// An outbox of a node came for the first time.
     #[prost(bytes = "vec", tag = "3")]
     Met(Vec<u8>),
-    /// A session of this epoch was accepted.
+    /// A session of this epoch, of the outbox that came last, was accepted.
     #[prost(uint64, tag = "4")]
     Session(u64),
     /// A message of the node was accepted.
@@ -64,6 +64,12 @@ pub enum What {
     /// The ledger was replaced: lanes begin again under this id.
     #[prost(bytes = "vec", tag = "11")]
     Replaced(Vec<u8>),
+    /// An operator let this outbox take the place of the node's earlier ones.
+    #[prost(bytes = "vec", tag = "12")]
+    Permitted(Vec<u8>),
+    /// The store of this outbox has reconciled as a restored one.
+    #[prost(bytes = "vec", tag = "13")]
+    Reconciled(Vec<u8>),
 }
 
 /// A change of the federation, as it was planned.

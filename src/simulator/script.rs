@@ -39,6 +39,8 @@ pub(super) struct Script {
     pub registration_answers: VecDeque<StreamResponse>,
     /// Whether what nodes send is taken and not acknowledged.
     pub withholding: bool,
+    /// Whether a reconciliation is never answered.
+    pub reconciliation_unanswered: bool,
     /// Whether nothing is read, and nothing said.
     pub silent: bool,
     /// Endpoints of which that holds alone.

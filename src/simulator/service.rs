@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::ledger::{Ledger, Refusal, SessionKey, Standing};
+use super::ledger::{Ledger, Refusal, SessionKey, Standing, refusal};
 use crate::proto::{self, stream_request, stream_response, stream_server};
 
 /// Frames that may wait for a slow reader.
@@ -146,7 +146,11 @@ impl Endpoint {
             first.and_then(|frame| frame.control)
         else {
             let fault = "the first message must be a registration".to_owned();
-            refuse(responses, (proto::ErrorCode::ProtocolViolation, fault)).await;
+            refuse(
+                responses,
+                refusal(proto::ErrorCode::ProtocolViolation, fault),
+            )
+            .await;
             return;
         };
         let accepted = self
@@ -205,9 +209,16 @@ impl Endpoint {
                     let status = Status::unauthenticated("the token is no longer taken");
                     return End::Broken(status);
                 }
-                Standing::Fenced => {
-                    let newer = "a newer session of this node took over".to_owned();
-                    return End::Refused((proto::ErrorCode::Fenced, newer));
+                Standing::Fenced(highest_epoch) => {
+                    let newer = "a newer session of this node took over";
+                    return End::Refused(proto::Error {
+                        highest_epoch,
+                        ..refusal(proto::ErrorCode::Fenced, newer)
+                    });
+                }
+                Standing::Retired => {
+                    let later = "a later store of this node was permitted";
+                    return End::Refused(refusal(proto::ErrorCode::OutboxRetired, later));
                 }
             }
             if let Some(frame) = frame {
@@ -242,12 +253,7 @@ enum End {
 }
 
 /// Says why the session ends; its end follows when the sender is dropped.
-async fn refuse(responses: &Responses, (code, message): Refusal) {
-    let error = proto::Error {
-        code: code.into(),
-        message,
-        ..Default::default()
-    };
+async fn refuse(responses: &Responses, error: Refusal) {
     let frame = proto::StreamResponse {
         control: Some(stream_response::Control::Error(error)),
         ..Default::default()

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{Event, Hindrance, Report, Rule, Subject, Violation, delivered, identify};
 use crate::{
-    message::{Lane, MessageId},
+    message::{Lane, MessageId, OccurrenceId},
     routing::{Answer, Delivery, Handled, Subscriber},
 };
 
@@ -23,6 +23,7 @@ pub(super) struct Sent<E> {
     pub lane: Lane,
     pub sequence: u64,
     pub message_id: MessageId,
+    pub occurrence_id: OccurrenceId,
     pub event: E,
 }
 

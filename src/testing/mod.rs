@@ -51,7 +51,7 @@ mod sample;
 use std::{fmt, future::Future};
 
 use crate::{
-    message::{Lane, MessageId},
+    message::{Lane, MessageId, OccurrenceId},
     routing::{Answer, BridgeEvent, ChainEvent, Delivered, Subscriber},
 };
 use exchange::{Exchange, Sent};
@@ -249,6 +249,7 @@ fn delivered<E: Event>(sent: &Sent<E>, redelivered: bool) -> Delivered<E> {
         lane: sent.lane,
         sequence: sent.sequence,
         message_id: sent.message_id,
+        occurrence_id: sent.occurrence_id,
         redelivered,
         trace: opentelemetry::Context::new(),
         event: sent.event.clone(),
@@ -261,6 +262,7 @@ fn identify<E: Event>(lane: Lane, sequence: u64, event: E) -> Sent<E> {
         lane,
         sequence,
         message_id: MessageId::generate(),
+        occurrence_id: OccurrenceId::generate(),
         event,
     }
 }

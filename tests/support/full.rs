@@ -7,7 +7,7 @@ use governance_stream::{
     GovernanceStream, StreamArguments, Subscriber,
     bridge::{
         BridgeActor, BridgeArguments, BridgeMessage, BridgeStore, CompletionSubscriber,
-        EmbeddedBitcoin, PegoutRefusal, PegoutStage,
+        EmbeddedBitcoin, Pegout, PegoutRefusal, PegoutStage,
     },
     chain::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
@@ -79,18 +79,19 @@ impl FullNode {
         config: Config,
         simulator: &Simulator,
     ) -> Self {
+        let store = Store::in_memory();
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone(), Store::in_memory())
+            ..StreamArguments::new(config.clone(), store.clone())
         };
         let metrics = arguments.metrics.clone();
         let stream = GovernanceStream::start(arguments)
             .await
             .expect("the stream starts");
-        let (bridge_store, bitcoin) = (BridgeStore::new(), Arc::default());
+        let (bridge_store, bitcoin) = (BridgeStore::new(store.clone()), Arc::default());
         let first = simulator.federation(1).expect("the first");
-        let chain_store = ChainStore::open(&Store::in_memory(), schedule(&first)).await;
+        let chain_store = ChainStore::open(&store, schedule(&first)).await;
         let chain_store = chain_store.expect("opens");
         let arguments = bridge_arguments(&bridge_store, &stream, &bitcoin, &completions, &metrics);
         let mut node = Self {
@@ -120,6 +121,37 @@ impl FullNode {
             &self.metrics,
         );
         self.bridge = start_bridge(&self.config, arguments).await;
+        self.until_loaded().await;
+    }
+
+    /// Puts the bridge on another store, as the next process has it.
+    pub async fn restart_bridge_on(&mut self, open: impl FnOnce() -> Store) {
+        self.bridge.kill();
+        self.bridge.wait(Some(PATIENCE)).await.expect("dies");
+        // The one before is closed first.
+        self.bridge_store = BridgeStore::new(Store::in_memory());
+        self.bridge_store = BridgeStore::new(open());
+        self.restart_bridge().await;
+        // The chain tells a bridge that takes another's place.
+        self.until_active(1).await;
+    }
+
+    /// Waits until the bridge has read its rows.
+    pub async fn until_loaded(&self) {
+        let mut changed = self.bridge_store.watch();
+        let waiting = async {
+            while !self.bridge_store.is_loaded() {
+                changed.changed().await.expect("the store lives");
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        waited.expect("the rows are read");
+    }
+
+    /// A peg-out as it is durable.
+    pub async fn pegout(&self, request_id: &RequestId) -> Option<Arc<Pegout>> {
+        let found = self.bridge_store.pegout(request_id).await;
+        found.expect("the store can be read")
     }
 
     /// Kills the chain and starts another one on the same store.
@@ -164,8 +196,11 @@ impl FullNode {
         let mut changed = self.bridge_store.watch();
         let request_id = super::request_id(number);
         let reported = async {
-            let noted = || Some(self.bridge_store.pegout(&request_id)?.is_reported());
-            while noted() != Some(true) {
+            loop {
+                let pegout = self.pegout(&request_id).await;
+                if pegout.is_some_and(|pegout| pegout.is_reported()) {
+                    return;
+                }
                 changed.changed().await.expect("the store lives");
             }
         };
@@ -183,19 +218,17 @@ impl FullNode {
         let mut changed = self.bridge_store.watch();
         let waiting = async {
             loop {
-                let stage = self
-                    .bridge_store
-                    .pegout(request_id)
-                    .map(|p| p.stage().clone());
-                match stage {
+                let pegout = self.pegout(request_id).await;
+                match pegout.map(|pegout| pegout.stage().clone()) {
                     Some(stage) if wanted(&stage) => return stage,
                     _ => changed.changed().await.expect("the store lives"),
                 }
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
-        waited
-            .unwrap_or_else(|_| panic!("{request_id}: {:?}", self.bridge_store.pegout(request_id)))
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(stage) => stage,
+            Err(_) => panic!("{request_id}: {:?}", self.pegout(request_id).await),
+        }
     }
 
     /// Waits until the Bitcoin network has peg-out `number`.

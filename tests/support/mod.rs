@@ -10,6 +10,7 @@
 #[cfg(all(unix, feature = "cli"))]
 pub mod bitcoind;
 pub mod certificates;
+pub mod client;
 #[cfg(all(unix, feature = "cli"))]
 pub mod collector;
 pub mod full;
@@ -19,6 +20,7 @@ pub mod memory;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
 pub mod recorder;
+pub mod rows;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -52,7 +52,7 @@ impl Show {
             return;
         }
         let responses = pegout.responses();
-        let (id, txid) = (pegout.request_id(), pegout.request().txid());
+        let (id, txid) = (pegout.request_id(), pegout.txid());
         self.line(&format!(
             "{id} signed in {responses} responses, broadcast as {txid}"
         ));

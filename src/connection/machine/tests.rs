@@ -1,13 +1,17 @@
 use std::time::Duration;
 
 use super::{
-    super::{fault::Remedy, state::Check},
+    super::{
+        fault::{Phase, Remedy},
+        line::Registered,
+        state::Check,
+    },
     *,
 };
 use crate::{
     buffer::ResumeFault,
     config::Endpoint,
-    message::{GovernanceError, GovernanceErrorCode, Lane},
+    message::{GovernanceError, GovernanceErrorCode, Lane, OutboxId},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -605,6 +609,7 @@ fn each_fault_has_its_remedy() {
             message,
             request_id: None,
             retry_after,
+            highest_epoch: None,
         })
     };
     let status = |code| SessionFault::Status {
@@ -613,7 +618,7 @@ fn each_fault_has_its_remedy() {
     };
     use GovernanceErrorCode as Code;
     use Remedy::{After, BackOff, Elsewhere, GiveUp, Quarantine, Slowly};
-    let lane = Lane::Signing;
+    let (lane, outbox_id) = (Lane::Signing, OutboxId::generate());
     for (fault, remedy) in [
         (SessionFault::Closed, BackOff),
         (status(tonic::Code::Unavailable), BackOff),
@@ -625,6 +630,16 @@ fn each_fault_has_its_remedy() {
         (refused(Code::Unavailable, Some(9 * S)), After(9 * S)),
         (refused(Code::Fenced, None), Quarantine),
         (refused(Code::UnknownOutbox, None), Quarantine),
+        (refused(Code::OutboxRetired, None), Quarantine),
+        (SessionFault::StoreLost { outbox_id }, Quarantine),
+        (SessionFault::Retired { outbox_id }, Quarantine),
+        (
+            SessionFault::RolledBack {
+                ours: 3,
+                highest: 5,
+            },
+            Quarantine,
+        ),
         (refused(Code::UnsupportedVersion, None), GiveUp),
         (refused(Code::WrongChain, None), GiveUp),
         (SessionFault::Resume(ResumeFault::LedgerChanged), Elsewhere),
@@ -634,6 +649,69 @@ fn each_fault_has_its_remedy() {
         ),
     ] {
         assert_eq!(fault.remedy(), remedy, "{fault}");
+    }
+}
+
+#[test]
+fn a_refusal_that_is_about_the_store_says_what_is_wrong_with_it() {
+    use GovernanceErrorCode as Code;
+    use Phase::{Live, Registering};
+    let outbox_id = OutboxId::generate();
+    let registered = Registered {
+        epoch: 4,
+        outbox_id,
+        restored: false,
+    };
+    let error = |code, highest_epoch| GovernanceError {
+        code,
+        message: String::new(),
+        request_id: None,
+        retry_after: None,
+        highest_epoch,
+    };
+    let rolled_back = |highest| SessionFault::RolledBack { ours: 4, highest };
+    let as_it_is = |error| SessionFault::Refused(error);
+    let unknown = error(Code::UnknownOutbox, None);
+    let retired = error(Code::OutboxRetired, None);
+    let fenced = |highest| error(Code::Fenced, highest);
+    for (refusal, phase, fault) in [
+        (&unknown, Registering, SessionFault::StoreLost { outbox_id }),
+        (&retired, Registering, SessionFault::Retired { outbox_id }),
+        (&retired, Live, SessionFault::Retired { outbox_id }),
+        // A copy of this store was there before.
+        (&fenced(Some(9)), Registering, rolled_back(9)),
+        (&fenced(Some(4)), Registering, rolled_back(4)),
+        // A second instance took over.
+        (&fenced(Some(5)), Live, as_it_is(fenced(Some(5)))),
+        (&fenced(None), Registering, as_it_is(fenced(None))),
+        (&fenced(Some(3)), Registering, as_it_is(fenced(Some(3)))),
+    ] {
+        let judged = SessionFault::refused(refusal.clone(), Some(registered), phase);
+        assert_eq!(judged, fault);
+    }
+}
+
+#[test]
+fn a_store_that_governance_will_not_serve_is_quarantined_at_the_first_endpoint_that_says_so() {
+    for fault in [
+        SessionFault::StoreLost {
+            outbox_id: OutboxId::generate(),
+        },
+        SessionFault::RolledBack {
+            ours: 1,
+            highest: 1,
+        },
+    ] {
+        let mut run = Run::started();
+        run.event(Event::DeadlineReached);
+        run.connect();
+        run.fail(fault.clone());
+        assert_eq!(run.machine.state, State::Quarantined { cause: fault });
+        assert_eq!(
+            run.machine.endpoints.failures(&endpoint(1)),
+            0,
+            "it is ours"
+        );
     }
 }
 
@@ -649,6 +727,7 @@ fn governances_word_on_when_to_come_back_is_kept() {
         message: "maintenance".to_owned(),
         request_id: None,
         retry_after: Some(25 * S),
+        highest_epoch: None,
     }));
     assert_eq!(run.pause(), 25 * S);
 }

@@ -6,6 +6,7 @@ mod bounds;
 mod federation;
 mod pegin;
 mod proposal;
+mod recalled;
 mod signature;
 
 use std::str::FromStr;

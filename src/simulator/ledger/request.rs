@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use prost::Message as _;
 use tracing::Span;
 
-use super::{Ledger, queued};
+use super::{Answered, Ledger, queued};
 use crate::{
     proto::{self, Kind, SignatureStatus},
     simulator::{
@@ -25,8 +25,12 @@ pub(super) struct Request {
     pub(super) signatures_released: bool,
     pub(super) txid: Vec<u8>,
     pub(super) federation_version: u32,
-    /// Everything that was answered, for a ledger that is reconciled.
-    pub(super) responses: Vec<Vec<u8>>,
+    /// The outbox under which it came.
+    pub(super) outbox_id: Vec<u8>,
+    /// As it was sent; `None` for one that was cancelled before it came.
+    pub(super) sent: Option<Vec<u8>>,
+    /// Everything that was answered, for whoever reconciles.
+    pub(super) answers: Vec<Answered>,
 }
 
 impl Ledger {
@@ -55,7 +59,7 @@ impl Ledger {
         let request = node
             .requests
             .entry(cancel.request_id.clone())
-            .or_insert_with(Request::unseen);
+            .or_insert_with(|| Request::unseen(node.outboxes.current()));
         if request.settled.is_some() {
             return Ok(());
         }
@@ -94,8 +98,10 @@ impl Ledger {
 
     /// Signs a request, or not.
     fn decide(&mut self, node_id: &str, request: proto::SignatureRequest) -> Result<(), String> {
-        let known = self.node(node_id)?.requests.remove(&request.request_id);
-        let mut record = known.unwrap_or_else(|| Request::new(&request, vec![0; 32]));
+        let node = self.node(node_id)?;
+        let known = node.requests.remove(&request.request_id);
+        let new = || Request::new(&request, vec![0; 32], node.outboxes.current());
+        let mut record = known.unwrap_or_else(new);
         let responses = match self.config.answering {
             Answering::Canned => {
                 vec![response_to(
@@ -185,14 +191,11 @@ impl Ledger {
 
     fn respond(&mut self, node_id: &str, response: proto::SignatureResponse) -> Result<(), String> {
         let holding = self.script.holding;
-        let message = queued(
-            Kind::SignatureResponse,
-            response.encode_to_vec(),
-            &Span::current(),
-        );
+        let answered = Answered::new(response.encode_to_vec());
+        let message = queued(Kind::SignatureResponse, answered.clone(), &Span::current());
         let node = self.node(node_id)?;
         if let Some(request) = node.requests.get_mut(&response.request_id) {
-            request.answered(&response);
+            request.answered(&response, answered);
         }
         if holding {
             node.held.push(message);
@@ -216,45 +219,73 @@ impl Ledger {
 }
 
 impl Request {
-    pub(super) fn new(request: &proto::SignatureRequest, txid: Vec<u8>) -> Self {
+    pub(super) fn new(request: &proto::SignatureRequest, txid: Vec<u8>, outbox_id: &[u8]) -> Self {
         Self {
             payload_hash: request.payload_hash.to_vec(),
             settled: None,
             signatures_released: false,
             txid,
             federation_version: request.federation_version,
-            responses: Vec::new(),
+            outbox_id: outbox_id.to_vec(),
+            sent: Some(request.encode_to_vec()),
+            answers: Vec::new(),
         }
     }
 
     /// One that was cancelled before it came: should it come later, it is not signed.
-    pub(super) fn unseen() -> Self {
+    pub(super) fn unseen(outbox_id: &[u8]) -> Self {
         Self {
             payload_hash: Vec::new(),
             settled: None,
             signatures_released: false,
             txid: vec![0; 32],
             federation_version: 1,
-            responses: Vec::new(),
+            outbox_id: outbox_id.to_vec(),
+            sent: None,
+            answers: Vec::new(),
         }
     }
 
-    pub(super) fn answered(&mut self, response: &proto::SignatureResponse) {
+    pub(super) fn answered(&mut self, response: &proto::SignatureResponse, answer: Answered) {
         if !is_open(response.status()) && self.settled.is_none() {
             self.settled = Some(response.status());
         }
         self.signatures_released |= !response.partial_signatures.is_empty();
-        self.responses.push(response.encode_to_vec());
+        self.answers.push(answer);
+    }
+
+    /// Takes an answer from the record: one that was queued again counts once.
+    pub(super) fn answered_once(&mut self, response: &proto::SignatureResponse, answer: Answered) {
+        let mut known = self.answers.iter();
+        if !known.any(|known| known.occurrence_id == answer.occurrence_id) {
+            self.answered(response, answer);
+        }
+    }
+
+    /// The answers that a restored store cannot do without: signatures, and the end.
+    pub(super) fn worth_recalling(&self) -> impl Iterator<Item = &Answered> {
+        self.answers.iter().filter(|answer| {
+            let response = answer.response();
+            response.is_some_and(|response| {
+                !is_open(response.status()) || !response.partial_signatures.is_empty()
+            })
+        })
     }
 
     /// The keys whose signatures were answered.
     pub(super) fn signed_by(&self) -> BTreeSet<Vec<u8>> {
-        let responses = self.responses.iter().map(Vec::as_slice);
-        responses
-            .filter_map(|response| proto::SignatureResponse::decode(response).ok())
+        let answers = self.answers.iter();
+        answers
+            .filter_map(Answered::response)
             .flat_map(|response| response.partial_signatures)
             .map(|signature| signature.public_key.to_vec())
             .collect()
+    }
+}
+
+impl Answered {
+    fn response(&self) -> Option<proto::SignatureResponse> {
+        proto::SignatureResponse::decode(self.payload.as_slice()).ok()
     }
 }
 

@@ -8,9 +8,11 @@ use std::{
 use prost::Message as _;
 use tracing::Span;
 
-use super::{Ledger, Node, Refusal, SessionKey, queued};
+use super::{
+    Ledger, Node, Refusal, SessionKey, outbox::Admitted, queued, reconcile::Exchange, refusal,
+};
 use crate::{
-    proto::{self, Kind},
+    proto,
     simulator::{
         config::SimulatorConfig,
         federation::wire_network,
@@ -44,8 +46,13 @@ pub(super) struct Session {
     pub(super) heartbeats: u64,
     pub(super) heartbeat_due: Option<u64>,
     pub(super) control: Option<proto::stream_response::Control>,
-    /// Frames of a script, sent as they are.
-    pub(super) injected: VecDeque<proto::StreamResponse>,
+    /// Frames that go out as they are, before anything else: a script's, and a reconciliation's.
+    pub(super) frames: VecDeque<proto::StreamResponse>,
+    /// Whether the node's store has yet to reconcile as a restored one: nothing sequenced moves.
+    pub(super) recall_due: bool,
+    /// What the node registered with.
+    pub(super) federation_version: u32,
+    pub(super) exchange: Option<Exchange>,
     /// What it may send, where that is limited.
     pub(super) pace: Option<Pace>,
     /// A script's word to end it.
@@ -58,8 +65,10 @@ pub(super) struct Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::simulator) enum Standing {
     Live,
-    /// Another session of the node took over.
-    Fenced,
+    /// Another session of the node took over; the epoch of that.
+    Fenced(u64),
+    /// A later outbox of the node was permitted.
+    Retired,
     /// A script ended it.
     Cut,
     /// Its token is no longer taken.
@@ -90,7 +99,7 @@ impl Ledger {
     /// Has every live session sent this, as it is.
     pub(in crate::simulator) fn inject(&mut self, frame: &proto::StreamResponse) {
         for session in self.sessions() {
-            session.injected.push_back(frame.clone());
+            session.frames.push_back(frame.clone());
         }
     }
 
@@ -114,18 +123,16 @@ impl Ledger {
         registration: &proto::NodeRegistration,
         endpoint: usize,
     ) -> Result<(SessionKey, proto::RegistrationAck), Refusal> {
-        use proto::ErrorCode::{
-            Fenced, ProtocolViolation, UnknownOutbox, UnsupportedVersion, WrongChain,
-        };
+        use proto::ErrorCode::{Internal, ProtocolViolation, UnsupportedVersion, WrongChain};
         if let Some(code) = self.script.refusals.pop_front() {
-            return Err((code, "scripted refusal".to_owned()));
+            return Err(refusal(code, "scripted refusal"));
         }
         self.check_shape(registration).map_err(|fault| {
             self.violations.push(format!("registration: {fault}"));
-            (ProtocolViolation, fault)
+            refusal(ProtocolViolation, fault)
         })?;
         if registration.protocol_version != 1 {
-            return Err((UnsupportedVersion, "version 1 is spoken here".to_owned()));
+            return Err(refusal(UnsupportedVersion, "version 1 is spoken here"));
         }
         let network = wire_network(self.config.network);
         if registration.chain_id != self.config.chain_id || registration.network() != network {
@@ -133,7 +140,7 @@ impl Ledger {
                 "{} on {} is served here",
                 self.config.chain_id, self.config.network
             );
-            return Err((WrongChain, served));
+            return Err(refusal(WrongChain, served));
         }
         let restored = self.restored;
         if let Some((lagging, older)) = &mut self.lagging
@@ -149,24 +156,21 @@ impl Ledger {
             self.nodes
                 .insert(node_id.to_owned(), Node::new(outbox_id.clone()));
             self.note(node_id, What::Met(outbox_id));
-            for (lane, kind, payload) in self.announced.clone() {
-                self.queue(node_id, lane, queued(kind, payload, &Span::none()));
+            for announced in self.announced.clone() {
+                let message = queued(announced.kind, announced.answered, &Span::none());
+                self.queue(node_id, announced.lane, message);
             }
+        } else if self.admit(registration)? == Admitted::InItsPlace {
+            let outbox_id = registration.outbox_id.to_vec();
+            if let Some(node) = self.nodes.get_mut(node_id) {
+                node.begin_outbox(outbox_id.clone());
+            }
+            self.note(node_id, What::Met(outbox_id));
         }
         let ledger_id = self.ledger_id;
         let Some(node) = self.nodes.get_mut(node_id) else {
-            return Err((proto::ErrorCode::Internal, "the node is gone".to_owned()));
+            return Err(refusal(Internal, "the node is gone"));
         };
-        if node.outbox_id != registration.outbox_id {
-            return Err((
-                UnknownOutbox,
-                "this node came with another journal before".to_owned(),
-            ));
-        }
-        if registration.epoch <= node.epoch {
-            let seen = format!("epoch {} was seen, {} came", node.epoch, registration.epoch);
-            return Err((Fenced, seen));
-        }
         let known = registration.known_ledger_id.as_ref();
         let other_ledger = !known.is_empty() && known != ledger_id;
         for theirs in &registration.lanes {
@@ -184,18 +188,23 @@ impl Ledger {
                 }
                 let fault = format!("{}: {fault}", lane.as_str_name());
                 self.violations.push(fault.clone());
-                return Err((ProtocolViolation, fault));
+                return Err(refusal(ProtocolViolation, fault));
             }
         }
         let id = uuid::Uuid::new_v4().into_bytes();
-        node.epoch = registration.epoch;
+        node.outboxes.accepted(registration.epoch);
+        let recall_due = node.outboxes.recall_due(registration.restored);
+        let new_node = node.outboxes.is_first();
         node.session = Some(Session {
             id,
             endpoint,
             heartbeats: 0,
             heartbeat_due: None,
             control: None,
-            injected: VecDeque::new(),
+            frames: VecDeque::new(),
+            recall_due,
+            federation_version: registration.federation_version,
+            exchange: None,
             pace: Pace::new(self.config.max_messages_per_second),
             cut: false,
             revoked: false,
@@ -216,6 +225,8 @@ impl Ledger {
                 .map_or(1, |federation| federation.version),
             node_id: registration.node_id.clone(),
             epoch: registration.epoch,
+            new_node,
+            recall_due,
         };
         Ok(((registration.node_id.clone(), id), ack))
     }
@@ -234,7 +245,8 @@ impl Ledger {
         }
         let known = registration.known_ledger_id.as_ref();
         let met = self.nodes.contains_key(&registration.node_id);
-        if !known.is_empty() && known != self.ledger_id && met && !self.restored {
+        let restored = self.restored || registration.restored;
+        if !known.is_empty() && known != self.ledger_id && met && !restored {
             return Err("known_ledger_id is not this ledger's".to_owned());
         }
         if !(1..=64).contains(&registration.node_id.len()) {
@@ -269,18 +281,19 @@ impl Ledger {
 
     /// Whether a session is still the node's, and not cut by a script.
     pub(in crate::simulator) fn standing(&self, key: &SessionKey) -> Standing {
-        match self
-            .nodes
-            .get(&key.0)
-            .and_then(|node| node.session.as_ref())
-        {
-            Some(session) if session.id != key.1 => Standing::Fenced,
+        let node = self.nodes.get(&key.0);
+        let highest = node.map_or(0, |node| node.outboxes.epoch());
+        let retired = node.is_some_and(|node| node.outboxes.is_retired());
+        match node.and_then(|node| node.session.as_ref()) {
+            Some(session) if session.id != key.1 => Standing::Fenced(highest),
+            Some(_) if retired => Standing::Retired,
             Some(session) if session.cut => Standing::Cut,
             Some(session) if session.revoked => Standing::Revoked,
             Some(_) => Standing::Live,
             // The session is of a ledger that is no more.
             None if self.restored => Standing::Cut,
-            None => Standing::Fenced,
+            None if retired => Standing::Retired,
+            None => Standing::Fenced(highest),
         }
     }
 
@@ -306,7 +319,7 @@ impl Ledger {
         result.map_err(|fault| {
             let fault = format!("{}: {fault}", key.0);
             self.violations.push(fault.clone());
-            (proto::ErrorCode::ProtocolViolation, fault)
+            refusal(proto::ErrorCode::ProtocolViolation, fault)
         })
     }
 
@@ -341,6 +354,15 @@ impl Ledger {
             }
         }
         let window = self.config.window_messages.into();
+        let session = self.node(node_id)?.session.as_ref();
+        if session.is_some_and(|session| session.recall_due)
+            && let Some(early) = frame.messages.first()
+        {
+            return Err(format!(
+                "{} came before its restored store had reconciled",
+                early.kind().as_str_name()
+            ));
+        }
         for message in frame.messages {
             let lane = lane_of(message.lane).ok_or("a message without a lane")?;
             let arrival = self.node(node_id)?.lane(lane).arrive(&message, window);
@@ -369,59 +391,9 @@ impl Ledger {
             Some(Control::Disconnect(_)) => return Ok(true),
             Some(Control::Registration(_)) => return Err("a second registration".to_owned()),
             Some(Control::Reconcile(page)) => self.reconcile(node_id, &page)?,
+            Some(Control::Recall(ask)) => self.recall(node_id, &ask)?,
         }
         Ok(false)
-    }
-
-    /// Says how a node's open requests stand in this ledger, and answers the settled ones again.
-    pub(super) fn reconcile(
-        &mut self,
-        node_id: &str,
-        page: &proto::Reconcile,
-    ) -> Result<(), String> {
-        use proto::Standing::{Pending, Settled, Unknown};
-        let node = self.node(node_id)?;
-        let (mut standings, mut again) = (Vec::new(), Vec::new());
-        for asked in &page.open_requests {
-            node.listed.insert(asked.request_id.clone());
-            let standing = match node.requests.get(&asked.request_id) {
-                None => Unknown,
-                Some(known) if known.settled.is_none() => Pending,
-                Some(known) => {
-                    again.extend(known.responses.iter().cloned());
-                    Settled
-                }
-            };
-            standings.push(proto::RequestStanding {
-                request_id: asked.request_id.clone(),
-                standing: standing.into(),
-            });
-        }
-        let mut unlisted = Vec::new();
-        if page.last_page {
-            let listed = std::mem::take(&mut node.listed);
-            let open = node.requests.iter().filter(|(_, r)| r.settled.is_none());
-            let open = open.filter(|(id, _)| !listed.contains(*id));
-            unlisted.extend(open.map(|(id, request)| proto::OpenRequest {
-                request_id: id.clone(),
-                payload_hash: request.payload_hash.clone().into(),
-                cancelled: false,
-            }));
-        }
-        let answer = proto::ReconcileResponse {
-            reconcile_id: page.reconcile_id.clone(),
-            page: page.page,
-            last_page: page.last_page,
-            standings,
-            unlisted,
-        };
-        let control = proto::stream_response::Control::ReconcileResponse(answer);
-        node.session.as_mut().ok_or("no session")?.control = Some(control);
-        for payload in again {
-            let message = queued(Kind::SignatureResponse, payload, &Span::current());
-            self.queue(node_id, proto::Lane::Signing, message);
-        }
-        Ok(())
     }
 
     /// The frame that a live session has to say now, if any.
@@ -434,8 +406,8 @@ impl Ledger {
             .session
             .as_mut()
             .filter(|session| session.id == key.1)?;
-        if let Some(injected) = session.injected.pop_front() {
-            return Some(injected);
+        if let Some(frame) = session.frames.pop_front() {
+            return Some(frame);
         }
         let heartbeat = session.heartbeat_due.take();
         let control = match heartbeat {
@@ -459,7 +431,10 @@ impl Ledger {
                     .acknowledgements
                     .extend(record.acknowledgement(lane, heartbeat.is_some()));
             }
-            while size < MAX_FRAME_BYTES / 2 && frame.messages.len() < MAX_MESSAGES {
+            while !session.recall_due
+                && size < MAX_FRAME_BYTES / 2
+                && frame.messages.len() < MAX_MESSAGES
+            {
                 let Some(message) = record.next_to_send(lane) else {
                     break;
                 };

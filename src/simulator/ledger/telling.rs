@@ -3,7 +3,7 @@
 use prost::Message as _;
 use tracing::Span;
 
-use super::{Ledger, queued};
+use super::{Announced, Answered, Ledger, queued};
 use crate::{
     proto::{self, Kind},
     simulator::{
@@ -47,15 +47,21 @@ impl Ledger {
     }
 
     fn announce_all(&mut self, lane: proto::Lane, kind: Kind, payload: &[u8]) {
-        self.announced.push((lane, kind, payload.to_vec()));
+        let answered = Answered::new(payload.to_vec());
         let announced = proto::SequencedMessage {
             lane: lane.into(),
             kind: kind.into(),
             payload: payload.to_vec().into(),
+            occurrence_id: answered.occurrence_id.to_vec().into(),
             ..Default::default()
         };
         self.note("", What::Announced(announced));
-        self.tell_all(lane, kind, payload);
+        self.tell_all(lane, kind, &answered);
+        self.announced.push(Announced {
+            lane,
+            kind,
+            answered,
+        });
     }
 
     /// Sends every node bytes that are no message.
@@ -67,17 +73,14 @@ impl Ledger {
             proto::Lane::Proposal | proto::Lane::Unspecified => Kind::ProposalNotification,
         };
         self.script.expected_rejects += self.nodes.len();
-        self.tell_all(lane, kind, &[0xff; 40]);
+        self.tell_all(lane, kind, &Answered::new(vec![0xff; 40]));
     }
 
-    fn tell_all(&mut self, lane: proto::Lane, kind: Kind, payload: &[u8]) {
+    fn tell_all(&mut self, lane: proto::Lane, kind: Kind, answered: &Answered) {
         let nodes: Vec<String> = self.nodes.keys().cloned().collect();
         for node_id in nodes {
-            self.queue(
-                &node_id,
-                lane,
-                queued(kind, payload.to_vec(), &Span::current()),
-            );
+            let message = queued(kind, answered.clone(), &Span::current());
+            self.queue(&node_id, lane, message);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The record as anyone may see it.
 
-use super::Ledger;
+use super::{Ledger, Outboxes};
 use crate::{
+    message::OutboxId,
     proto::{self, SignatureStatus},
     simulator::lane::LaneRecord,
 };
@@ -15,6 +16,30 @@ pub struct RequestView {
     pub request_id: String,
     /// How it ended; `None` while it is open.
     pub settled: Option<SignatureStatus>,
+}
+
+/// What a node's outbox is to governance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutboxStanding {
+    /// It is served.
+    Served,
+    /// It was refused, and waits for an operator.
+    Refused,
+    /// An operator allowed it, and it has not come yet.
+    Permitted,
+    /// It is never served again.
+    Retired,
+}
+
+/// An outbox as anyone may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxView {
+    /// Whose it is.
+    pub node_id: String,
+    /// Names it.
+    pub outbox_id: OutboxId,
+    /// Whether it is served.
+    pub standing: OutboxStanding,
 }
 
 /// The record as of now.
@@ -42,6 +67,8 @@ pub struct LedgerView {
     pub duplicates: u64,
     /// Messages for nodes that they have not acknowledged.
     pub unacknowledged: usize,
+    /// Outboxes that nodes came with, or are to come with.
+    pub outboxes: Vec<OutboxView>,
     /// Everything that a node did and no script expected.
     pub violations: Vec<String>,
 }
@@ -65,6 +92,7 @@ impl Ledger {
                         settled: request.settled,
                     }),
             );
+            view.outboxes.extend(outboxes(node_id, &node.outboxes));
             view.pegins += node.pegins.len();
             view.federation_acks
                 .extend(node.federation_acks.iter().cloned());
@@ -83,4 +111,21 @@ impl Ledger {
         }
         view
     }
+}
+
+fn outboxes(node_id: &str, outboxes: &Outboxes) -> impl Iterator<Item = OutboxView> {
+    use OutboxStanding::{Permitted, Refused, Retired, Served};
+    let served = Some(outboxes.current()).filter(|_| !outboxes.is_retired());
+    let standing = |standing| move |outbox_id| (outbox_id, standing);
+    let all = served.into_iter().map(standing(Served));
+    let all = all.chain(outboxes.permitted().map(standing(Permitted)));
+    let all = all.chain(outboxes.refused().map(standing(Refused)));
+    let all = all.chain(outboxes.retired().map(standing(Retired)));
+    all.filter_map(|(outbox_id, standing)| {
+        Some(OutboxView {
+            node_id: node_id.to_owned(),
+            outbox_id: OutboxId::from_slice(outbox_id).ok()?,
+            standing,
+        })
+    })
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use tracing::Span;
 
-use super::{Ledger, Node, decode, payments::Payments, queued, request::Request};
+use super::{
+    Announced, Answered, Deposit, Ledger, Node, decode, payments::Payments, queued,
+    request::Request,
+};
 use crate::{
     proto::{self, Kind, SignatureStatus},
     simulator::{
@@ -19,7 +22,7 @@ use crate::{
 
 impl Ledger {
     /// The ledger that these facts make.
-    pub(super) fn recall(
+    pub(super) fn replay(
         config: SimulatorConfig,
         first: Option<Federation>,
         facts: Vec<Fact>,
@@ -61,20 +64,29 @@ impl Ledger {
                 self.ledger_id = id.as_slice().try_into().map_err(|_| "no ledger id")?;
             }
             What::Met(outbox_id) => {
-                let node = Node::new(outbox_id.clone());
-                self.nodes.insert(node_id.to_owned(), node);
+                let known = self.nodes.get_mut(node_id);
+                match known {
+                    Some(node) => node.begin_outbox(outbox_id.clone()),
+                    None => {
+                        let node = Node::new(outbox_id.clone());
+                        self.nodes.insert(node_id.to_owned(), node);
+                    }
+                }
             }
             What::Session(epoch) => {
                 self.registrations += 1;
-                self.node(node_id)?.epoch = *epoch;
+                self.node(node_id)?.outboxes.accepted(*epoch);
             }
+            What::Permitted(outbox_id) => self.node(node_id)?.outboxes.permit(outbox_id)?,
+            What::Reconciled(_) => self.node(node_id)?.outboxes.reconciled(),
             What::Arrived(message) => self.remember_arrival(node_id, message)?,
             What::Queued(message) => {
+                let answered = answered_in(message)?;
                 let node = self.node(node_id)?;
                 if message.kind() == Kind::SignatureResponse {
                     let response: proto::SignatureResponse = decode(&message.payload)?;
                     if let Some(request) = node.requests.get_mut(&response.request_id) {
-                        request.answered(&response);
+                        request.answered_once(&response, answered.clone());
                     }
                     // With members away more may follow.
                     if response.status() != SignatureStatus::InProgress {
@@ -83,14 +95,22 @@ impl Ledger {
                     }
                 }
                 let node = self.node(node_id)?;
+                if message.kind() == Kind::PeginAck {
+                    let ack: proto::PeginAck = decode(&message.payload)?;
+                    let deposit = node.pegins.get_mut(&(ack.txid.to_vec(), ack.vout));
+                    if let Some(deposit) = deposit {
+                        deposit.answer.get_or_insert_with(|| answered.clone());
+                    }
+                }
                 node.lane(message.lane()).push(Queued {
                     message_id: message
                         .message_id
                         .as_ref()
                         .try_into()
                         .map_err(|_| "no id")?,
+                    occurrence_id: answered.occurrence_id,
                     kind: message.kind(),
-                    payload: message.payload.to_vec(),
+                    payload: answered.payload,
                     trace: (message.traceparent.clone(), message.tracestate.clone()),
                 });
             }
@@ -104,9 +124,11 @@ impl Ledger {
                 self.federations.push(federation);
             }
             What::Announced(message) => {
-                let payload = message.payload.to_vec();
-                self.announced
-                    .push((message.lane(), message.kind(), payload));
+                self.announced.push(Announced {
+                    lane: message.lane(),
+                    kind: message.kind(),
+                    answered: answered_in(message)?,
+                });
             }
             What::Paid(paid) => {
                 let coins = paid.coins().ok_or("no such coins")?;
@@ -135,7 +157,7 @@ impl Ledger {
                 let txid = signer::txid(&request).unwrap_or_else(|| vec![0; 32]);
                 let id = request.request_id.clone();
                 if !node.requests.contains_key(&id) {
-                    let record = Request::new(&request, txid);
+                    let record = Request::new(&request, txid, node.outboxes.current());
                     node.requests.insert(id.clone(), record);
                     self.undecided.insert((node_id.to_owned(), id), request);
                 }
@@ -143,11 +165,12 @@ impl Ledger {
             Kind::CancelRequest => {
                 let cancel: proto::CancelRequest = decode(payload)?;
                 let entry = node.requests.entry(cancel.request_id);
-                entry.or_insert_with(Request::unseen);
+                entry.or_insert_with(|| Request::unseen(node.outboxes.current()));
             }
             Kind::PeginNotification => {
                 let deposit: proto::PeginNotification = decode(payload)?;
-                node.pegins.insert((deposit.txid.to_vec(), deposit.vout));
+                let known = node.pegins.entry((deposit.txid.to_vec(), deposit.vout));
+                known.or_insert_with(|| Deposit::new(&deposit));
             }
             Kind::FederationUpdateAck => {
                 let ack: proto::FederationUpdateAck = decode(payload)?;
@@ -207,7 +230,7 @@ impl Ledger {
     fn older(&self, length: usize) -> Self {
         let facts = self.history.get(..length).unwrap_or_default().to_vec();
         let first = self.federations.first().cloned();
-        let mut older = Self::recall(self.config.clone(), first, facts);
+        let mut older = Self::replay(self.config.clone(), first, facts);
         older.ledger_id = self.ledger_id;
         older
     }
@@ -219,12 +242,21 @@ impl Ledger {
         for node in self.nodes.values_mut() {
             node.session = None;
             node.lanes = Default::default();
-            for (lane, kind, payload) in &announced {
-                let message = queued(*kind, payload.clone(), &Span::none());
-                node.lane(*lane).push(message);
+            for announced in &announced {
+                let message = queued(announced.kind, announced.answered.clone(), &Span::none());
+                node.lane(announced.lane).push(message);
             }
         }
     }
+}
+
+/// The result that a message of ours told.
+fn answered_in(message: &proto::SequencedMessage) -> Result<Answered, String> {
+    let occurrence_id = message.occurrence_id.as_ref().try_into();
+    Ok(Answered {
+        occurrence_id: occurrence_id.map_err(|_| "no occurrence id")?,
+        payload: message.payload.to_vec(),
+    })
 }
 
 impl From<&RotationPlan> for Plan {
