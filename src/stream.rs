@@ -348,7 +348,14 @@ impl GovernanceStream {
     ///
     /// [`StreamError::Store`].
     pub async fn dead_letters(&self) -> Result<Vec<(u64, DeadLetter)>, StreamError> {
-        Ok(history::view(&self.store, |history| history.dead_letters()).await?)
+        let everything = history::Page {
+            before: None,
+            limit: usize::MAX,
+        };
+        let mut letters =
+            history::view(&self.store, move |history| history.dead_letters(everything)).await?;
+        letters.reverse();
+        Ok(letters)
     }
 
     /// Removes a dead letter for good; whether there was one of that number.
@@ -376,8 +383,8 @@ impl GovernanceStream {
         &self,
         number: u64,
     ) -> Result<Result<(), String>, StreamError> {
-        let letters = self.dead_letters().await?;
-        let Some((_, letter)) = letters.into_iter().find(|(known, _)| *known == number) else {
+        let letter = history::view(&self.store, move |history| history.dead_letter(number));
+        let Some(letter) = letter.await? else {
             return Ok(Err(format!("there is no dead letter {number}")));
         };
         let name = names::connection(&self.config.instance);

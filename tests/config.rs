@@ -116,6 +116,9 @@ fn every_fault_is_reported_at_once() {
         "connection.endpoints=http://governance.example:1,https://governance.example:2",
         "connection.tls.cert_file=/nowhere/cert.pem",
         "http.listen=0.0.0.0:80",
+        "store.compact_above_free_percent=5",
+        "store.scrub_interval=1s",
+        "store.scrub_bytes_per_second=1",
         "nonsense",
     ]);
     let error = Settings::load(layers).expect_err("many faults");
@@ -131,6 +134,9 @@ fn every_fault_is_reported_at_once() {
         "federation.threshold",
         "http.listen",
         "node.network",
+        "store.compact_above_free_percent",
+        "store.scrub_bytes_per_second",
+        "store.scrub_interval",
     ]);
     assert_eq!(keys(&error), expected, "{error}");
     let text = error.to_string();

@@ -154,14 +154,9 @@ fn a_pegout_and_a_deposit_by_hand_and_what_is_left_of_them() {
             .status
             .success()
     );
-    let none = command(&["journal", "discard", "7", "--data-dir", dir]);
+    let none = command(&["dead-letters", "discard", "7", "--data-dir", dir]);
     assert!(text(&none.stderr).contains("there is no dead letter 7"));
-    let held = command(&["journal", "stats", "--dir", dir]);
-    let held = text(&held.stderr);
-    assert!(
-        held.contains("in use by process") && held.contains("status --data-dir"),
-        "{held}"
-    );
+    assert_eq!(none.status.code(), Some(3));
 
     assert!(running.terminate(), "drains and ends well");
     assert!(simulator.terminate(), "no violation");
@@ -171,47 +166,6 @@ fn a_pegout_and_a_deposit_by_hand_and_what_is_left_of_them() {
         "{}",
         text(&gone.stderr)
     );
-
-    let before = std::fs::read(data.join("journal.redb")).expect("there");
-    let list = json(&command(&["journal", "list", "--dir", dir, "--json"]));
-    assert_eq!(list[0]["request_id"], "sample-1");
-    assert_eq!(list[0]["outcome"], "complete");
-    let shown = text(&command(&["journal", "list", "--dir", dir]).stdout);
-    assert!(
-        shown.contains("sample-1") && shown.contains("complete"),
-        "{shown}"
-    );
-    let one = json(&command(&[
-        "journal", "show", "sample-1", "--dir", dir, "--json",
-    ]));
-    assert_eq!(one["burns"].as_array().map(Vec::len), Some(1));
-    let stats = json(&command(&["journal", "stats", "--dir", dir, "--json"]));
-    assert_eq!(stats["requests"]["complete"], 1);
-    assert_eq!(stats["open_pegins"], 0);
-    let letters = json(&command(&[
-        "journal",
-        "dead-letters",
-        "--dir",
-        dir,
-        "--json",
-    ]));
-    assert_eq!(letters.as_array().map(Vec::len), Some(0));
-    let export = text(&command(&["journal", "export", "--dir", dir]).stdout);
-    assert!(
-        export
-            .lines()
-            .all(|line| serde_json::from_str::<Value>(line).is_ok())
-    );
-    assert!(export.lines().count() >= 6);
-    let after = std::fs::read(data.join("journal.redb")).expect("there");
-    assert!(before == after, "looking changes nothing");
-    let nothing = command(&[
-        "journal",
-        "stats",
-        "--dir",
-        directory.to_str().expect("UTF-8"),
-    ]);
-    assert!(text(&nothing.stderr).contains("name a directory that holds a journal"));
 }
 
 /// Lines of a process's standard output, as they come.
@@ -400,9 +354,9 @@ fn what_is_cancelled_while_it_waits_is_never_asked_for_and_its_burn_is_paid_unde
 
     assert!(running.terminate(), "drains and ends well");
     assert!(simulator.terminate(), "no violation");
-    let kept = command(&["journal", "list", "--dir", dir, "--json"]);
+    let kept = command(&["requests", "list", "--data-dir", dir, "--json"]);
     let kept = json(&kept);
-    let ids = kept.as_array().expect("a list").iter();
+    let ids = kept["requests"].as_array().expect("a list").iter();
     let ids: Vec<&Value> = ids.map(|request| &request["request_id"]).collect();
     assert_eq!(ids, ["again"], "nothing else was ever asked for");
 }

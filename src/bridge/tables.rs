@@ -423,8 +423,8 @@ pub(super) fn newest_pegouts(
 ///
 /// # Errors
 ///
-/// As [`load`].
-pub(super) fn find_pegin(
+/// When it cannot be read.
+pub fn find_pegin(
     snapshot: &dyn Snapshot,
     outpoint: &OutPoint,
 ) -> Result<Option<PeginStatus>, StoreError> {

@@ -7,11 +7,10 @@ use bitcoin::OutPoint;
 
 use super::{
     record::{DeadLetter, Entry, Expects},
-    retained::Retained,
     stored::Stored,
     tables::{
-        AnsweredPegin, DEAD_LETTERS, ENTRIES, OPEN_REQUESTS, PEGINS, REQUESTS, Rows, entry_key,
-        number,
+        AnsweredPegin, DEAD_LETTERS, ENTRIES, LANES, OPEN_REQUESTS, PEGINS, REQUESTS, Rows,
+        entry_key, lane_key, lane_of, number,
     },
 };
 use crate::{
@@ -19,10 +18,17 @@ use crate::{
     storage::{HashKey, Scan, Snapshot, Store, StoreError, Table},
 };
 
-pub use super::retained::{Cancel, Counters, Identity, RequestRecord, Standing};
+pub use super::{
+    audit::{Audited, Inconsistency},
+    cursor::Cursor,
+    export::Exported,
+    retained::{Cancel, Counters, Identity, RequestRecord, Standing},
+};
 
 /// Rows read at once.
 const PAGE: usize = 1000;
+/// Messages read at once: one may be as large as a frame.
+const MESSAGES: usize = 32;
 
 /// The stream's rows as of one commit.
 #[derive(Clone, Copy)]
@@ -61,15 +67,15 @@ pub struct PeginNotice {
     pub accepted_at: Option<SystemTime>,
     /// When governance answered.
     pub answered_at: Option<SystemTime>,
-    /// Number of the answer, for the next [`Page`].
-    pub number: Option<u64>,
+    /// For the next [`Page`]: the notice's sequence while it is open, the answer's number then.
+    pub number: u64,
 }
 
 /// How far everything has come, and how much of it there is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamFacts {
-    /// The stream itself, and its peer.
-    pub identity: Identity,
+    /// The stream itself, and its peer; nothing before its first start.
+    pub identity: Option<Identity>,
     /// How far each lane has come, and how many messages it keeps.
     pub lanes: PerLane<(Counters, usize)>,
     /// Requests without an outcome, and how many of them wait for an operator.
@@ -155,19 +161,32 @@ impl<'a> History<'a> {
     /// # Errors
     ///
     /// When they cannot be read.
-    pub fn open_pegins(&self) -> Result<Vec<PeginNotice>, StoreError> {
-        let retained = self.0.load(&|_| ())?;
-        let entries = retained.lanes.get(Lane::Pegin).entries.values().rev();
-        let open = entries.filter_map(|entry| match entry.expects {
-            Expects::PeginAck(outpoint) => Some(PeginNotice {
-                outpoint,
-                accepted_at: Some(entry.accepted_at),
-                answered_at: None,
-                number: None,
-            }),
-            _ => None,
-        });
-        Ok(open.collect())
+    pub fn open_pegins(&self, page: Page) -> Result<Vec<PeginNotice>, StoreError> {
+        let mut found = Vec::new();
+        let first = entry_key(Lane::Pegin, 0);
+        let mut before = entry_key(Lane::Pegin, page.before.unwrap_or(u64::MAX));
+        while found.len() < page.limit {
+            let scan = Scan::last(MESSAGES).before(&before).from(&first);
+            let rows = self.0.snapshot.scan(ENTRIES.name(), scan)?;
+            let Some((last, _)) = rows.last() else {
+                break;
+            };
+            before.clone_from(last);
+            for (_, row) in &rows {
+                let entry =
+                    Entry::decode(row).map_err(|reason| self.unreadable(ENTRIES, &reason))?;
+                if let Expects::PeginAck(outpoint) = entry.expects {
+                    found.push(PeginNotice {
+                        outpoint,
+                        accepted_at: Some(entry.accepted_at),
+                        answered_at: None,
+                        number: entry.sequence,
+                    });
+                }
+            }
+        }
+        found.truncate(page.limit);
+        Ok(found)
     }
 
     /// Peg-in notices that governance has answered, newest first.
@@ -181,45 +200,75 @@ impl<'a> History<'a> {
             outpoint,
             accepted_at: None,
             answered_at: Some(at),
-            number: Some(number),
+            number,
         };
         Ok(rows.into_iter().map(notice).collect())
     }
 
-    /// Messages of governance that could not be used, oldest first, each with its number.
+    /// Messages of governance that could not be used, newest first, each with its number.
     ///
     /// # Errors
     ///
     /// When they cannot be read.
-    pub fn dead_letters(&self) -> Result<Vec<(u64, DeadLetter)>, StoreError> {
-        let page = Page {
-            before: None,
-            limit: usize::MAX,
-        };
-        let mut letters = self.page(DEAD_LETTERS, page)?;
-        letters.reverse();
-        Ok(letters)
+    pub fn dead_letters(&self, page: Page) -> Result<Vec<(u64, DeadLetter)>, StoreError> {
+        self.page(DEAD_LETTERS, page)
     }
 
-    /// How far everything has come.
+    /// One message of governance that could not be used.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn dead_letter(&self, number: u64) -> Result<Option<DeadLetter>, StoreError> {
+        let key = number.to_be_bytes();
+        self.0.get(DEAD_LETTERS, &key, "dead letter")
+    }
+
+    /// How far everything has come. Takes as long as there are messages and open requests.
     ///
     /// # Errors
     ///
     /// When it cannot be read.
     pub fn facts(&self) -> Result<StreamFacts, StoreError> {
-        let retained: Retained = self.0.load(&|_| ())?;
-        let (open_requests, parked_requests) = retained.open_and_parked();
-        Ok(StreamFacts {
-            identity: retained.identity,
-            lanes: PerLane::from_fn(|lane| {
-                let kept = retained.lanes.get(lane);
-                (kept.counters, kept.entries.len())
-            }),
-            open_requests,
-            parked_requests,
-            open_pegins: retained.open_pegins(),
-            dead_letters: retained.dead_letters.len(),
-        })
+        let mut facts = StreamFacts {
+            identity: self.0.identity()?,
+            lanes: PerLane::default(),
+            open_requests: 0,
+            parked_requests: 0,
+            open_pegins: 0,
+            dead_letters: self.count(DEAD_LETTERS)?,
+        };
+        for lane in Lane::ALL {
+            let counters = self.0.get(LANES, &lane_key(lane), "lane")?;
+            facts.lanes.get_mut(lane).0 = counters.unwrap_or_default();
+        }
+        self.0
+            .each(ENTRIES, MESSAGES, &|_| (), |key, entry: Entry| {
+                facts.lanes.get_mut(lane_of(key)?).1 += 1;
+                facts.open_pegins += usize::from(matches!(entry.expects, Expects::PeginAck(_)));
+                Ok(())
+            })?;
+        self.0
+            .each(OPEN_REQUESTS, PAGE, &|_| (), |_, record: RequestRecord| {
+                facts.open_requests += 1;
+                facts.parked_requests += usize::from(record.parked().is_some());
+                Ok(())
+            })?;
+        Ok(facts)
+    }
+
+    fn count(&self, table: Table) -> Result<usize, StoreError> {
+        let tables = self.0.snapshot.tables()?;
+        let rows = tables.iter().find(|(name, _)| name == table.name());
+        Ok(rows.map_or(0, |(_, rows)| usize::try_from(*rows).unwrap_or(usize::MAX)))
+    }
+
+    pub(super) fn rows(&self) -> Rows<'a> {
+        self.0
+    }
+
+    fn unreadable(&self, table: Table, reason: &str) -> StoreError {
+        self.0.damaged(format!("{}: {reason}", table.name()))
     }
 
     /// Rows of a table whose keys are numbers, the highest first.
@@ -237,8 +286,7 @@ impl<'a> History<'a> {
             let is_last = rows.len() < limit || limit == 0;
             for (key, row) in rows {
                 let decoded = number(&key).and_then(|number| Ok((number, T::decode(&row)?)));
-                let (number, value) = decoded
-                    .map_err(|reason| self.0.damaged(format!("{}: {reason}", table.name())))?;
+                let (number, value) = decoded.map_err(|reason| self.unreadable(table, &reason))?;
                 before = Some(number);
                 found.push((number, value));
             }

@@ -6,9 +6,12 @@
 //! waits until the store has looked it up. After a failed commit nothing that rested on it is told:
 //! what is durable is read again, and until then nothing is accepted.
 
+mod audit;
 mod changes;
 mod commits;
+mod cursor;
 mod desk;
+mod export;
 mod flight;
 pub mod history;
 mod inbound;

@@ -722,6 +722,7 @@ impl StateMachineTest for Kept {
             let on_disk = world.disk.request(&request_id(*number));
             assert!(on_disk.is_some(), "{number} is lost");
         }
+        assert_eq!(world.disk.audit(), [], "the rows on disk do not fit");
         let on_disk = world.disk.load();
         for number in &promises.deposits {
             let found = world.find(Key::Pegin(outpoint(*number)));

@@ -54,6 +54,12 @@ pub(super) fn lane_key(lane: Lane) -> [u8; 1] {
     [u8::try_from(i32::from(crate::proto::Lane::from(lane))).unwrap_or_default()]
 }
 
+/// The lane that a key begins with.
+pub(super) fn lane_of(key: &[u8]) -> Result<Lane, String> {
+    let lane = key.first().ok_or("a lane without a number")?;
+    wire::lane_from_wire(i32::from(*lane)).map_err(|error| error.to_string())
+}
+
 pub(super) fn entry_key(lane: Lane, sequence: u64) -> Vec<u8> {
     let [lane] = lane_key(lane);
     let mut key = vec![lane];
@@ -86,27 +92,30 @@ impl Rows<'_> {
     /// Everything that is kept in memory; `progress` is called with each page's number of rows.
     pub(super) fn load(self, progress: &dyn Fn(usize)) -> Result<Retained, StoreError> {
         let mut retained = Retained::new(self.identity()?);
-        self.each(LANES, progress, |key, counters| {
-            let lane = key.first().ok_or("a lane without a number")?;
-            let lane = wire::lane_from_wire(i32::from(*lane)).map_err(|e| e.to_string())?;
-            retained.restore_lane(lane, counters);
+        self.each(LANES, PAGE, progress, |key, counters| {
+            retained.restore_lane(lane_of(key)?, counters);
             Ok(())
         })?;
-        self.each(ENTRIES, progress, |key, entry: Entry| {
+        self.each(ENTRIES, PAGE, progress, |key, entry: Entry| {
             if entry_key(entry.lane, entry.sequence) != key {
                 return Err("a message under another one's key".to_owned());
             }
             retained.restore_entry(entry);
             Ok(())
         })?;
-        self.each(OPEN_REQUESTS, progress, |key, record: RequestRecord| {
-            if record.number.to_be_bytes() != key || !record.is_open() {
-                return Err("a request under another one's key, or a settled one".to_owned());
-            }
-            retained.restore_request(record);
-            Ok(())
-        })?;
-        self.each(DEAD_LETTERS, progress, |key, letter: DeadLetter| {
+        self.each(
+            OPEN_REQUESTS,
+            PAGE,
+            progress,
+            |key, record: RequestRecord| {
+                if record.number.to_be_bytes() != key || !record.is_open() {
+                    return Err("a request under another one's key, or a settled one".to_owned());
+                }
+                retained.restore_request(record);
+                Ok(())
+            },
+        )?;
+        self.each(DEAD_LETTERS, PAGE, progress, |key, letter: DeadLetter| {
             retained.restore_dead_letter(number(key)?, &letter);
             Ok(())
         })?;
@@ -160,13 +169,17 @@ impl Rows<'_> {
 
     /// A request that an index names: it is there, or the store is damaged.
     fn numbered_request(self, number: u64) -> Result<RequestRecord, StoreError> {
+        self.request_numbered(number)?
+            .ok_or_else(|| self.vanished("request", number))
+    }
+
+    /// The request of this number, open or settled.
+    pub(super) fn request_numbered(self, number: u64) -> Result<Option<RequestRecord>, StoreError> {
         let key = number.to_be_bytes();
-        let settled = self.get(REQUESTS, &key, "request")?;
-        let found = match settled {
-            Some(record) => Some(record),
-            None => self.get(OPEN_REQUESTS, &key, "open request")?,
-        };
-        found.ok_or_else(|| self.vanished("request", number))
+        match self.get(REQUESTS, &key, "request")? {
+            Some(record) => Ok(Some(record)),
+            None => self.get(OPEN_REQUESTS, &key, "open request"),
+        }
     }
 
     fn vanished(self, what: &str, number: u64) -> StoreError {
@@ -193,17 +206,18 @@ impl Rows<'_> {
     }
 
     /// Hands on every row of a table, in order.
-    fn each<T: Stored>(
+    pub(super) fn each<T: Stored>(
         self,
         table: Table,
+        at_once: usize,
         progress: &dyn Fn(usize),
         mut take: impl FnMut(&[u8], T) -> Result<(), String>,
     ) -> Result<(), StoreError> {
         let mut last: Option<Vec<u8>> = None;
         loop {
             let page = match &last {
-                Some(last) => Scan::first(PAGE).after(last),
-                None => Scan::first(PAGE),
+                Some(last) => Scan::first(at_once).after(last),
+                None => Scan::first(at_once),
             };
             let rows = self.snapshot.scan(table.name(), page)?;
             progress(rows.len());

@@ -2,13 +2,14 @@
 
 use super::{
     changes::Settled,
+    history::{History, Inconsistency},
     lookups::{self, Found, Key},
     retained::{RequestRecord, Retained},
     tables::Rows,
 };
 use crate::{
     message::RequestId,
-    storage::{Engine as _, HashKey, MemoryEngine, Snapshot},
+    storage::{Batch, Engine as _, HashKey, MemoryEngine, Snapshot},
 };
 
 const HASH: HashKey = HashKey::new([7; 16]);
@@ -52,6 +53,31 @@ impl TestDisk {
         let keys = keys.into_iter().collect();
         self.read(|rows| lookups::find(rows, &keys))
             .expect("readable")
+    }
+
+    /// Everything that is wrong with its rows.
+    pub(super) fn audit(&self) -> Vec<Inconsistency> {
+        let (mut faults, mut from) = (Vec::new(), None);
+        loop {
+            let audited =
+                self.read(|rows| History::of(rows.snapshot, rows.place, rows.hash).audit(from));
+            let audited = audited.expect("readable");
+            faults.extend(audited.faults);
+            match audited.next {
+                Some(next) => from = Some(next),
+                None => return faults,
+            }
+        }
+    }
+
+    /// Commits what no stream would.
+    pub(super) fn spoil(&mut self, change: impl FnOnce(&mut Batch, HashKey)) {
+        let mut batch = Batch::new();
+        change(&mut batch, HASH);
+        self.commits += 1;
+        self.engine
+            .commit(self.commits, &[batch])
+            .expect("memory does not fail");
     }
 
     /// Requests on disk, open or settled.

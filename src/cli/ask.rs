@@ -1,30 +1,31 @@
 //! The client of a running node's socket.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, body::Bytes, client::conn::http1};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::socket::SOCKET;
+use super::{failure::NoNode, socket::SOCKET};
 
-/// Which running node is asked.
+/// Which node is asked.
 #[derive(Debug, Args)]
 pub(super) struct NodeArgs {
-    /// The data directory of the running node.
-    #[arg(
-        long,
-        env = "GOVERNANCE_STREAM__DATA_DIR",
-        value_name = "DIR",
-        default_value = "data"
-    )]
-    data_dir: PathBuf,
-    /// One JSON object instead of text.
+    /// The data directory of the node; `data` if it is named nowhere.
+    #[arg(long, env = "GOVERNANCE_STREAM__DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The configuration that names it.
+    #[arg(long, short, env = "GOVERNANCE_STREAM_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One JSON object instead of text, errors too.
     #[arg(long)]
     pub json: bool,
 }
@@ -40,20 +41,52 @@ pub(super) struct NodeArgs {
 pub(super) struct Refused {
     pub error: String,
     pub retry: String,
+    /// What was asked about is not there.
+    pub is_unknown: bool,
 }
 
 impl NodeArgs {
+    /// Its data directory.
+    pub(super) fn directory(&self) -> anyhow::Result<PathBuf> {
+        match (&self.data_dir, &self.config) {
+            (Some(directory), _) => Ok(directory.clone()),
+            (None, Some(_)) => Ok(super::load(self.config.as_ref(), &[])?.data_dir),
+            (None, None) => Ok(PathBuf::from("data")),
+        }
+    }
+
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        ask(&self.data_dir, Method::GET, path, None).await
+        ask(&self.directory()?, Method::GET, path, None).await
     }
 
     pub(super) async fn post(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Value> {
         let body = serde_json::to_vec(body)?;
-        ask(&self.data_dir, Method::POST, path, Some(body)).await
+        ask(&self.directory()?, Method::POST, path, Some(body)).await
     }
 }
 
-async fn ask(
+/// Whether a node answers on the socket in `directory`.
+pub(super) async fn listens(directory: &Path) -> anyhow::Result<bool> {
+    let socket = directory.join(SOCKET);
+    match UnixStream::connect(&socket).await {
+        Ok(_) => Ok(true),
+        // A node that was killed leaves its socket.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot ask the node on {}", socket.display()))
+        }
+    }
+}
+
+/// Asks the node that runs on `directory`.
+pub(super) async fn ask(
     directory: &Path,
     method: Method,
     path: &str,
@@ -61,9 +94,14 @@ async fn ask(
 ) -> anyhow::Result<Value> {
     let socket = directory.join(SOCKET);
     let shown = socket.display();
-    let stream = UnixStream::connect(&socket).await.with_context(|| {
-        format!("no node listens on {shown}: name its data directory with --data-dir, or start it")
-    })?;
+    if !listens(directory).await? {
+        let nobody = format!(
+            "no node listens on {shown}: name its data directory with --data-dir, or start it"
+        );
+        return Err(NoNode(nobody).into());
+    }
+    let stream = UnixStream::connect(&socket).await;
+    let stream = stream.with_context(|| format!("the node on {shown} went away"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::builder()
@@ -89,6 +127,7 @@ async fn ask(
     Err(Refused {
         error: word("error").unwrap_or_else(text),
         retry: word("retry").unwrap_or_default(),
+        is_unknown: code == StatusCode::NOT_FOUND,
     }
     .into())
 }

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::Args;
 use governance_stream::config::Endpoint;
 use serde_json::{Value, json};
 
-use super::{ask::NodeArgs, out, socket::ConnectForm};
+use super::{ask::NodeArgs, failure::Unconfirmed, out, socket::ConnectForm};
 
 #[derive(Debug, Args)]
 pub(super) struct ConnectArgs {
@@ -60,9 +59,11 @@ pub(super) async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
         let fault = fault
             .and_then(Value::as_str)
             .unwrap_or("nothing is held up");
-        bail!(
-            "the connection says: {fault}. See to the cause as its runbook says, then repeat with --yes"
+        let unconfirmed = format!(
+            "the connection says: {fault}. See to the cause as its runbook says, then repeat with \
+             --yes"
         );
+        return Err(Unconfirmed(unconfirmed).into());
     }
     let path = if args.adopt_ledger {
         "/adopt-ledger"

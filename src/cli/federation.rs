@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     ask::NodeArgs,
-    out::{self, plain, time},
+    out::{self, items, of, plain, time},
 };
 
 #[derive(Debug, Args)]
@@ -35,14 +35,6 @@ pub(super) async fn run(args: FederationArgs) -> anyhow::Result<ExitCode> {
     let answer = node.get(path).await?;
     out::show(node.json, &answer, || words(&answer).join("\n"));
     Ok(ExitCode::SUCCESS)
-}
-
-fn of<'a>(value: &'a Value, key: &str) -> &'a Value {
-    value.get(key).unwrap_or(&Value::Null)
-}
-
-fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    of(value, key).as_array().into_iter().flatten()
 }
 
 fn shown(answer: &Value) -> Vec<String> {

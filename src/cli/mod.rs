@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod ask;
 #[cfg(unix)]
+mod backup;
+#[cfg(unix)]
 mod chain_height;
 #[cfg(unix)]
 mod chain_routes;
@@ -14,13 +16,19 @@ mod dead_letters;
 #[cfg(feature = "simulator")]
 mod demo;
 #[cfg(unix)]
+mod export;
+mod failure;
+#[cfg(unix)]
 mod federation;
+mod init;
 mod node;
 mod out;
 #[cfg(unix)]
 mod payments;
 #[cfg(unix)]
 mod pegin;
+#[cfg(unix)]
+mod pegins;
 #[cfg(unix)]
 mod pegout;
 #[cfg(unix)]
@@ -29,6 +37,12 @@ mod pegout_routes;
 mod pegouts;
 #[cfg(unix)]
 mod proposals;
+#[cfg(unix)]
+mod question;
+#[cfg(unix)]
+mod requests;
+#[cfg(unix)]
+mod restore;
 mod run;
 #[cfg(feature = "simulator")]
 mod sample_pegout;
@@ -37,11 +51,21 @@ mod simulator;
 #[cfg(unix)]
 mod socket;
 #[cfg(unix)]
+mod source;
+#[cfg(unix)]
 mod status;
+#[cfg(unix)]
+mod store;
+#[cfg(unix)]
+mod store_routes;
+#[cfg(unix)]
+mod store_stats;
+#[cfg(unix)]
+mod store_verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use governance_stream::config::{ConfigError, Layers, Settings};
 
 /// One persistent, supervised stream between a federated sidechain node and the service that
@@ -55,6 +79,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make the store of a new node. On one that has run before, restore a backup instead.
+    Init(init::InitArgs),
     /// Keep the stream, with this crate's own bridge and chain.
     Run(run::RunArgs),
     /// Have a running node pay burns: a transaction signed, broadcast and followed to its end.
@@ -90,9 +116,27 @@ enum Command {
     /// Have a running node try again what a fault has stopped, as a runbook says.
     #[cfg(unix)]
     Resume(connect::ResumeArgs),
-    /// Messages of governance that a running node could not use.
+    /// Messages of governance that could not be used.
     #[cfg(unix)]
     DeadLetters(dead_letters::DeadLettersArgs),
+    /// What was asked to be signed, and what came of it.
+    #[cfg(unix)]
+    Requests(requests::RequestsArgs),
+    /// Deposits that governance was told of, and whether it has answered.
+    #[cfg(unix)]
+    Pegins(pegins::PeginsArgs),
+    /// What a node keeps everything in: how it is, and whether it is sound.
+    #[cfg(unix)]
+    Store(store::StoreArgs),
+    /// Copy the store into a file, while the node runs or not.
+    #[cfg(unix)]
+    Backup(backup::BackupArgs),
+    /// Make the store of a node that does not run from a backup.
+    #[cfg(unix)]
+    Restore(restore::RestoreArgs),
+    /// Everything of the stream, one JSON object a line.
+    #[cfg(unix)]
+    Export(export::ExportArgs),
     /// Show the configuration that is in force, and where each value comes from.
     CheckConfig(check_config::CheckConfigArgs),
     /// Play governance: a federation of real keys behind a real server. For tests only.
@@ -121,24 +165,44 @@ struct ConfigArgs {
 
 impl ConfigArgs {
     fn load(&self) -> Result<Settings, ConfigError> {
-        let mut layers = Layers::new();
-        if let Some(path) = &self.config {
-            layers = layers.file(path.clone());
-        }
-        // Names and values that are not Unicode are none of ours.
-        let variables = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
-        Settings::load(
-            layers
-                .environment(variables)
-                .flags(self.set.iter().map(String::as_str)),
-        )
+        load(self.config.as_ref(), &self.set)
     }
 }
 
+/// What is in force of a file, the environment and the command line.
+fn load(file: Option<&PathBuf>, set: &[String]) -> Result<Settings, ConfigError> {
+    let mut layers = Layers::new();
+    if let Some(path) = file {
+        layers = layers.file(path.clone());
+    }
+    // Names and values that are not Unicode are none of ours.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Settings::load(
+        layers
+            .environment(variables)
+            .flags(set.iter().map(String::as_str)),
+    )
+}
+
+/// Whether the command that was given is to answer in JSON.
+fn wants_json(matches: &ArgMatches) -> bool {
+    let here = matches.try_get_one::<bool>("json").ok().flatten();
+    let below = || {
+        matches
+            .subcommand()
+            .is_some_and(|(_, below)| wants_json(below))
+    };
+    here.copied().unwrap_or_default() || below()
+}
+
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let as_json = wants_json(&matches);
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -148,6 +212,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Init(args) => init::run(args).await,
             Command::Run(args) => run::run(args).await,
             #[cfg(unix)]
             Command::Pegout(args) => pegout::run(args).await,
@@ -173,6 +238,18 @@ pub(crate) fn main() -> ExitCode {
             Command::Resume(args) => connect::resume(args).await,
             #[cfg(unix)]
             Command::DeadLetters(args) => dead_letters::run(args).await,
+            #[cfg(unix)]
+            Command::Requests(args) => requests::run(args).await,
+            #[cfg(unix)]
+            Command::Pegins(args) => pegins::run(args).await,
+            #[cfg(unix)]
+            Command::Store(args) => store::run(args).await,
+            #[cfg(unix)]
+            Command::Export(args) => export::run(args).await,
+            #[cfg(unix)]
+            Command::Backup(args) => backup::run(args).await,
+            #[cfg(unix)]
+            Command::Restore(args) => restore::run(args).await,
             Command::CheckConfig(args) => check_config::run(&args),
             #[cfg(feature = "simulator")]
             Command::Simulator(args) => simulator::run(args).await,
@@ -182,10 +259,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Demo(args) => demo::run(args).await,
         }
     });
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|error| failure::tell(&error, as_json))
 }
 
 /// Ready when someone wants the process to end: an interrupt, or SIGTERM.

@@ -13,7 +13,7 @@ use governance_stream::{
         ChainActor, ChainArguments, ChainMessage, ChainStore, Federation, FederationPolicy,
         Schedule,
     },
-    config::{BridgeConfig, Config, Features, FirstFederation},
+    config::{BridgeConfig, Config, Features, FirstFederation, NodeConfig},
     storage::{Owner, Store, StoreError},
     telemetry::Metrics,
 };
@@ -68,11 +68,9 @@ impl Node {
             backend,
             metrics,
         } = plan;
-        let (network, chain_id) = (config.node.network, &config.node.chain_id);
-        let first = Federation::first(&federation, network, chain_id)
-            .context("the configured first federation is none")?;
-        let owner = Owner::of(&config.node).with_first_federation(&first.digest());
-        let schedule = Schedule::new(first, chain_id.clone(), policy);
+        let first = first_federation(&config.node, &federation)?;
+        let owner = owner(&config.node, &federation)?;
+        let schedule = Schedule::new(first, config.node.chain_id.clone(), policy);
         let store = match &data_dir {
             Some(directory) => open_store(directory.clone(), owner, init).await?,
             None => Store::in_memory(),
@@ -145,6 +143,17 @@ impl Node {
             .await;
         Ok(leftover?)
     }
+}
+
+fn first_federation(node: &NodeConfig, first: &FirstFederation) -> anyhow::Result<Federation> {
+    Federation::first(first, node.network, &node.chain_id)
+        .context("the configured first federation is none")
+}
+
+/// Whose store it is.
+pub(super) fn owner(node: &NodeConfig, first: &FirstFederation) -> anyhow::Result<Owner> {
+    let digest = first_federation(node, first)?.digest();
+    Ok(Owner::of(node).with_first_federation(&digest))
 }
 
 /// Opens the store, or makes it where there is nothing yet and that is wanted.

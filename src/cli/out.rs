@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
@@ -45,4 +45,28 @@ pub(super) fn time(unix_ms: &Value) -> String {
         || "-".to_owned(),
         |time| humantime::format_rfc3339_seconds(time).to_string(),
     )
+}
+
+/// A date as milliseconds since the Unix epoch.
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What an object has under this key.
+pub(super) fn of<'a>(value: &'a Value, key: &str) -> &'a Value {
+    value.get(key).unwrap_or(&Value::Null)
+}
+
+/// The elements of a list that an object has under this key.
+pub(super) fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    of(value, key).as_array().into_iter().flatten()
+}
+
+/// How to see what a list has beyond its limit, if there is more.
+pub(super) fn more(next_before: &Value, filter: &str) -> Option<String> {
+    let next = next_before.as_u64()?;
+    Some(format!(
+        "there are more: go on with {filter}--before {next}"
+    ))
 }

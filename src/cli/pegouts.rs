@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use governance_stream::message::RequestId;
 use serde_json::{Value, json};
 
-use super::{ask::NodeArgs, out, pegout::shown};
+use super::{ask::NodeArgs, failure::Unconfirmed, out, pegout::shown};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -74,9 +73,10 @@ async fn set(args: SureArgs, path: &str, what: &str) -> anyhow::Result<()> {
         let listed = args.node.get("/pegouts?limit=1").await?;
         let open = listed.get("open").and_then(Value::as_u64);
         let (open, standing) = (open.unwrap_or_default(), standing(&listed));
-        bail!(
+        let unconfirmed = format!(
             "{standing}, and {open} have not come to their end. To {what} them, repeat with --yes"
         );
+        return Err(Unconfirmed(unconfirmed).into());
     }
     let answer = args.node.post(path, &json!({})).await?;
     out::show(args.node.json, &answer, || standing(&answer));

@@ -1,14 +1,16 @@
 //! `run`.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bitcoin::Network;
 use clap::Args;
 use governance_stream::{
     bridge::{BitcoinBackend, BitcoinCore, FileOutbox},
-    config::BridgeSettings,
-    http, telemetry,
+    config::{BridgeSettings, StoreSettings},
+    http,
+    storage::{CompactionPolicy, UpkeepSettings},
+    telemetry,
 };
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -46,6 +48,19 @@ fn backend(bridge: &BridgeSettings, network: Network) -> anyhow::Result<Arc<dyn 
     Ok(Arc::new(opened))
 }
 
+/// How the store is looked after beside the node's work.
+fn upkeep(settings: &StoreSettings) -> UpkeepSettings {
+    UpkeepSettings {
+        look_every: Duration::from_secs(60),
+        scrub_every: settings.scrub_interval,
+        scrub_bytes_per_second: settings.scrub_bytes_per_second,
+        compaction: CompactionPolicy {
+            free_percent: u8::try_from(settings.compact_above_free_percent).unwrap_or(100),
+            least_bytes: settings.compact_from_bytes,
+        },
+    }
+}
+
 pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut settings = args.config.load()?;
     if args.json {
@@ -80,6 +95,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         metrics,
     })
     .await?;
+    node.stream.store().start_upkeep(upkeep(&settings.store))?;
     let stop = CancellationToken::new();
     let http = listener.map(|listener| {
         info!(listen = ?listener.local_addr().ok(), "health, metrics and status over HTTP");
@@ -103,10 +119,11 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             follows,
         };
         let directory = &settings.data_dir;
-        let (path, listener) = super::socket::bind(directory)
+        let (file, listener) = super::socket::bind(directory)
             .with_context(|| format!("cannot listen in {}", directory.display()))?;
-        info!(socket = %path.display(), "operators are served");
-        tokio::spawn(super::socket::serve(listener, operated, stop.clone()))
+        info!(socket = %file.path().display(), "operators are served");
+        let serving = super::socket::serve(listener, operated, stop.clone());
+        (file, tokio::spawn(serving))
     };
     let code = tokio::select! {
         () = asked_to_stop() => {
@@ -125,6 +142,9 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         http.await??;
     }
     #[cfg(unix)]
-    socket.await??;
+    {
+        let (_file, serving) = socket;
+        serving.await??;
+    }
     Ok(code)
 }

@@ -2,8 +2,9 @@
 //! Whoever may open it may do everything it offers: directory and socket are for their owner only.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -71,16 +72,39 @@ pub(super) enum ConnectForm {
     ByPreference,
 }
 
-/// Listens in `directory`, where only this process does.
-pub(super) fn bind(directory: &Path) -> io::Result<(PathBuf, UnixListener)> {
-    let path = directory.join(SOCKET);
-    match fs::remove_file(&path) {
+/// The socket's file: gone when this value is, so that nobody takes a node that has ended for one
+/// that does not answer.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // One that stays is replaced at the next start.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Listens in `directory`, where only this process does. The socket is made in a directory that
+/// nobody else may enter, and comes to its place with its final mode.
+pub(super) fn bind(directory: &Path) -> io::Result<(SocketFile, UnixListener)> {
+    let closed = directory.join(".socket");
+    match fs::remove_dir_all(&closed) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(&path)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok((path, listener))
+    DirBuilder::new().mode(0o700).create(&closed)?;
+    let (made, path) = (closed.join("s"), directory.join(SOCKET));
+    let listener = UnixListener::bind(&made)?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&made, &path)?;
+    fs::remove_dir(&closed)?;
+    Ok((SocketFile(path), listener))
 }
 
 /// Serves until `stop`.
@@ -100,11 +124,11 @@ pub(super) async fn serve(
         .route("/connect", post(connect))
         .route("/resume", post(resume))
         .route("/adopt-ledger", post(adopt_ledger))
-        .route("/dead-letters", get(dead_letters))
         .route("/dead-letters/{number}/requeue", post(requeue))
         .route("/dead-letters/{number}/discard", post(discard))
         .merge(super::pegout_routes::router())
         .merge(super::chain_routes::routes())
+        .merge(super::store_routes::routes())
         .with_state(operated);
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -116,10 +140,12 @@ pub(super) struct Refusal(StatusCode, Value);
 
 impl Refusal {
     pub(super) fn new(code: StatusCode, error: impl ToString) -> Self {
-        Self(
-            code,
-            json!({ "error": error.to_string(), "retry": "never" }),
-        )
+        Self::with_retry(code, error, "never")
+    }
+
+    /// As [`new`](Self::new), for what may be asked again.
+    pub(super) fn with_retry(code: StatusCode, error: impl ToString, retry: &str) -> Self {
+        Self(code, json!({ "error": error.to_string(), "retry": retry }))
     }
 }
 
@@ -312,14 +338,6 @@ async fn resume(State(operated): State<Operated>) -> Reply {
 async fn adopt_ledger(State(operated): State<Operated>) -> Reply {
     operated.stream.adopt_ledger().await?;
     Ok(Json(json!({ "adopts": true })))
-}
-
-async fn dead_letters(State(operated): State<Operated>) -> Reply {
-    let letters = operated.stream.dead_letters().await?;
-    let letters = letters
-        .iter()
-        .map(|(number, letter)| super::dead_letters::shown_letter(*number, letter));
-    Ok(Json(Value::Array(letters.collect())))
 }
 
 async fn requeue(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>) -> Reply {

@@ -9,6 +9,7 @@ mod layers;
 mod reader;
 mod secret;
 mod settings;
+mod store;
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -22,6 +23,7 @@ pub use layers::{Layers, Origin};
 pub use reader::EffectiveValue;
 pub use secret::{Secret, TokenSource};
 pub use settings::{Features, HttpSettings, LogFormat, Settings, TelemetrySettings};
+pub use store::StoreSettings;
 
 /// Everything a stream needs to know.
 #[derive(Debug, Clone)]
@@ -192,10 +194,6 @@ pub struct BufferConfig {
     pub total_messages: u64,
     /// Payload bytes in all lanes.
     pub total_bytes: u64,
-    /// Settled requests whose outcome is kept, so that asking again gives the same answer.
-    pub settled_retained: usize,
-    /// How long it is kept, at most.
-    pub settled_for: Duration,
     /// Acknowledged messages kept in each lane, for a ledger that governance might restore from a
     /// copy.
     pub acknowledged_retained: usize,
@@ -203,7 +201,7 @@ pub struct BufferConfig {
     pub acknowledged_for: Duration,
     /// Whether another ledger than the known one is adopted without an operator's word.
     pub adopt_ledger: bool,
-    /// How long the journal may take to commit or to load before the buffer fails. Half of it
+    /// How long the store may take to commit, or a load to stand still, before the buffer fails. Half of it
     /// shows in health.
     pub commit_deadline: Duration,
 }
@@ -352,8 +350,6 @@ impl Default for BufferConfig {
             lane_bytes: 256 << 20,
             total_messages: 250_000,
             total_bytes: 512 << 20,
-            settled_retained: 100_000,
-            settled_for: Duration::from_secs(30 * 24 * 3600),
             acknowledged_retained: 1000,
             acknowledged_for: Duration::from_secs(24 * 3600),
             adopt_ledger: false,

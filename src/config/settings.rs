@@ -9,8 +9,8 @@ use toml::Value;
 use super::{
     BackoffConfig, BridgeSettings, BufferConfig, Config, ConfigError, ConfigFault,
     ConnectionConfig, Endpoint, FirstFederation, InstanceName, Layers, NodeConfig, Origin,
-    RequestConfig, Secret, SubscriberConfig, SupervisionConfig, TlsConfig, TlsIdentity,
-    TokenSource, WindowConfig,
+    RequestConfig, Secret, StoreSettings, SubscriberConfig, SupervisionConfig, TlsConfig,
+    TlsIdentity, TokenSource, WindowConfig,
     check::Checked,
     reader::{EffectiveValue, MASKED, Reader, UNSET, list_of},
 };
@@ -33,6 +33,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// Where everything lies that must survive this process.
     pub data_dir: PathBuf,
+    /// How the store there is looked after.
+    pub store: StoreSettings,
     /// The bridge's own.
     pub bridge: BridgeSettings,
     /// Every key with its value and origin, secrets masked.
@@ -129,6 +131,7 @@ impl Settings {
         let http = reader.http();
         let telemetry = reader.telemetry();
         let data_dir = reader.parsed("data_dir", PathBuf::from("data"), "a directory");
+        let store = reader.store();
         let bridge = reader.bridge();
         let (effective, mut faults) = reader.finish();
         let checked = Checked {
@@ -168,6 +171,7 @@ impl Settings {
             http,
             telemetry,
             data_dir,
+            store,
             bridge,
             effective,
         })
@@ -406,12 +410,6 @@ impl Reader {
                 defaults.total_bytes,
                 "a number of bytes",
             ),
-            settled_retained: self.parsed(
-                "buffer.settled_retained",
-                defaults.settled_retained,
-                "a number of requests",
-            ),
-            settled_for: self.duration("buffer.settled_for", defaults.settled_for),
             acknowledged_retained: self.parsed(
                 "buffer.acknowledged_retained",
                 defaults.acknowledged_retained,

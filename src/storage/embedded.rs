@@ -32,7 +32,7 @@ use super::{
 };
 
 pub use copy::CopyWriter;
-pub use verify::{ReadOnlyFile, verify_file};
+pub use verify::{ReadOnlyFile, verify_file, verify_stopped};
 
 /// Pages that the engine may keep in memory.
 const CACHE_BYTES: usize = 32 << 20;
@@ -441,24 +441,28 @@ impl Engine for RedbEngine {
         Ok(Box::new(self.opened()?.snapshot()?))
     }
 
-    /// What is free is estimated: what the file has beyond its rows, four fifths full, as a copy
-    /// in the order of the keys leaves them.
     fn usage(&self) -> Result<Usage, StoreError> {
         let open = self.opened()?;
         let bytes = match &open.storage {
             Some(storage) => storage.file_length(),
             None => 0,
         };
-        let snapshot = open.snapshot()?.bookkeeping();
-        let rows = snapshot.bytes + ROW_OVERHEAD * snapshot.rows;
-        Ok(Usage {
-            bytes,
-            free_bytes: bytes.saturating_sub(rows + rows / 4).saturating_sub(LEAST),
-            available_bytes: match &self.disk {
-                Disk::Directory(home) => home.available(),
-                Disk::Other(_) => None,
-            },
-        })
+        let available = match &self.disk {
+            Disk::Directory(home) => home.available(),
+            Disk::Other(_) => None,
+        };
+        Ok(usage(bytes, open.snapshot()?.bookkeeping(), available))
+    }
+}
+
+/// What a file takes up. What is free is estimated: what the file has beyond its rows, four fifths
+/// full, as a copy in the order of the keys leaves them.
+fn usage(bytes: u64, bookkeeping: Bookkeeping, available_bytes: Option<u64>) -> Usage {
+    let rows = bookkeeping.bytes + ROW_OVERHEAD * bookkeeping.rows;
+    Usage {
+        bytes,
+        free_bytes: bytes.saturating_sub(rows + rows / 4).saturating_sub(LEAST),
+        available_bytes,
     }
 }
 

@@ -57,6 +57,21 @@ impl Index {
         batch.remove(self.0, row_key(hash, key, number));
     }
 
+    /// The key of the row that has `number` found under `key`.
+    pub(crate) fn row(hash: HashKey, key: &[u8], number: u64) -> Vec<u8> {
+        row_key(hash, key, number)
+    }
+
+    /// The table that it is kept in.
+    pub(crate) const fn table(self) -> Table {
+        self.0
+    }
+
+    /// The number in the key of one of its rows.
+    pub(crate) fn number(row_key: &[u8]) -> Option<u64> {
+        number(row_key)
+    }
+
     /// Numbers that may be `key`'s, the oldest first.
     ///
     /// # Errors

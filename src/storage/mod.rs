@@ -58,7 +58,7 @@ pub use caretaker::UpkeepSettings;
 pub use compaction::{Compacted, CompactionPolicy};
 pub use condition::StoreCondition;
 pub use copying::{CopyProgress, CopyStage, OnProgress};
-pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file};
+pub use embedded::{CopyWriter, ReadOnlyFile, RedbEngine, verify_file, verify_stopped};
 pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 #[cfg(any(test, feature = "stress"))]
@@ -72,5 +72,6 @@ pub use scrub::{Scrubbed, Verified};
 pub use scrubbing::ScrubReport;
 pub use sidecar::Backup;
 pub use store::Store;
+pub use upkeep::LastUpkeep;
 pub use user::{Generation, StoreEvent, Ticket, User};
 pub use waiting::{Leaving, Waiting};

@@ -45,6 +45,30 @@ impl Upkeep {
     }
 }
 
+/// When a store was last looked after, as is written in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LastUpkeep {
+    /// When its last backup was made.
+    pub backed_up_at: Option<SystemTime>,
+    /// When it was last read whole and nothing was damaged.
+    pub scrubbed_at: Option<SystemTime>,
+}
+
+impl LastUpkeep {
+    /// Reads it in a snapshot of the store at `place`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn read(place: &str, snapshot: &dyn Snapshot) -> Result<Self, StoreError> {
+        let upkeep = Upkeep::read(place, snapshot)?;
+        Ok(Self {
+            backed_up_at: upkeep.backed_up_at,
+            scrubbed_at: upkeep.scrubbed_at,
+        })
+    }
+}
+
 /// The batch that remembers a backup.
 pub(super) fn backed_up(at: SystemTime) -> Batch {
     remembered(BACKED_UP_KEY, at)

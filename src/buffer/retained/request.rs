@@ -65,4 +65,13 @@ impl RequestRecord {
     pub fn is_late(&self) -> bool {
         matches!(&self.standing, Standing::Open { progress, .. } if progress.deadline_passed)
     }
+
+    /// Why it waits for an operator, if it does.
+    #[must_use]
+    pub fn parked(&self) -> Option<&str> {
+        match &self.standing {
+            Standing::Open { parked, .. } => parked.as_deref(),
+            Standing::Settled { .. } => None,
+        }
+    }
 }

@@ -128,14 +128,22 @@ impl Home {
             .map_err(|error| io_error(&shown(&self.file()), "put it in place", &error))
     }
 
-    /// Bytes that are left on the disk to those without privileges.
+    /// Bytes that are left on its disk.
     pub(super) fn available(&self) -> Option<u64> {
-        #[cfg(unix)]
-        {
-            let disk = rustix::fs::statvfs(&self.directory).ok()?;
-            disk.f_bavail.checked_mul(disk.f_frsize)
-        }
-        #[cfg(not(unix))]
+        available(&self.directory)
+    }
+}
+
+/// Bytes that are left on the disk of `directory` to those without privileges.
+pub(super) fn available(directory: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let disk = rustix::fs::statvfs(directory).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = directory;
         None
     }
 }

@@ -1,6 +1,6 @@
 //! A file read without a change to it: its rows, and whether all of it is what was written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redb::{Database, StorageBackend};
 
@@ -11,7 +11,11 @@ use super::{
     snapshot::FileSnapshot,
 };
 use crate::storage::{
-    checksummed::Checksummed, engine::Snapshot, error::StoreError, overlay::Overlay,
+    checksummed::Checksummed,
+    engine::{Snapshot, Usage},
+    error::StoreError,
+    overlay::Overlay,
+    owner::StoreIdentity,
     scrub::Verified,
 };
 
@@ -22,6 +26,9 @@ const STRETCH: u64 = 1024;
 /// in memory.
 #[derive(Debug)]
 pub struct ReadOnlyFile {
+    place: String,
+    directory: Option<PathBuf>,
+    file: Checksummed,
     overlay: Overlay,
     faults: Faults,
     database: Database,
@@ -36,7 +43,10 @@ impl ReadOnlyFile {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let place = home::shown(path);
         let file = home::open_file(path, false)?;
-        Self::on(&place, super::file_storage(file, &place)?)
+        Ok(Self {
+            directory: path.parent().map(Path::to_owned),
+            ..Self::on(&place, super::file_storage(file, &place)?)?
+        })
     }
 
     /// Opens the store in `directory`, which no process has.
@@ -55,11 +65,14 @@ impl ReadOnlyFile {
     fn over(place: &str, file: Checksummed) -> Result<Self, StoreError> {
         let failed = |error| io_error(place, "open it", &error);
         let overlay = Overlay::new(file.clone()).map_err(failed)?;
-        let faults = Faults::of(place, Some(file));
+        let faults = Faults::of(place, Some(file.clone()));
         let database = faults.guard("open it", || {
             Ok(builder().create_with_backend(overlay.clone())?)
         })?;
         Ok(Self {
+            place: place.to_owned(),
+            directory: None,
+            file,
             overlay,
             faults,
             database,
@@ -74,6 +87,33 @@ impl ReadOnlyFile {
     pub fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
         let snapshot = FileSnapshot::of(&self.database, self.faults.clone())?;
         Ok(Box::new(snapshot))
+    }
+
+    /// Where it is, for people.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// What names the store that is in it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a store of ours, or cannot be read.
+    pub fn identity(&self) -> Result<StoreIdentity, StoreError> {
+        StoreIdentity::read(&self.place, &*self.snapshot()?)
+    }
+
+    /// What it takes up.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a store of ours, or cannot be read.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let snapshot = FileSnapshot::of(&self.database, self.faults.clone())?;
+        let available = self.directory.as_deref().and_then(home::available);
+        let bytes = self.file.file_length();
+        Ok(super::usage(bytes, snapshot.bookkeeping(), available))
     }
 
     /// Has the engine check everything that it can reach. Says what it found wrong.
@@ -105,6 +145,18 @@ pub fn verify_file(
     let place = home::shown(path);
     let file = home::open_file(path, false)?;
     verify(&place, super::file_storage(file, &place)?, progress)
+}
+
+/// As [`verify_file`], of the store in `directory`, which no process has.
+///
+/// # Errors
+///
+/// [`StoreError::Held`] while one has, and as [`verify_file`].
+pub fn verify_stopped(
+    directory: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verified, StoreError> {
+    verify_file(&home::unheld(directory)?, progress)
 }
 
 /// As [`verify_file`], for storage of any sort.

@@ -1,0 +1,98 @@
+//! `restore`: a store from a backup, of a node that does not run.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::bail;
+use clap::Args;
+use governance_stream::storage::{Replace, Restored, restore, restore_in_place};
+use serde_json::{Value, json};
+
+use super::{
+    ask::NodeArgs,
+    backup::progress,
+    out::{self, of, plain, time, unix_ms},
+};
+
+/// What came after the backup is lost, and may have been promised: docs/operations.md says what that
+/// means and what follows. The store that was there is kept beside the new one.
+#[derive(Debug, Args)]
+pub(super) struct RestoreArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The backup; what is written beside it, FILE.json, is needed too.
+    #[arg(value_name = "FILE", required_unless_present = "in_place")]
+    file: Option<PathBuf>,
+    /// Take the place of an older state of the same store.
+    #[arg(long)]
+    replace: bool,
+    /// Take the place of whatever is there, though it may know what the backup does not.
+    #[arg(long, conflicts_with = "replace")]
+    replace_newer: bool,
+    /// Take the store that is there for a restored one: its volume went back to a snapshot, or its
+    /// disk lost what it had promised to keep.
+    #[arg(long, conflicts_with_all = ["file", "replace", "replace_newer"])]
+    in_place: bool,
+}
+
+pub(super) async fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    let directory = args.node.directory()?;
+    let replace = match (args.replace, args.replace_newer) {
+        (_, true) => Replace::Anything,
+        (true, _) => Replace::Older,
+        _ => Replace::Nothing,
+    };
+    let (restored, replaced, store) = match &args.file {
+        _ if args.in_place => (restore_in_place(&directory)?, None, None),
+        Some(file) => {
+            let done = restore(file, &directory, replace, &mut progress)?;
+            (done.restored, done.replaced, Some(done.backup.store_id))
+        }
+        None => bail!("name a backup, or --in-place"),
+    };
+    let shown = shown(
+        &directory,
+        &restored,
+        replaced,
+        store.map(|id| id.to_string()),
+    );
+    out::show(args.node.json, &shown, || words(&shown));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown(
+    directory: &std::path::Path,
+    restored: &Restored,
+    replaced: Option<PathBuf>,
+    store_id: Option<String>,
+) -> Value {
+    json!({
+        "directory": directory,
+        "store_id": store_id,
+        "restore_id": restored.restore_id.to_string(),
+        "backup_commit": restored.backup_commit,
+        "backup_unix_ms": unix_ms(restored.backup_at),
+        "restored_unix_ms": unix_ms(restored.restored_at),
+        "replaced": replaced,
+    })
+}
+
+fn words(shown: &Value) -> String {
+    let text = |key: &str| plain(of(shown, key));
+    let mut lines = vec![
+        format!(
+            "restored    {}, as of commit {}",
+            text("directory"),
+            text("backup_commit")
+        ),
+        format!("of          {}", time(of(shown, "backup_unix_ms"))),
+    ];
+    if !of(shown, "replaced").is_null() {
+        lines.push(format!("replaced    is kept as {}", text("replaced")));
+    }
+    lines.push(
+        "what came after it is lost here, and may be known to governance: docs/operations.md, \
+         \"Restore\", goes on from here"
+            .to_owned(),
+    );
+    lines.join("\n")
+}

@@ -1,0 +1,148 @@
+//! `store verify`: whether everything is what was written, and fits together.
+
+use std::{
+    io::{IsTerminal as _, stderr},
+    process::ExitCode,
+};
+
+use governance_stream::storage::{StoreError, Verified, verify_stopped};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    ask::Refused,
+    out::{self, items, of},
+    question::Question,
+    source::Source,
+    store::VerifyArgs,
+};
+
+/// What to do with a store that is not sound.
+const WAY_OUT: &str = "stop the node, keep a copy of its directory, and restore the last backup: \
+                       `governance-stream restore`. docs/operations.md, \"A damaged or full disk\", \
+                       says what may be lost with it";
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    source: &'static str,
+    sound: bool,
+    /// The last commit of a store whose blocks were read.
+    commit: Option<u64>,
+    blocks: Option<u64>,
+    /// Of these, blocks that hold what counts; of a file only.
+    used_blocks: Option<u64>,
+    /// Rows that were looked at.
+    rows: u64,
+    /// Blocks and rows that are not what was written.
+    damage: Vec<String>,
+    /// What does not fit and does not count.
+    harmless: Vec<String>,
+    /// Rows that can be read and do not fit each other.
+    faults: Vec<String>,
+    advice: Option<&'static str>,
+}
+
+pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let mut report = Report::default();
+    match look(args, &mut report).await {
+        Ok(()) => {}
+        // What is damaged may be damaged too much to be opened.
+        Err(error) if is_damage(&error) => report.damage.push(format!("{error:#}")),
+        Err(error) => return Err(error),
+    }
+    report.sound = report.damage.is_empty() && report.faults.is_empty();
+    report.advice = (!report.sound).then_some(WAY_OUT);
+    let answer = serde_json::to_value(&report)?;
+    out::show(args.node.json, &answer, || words(&report));
+    Ok(if report.sound {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref::<Refused>();
+    matches!(error.downcast_ref(), Some(StoreError::Damaged { .. }))
+        || refused.is_some_and(|refused| refused.retry == "operator")
+}
+
+async fn look(args: &VerifyArgs, report: &mut Report) -> anyhow::Result<()> {
+    let source = Source::find(&args.node).await?;
+    report.source = source.name();
+    match &source {
+        Source::File(_) => {
+            report.blocks(verify_stopped(&args.node.directory()?, &mut progress)?);
+        }
+        Source::Node(_) => report.scrubbed(&args.node.post("/store/scrub", &json!({})).await?),
+    }
+    let mut from: Option<String> = None;
+    loop {
+        let stretch = source.ask(&Question::Audit { from }).await?;
+        report.rows += of(&stretch, "rows").as_u64().unwrap_or_default();
+        let faults = items(&stretch, "faults").map(out::plain);
+        report.faults.extend(faults);
+        from = of(&stretch, "next").as_str().map(str::to_owned);
+        if from.is_none() {
+            return Ok(());
+        }
+        tokio::time::sleep(args.pause).await;
+    }
+}
+
+/// Shows how far it has come, where somebody watches.
+fn progress(read: u64, all: u64) {
+    if stderr().is_terminal() {
+        eprint!("\r{read} of {all} blocks");
+        if read >= all {
+            eprintln!();
+        }
+    }
+}
+
+impl Report {
+    fn blocks(&mut self, verified: Verified) {
+        self.commit = Some(verified.commit);
+        self.blocks = Some(verified.blocks);
+        self.used_blocks = Some(verified.used_blocks);
+        self.damage.extend(verified.damage);
+        self.harmless.extend(verified.harmless);
+    }
+
+    /// A running node can read all its rows, or cannot: a block that no row needs is harmless.
+    fn scrubbed(&mut self, scrubbed: &Value) {
+        self.commit = of(scrubbed, "commit").as_u64();
+        self.blocks = of(scrubbed, "blocks").as_u64();
+        let suspects = items(scrubbed, "suspects").map(out::plain);
+        match of(scrubbed, "unreadable") {
+            Value::Null => self.harmless.extend(suspects),
+            fault => {
+                self.damage.push(out::plain(fault));
+                self.damage.extend(suspects);
+            }
+        }
+    }
+}
+
+fn words(report: &Report) -> String {
+    let mut lines = Vec::new();
+    if let (Some(blocks), Some(commit)) = (report.blocks, report.commit) {
+        let used = report.used_blocks;
+        let used = used.map_or_else(String::new, |used| format!(", {used} of them in use"));
+        lines.push(format!("{blocks} blocks read{used}, as of commit {commit}"));
+    }
+    lines.push(format!("{} rows looked at", report.rows));
+    for (what, found) in [
+        ("damaged", &report.damage),
+        ("does not fit", &report.faults),
+        ("harmless", &report.harmless),
+    ] {
+        lines.extend(found.iter().map(|found| format!("{what}: {found}")));
+    }
+    lines.push(match report.advice {
+        Some(advice) => format!("the store is NOT sound: {advice}"),
+        None => "the store is sound".to_owned(),
+    });
+    lines.join("\n")
+}
