@@ -11,7 +11,6 @@
 
 use std::{
     sync::{
-        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},

@@ -10,7 +10,6 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 

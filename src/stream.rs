@@ -23,7 +23,7 @@ use crate::{
     message::{CancelReason, NodeStatus, PeginNotification, RequestId, SignatureRequest},
     names, request,
     routing::{BridgeEvent, ChainEvent, Delivery, Subscriber, Subscribers},
-    storage::Store,
+    storage::{Store, StoreError, WeakStore},
     supervisor::{StreamSupervisor, SupervisorMessage, TreeArguments},
     telemetry::{Metrics, TraceContext},
 };
@@ -79,7 +79,8 @@ impl fmt::Debug for StreamArguments {
 pub struct GovernanceStream {
     supervisor: ActorCell,
     config: Arc<Config>,
-    store: Store,
+    /// The tree keeps it open: a handle may outlive the node.
+    store: WeakStore,
     board: StatusBoard,
     federation_version: SharedVersion,
     metrics: Metrics,
@@ -153,7 +154,7 @@ impl GovernanceStream {
         Ok(Self {
             supervisor,
             config: Arc::new(config),
-            store,
+            store: store.downgrade(),
             board,
             federation_version,
             metrics,
@@ -336,10 +337,16 @@ impl GovernanceStream {
         self.resume()
     }
 
-    /// The store that it keeps everything in.
-    #[must_use]
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// The store that it keeps everything in, while somebody has it open.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::Store`] when nobody has.
+    pub fn store(&self) -> Result<Store, StreamError> {
+        let closed = || StoreError::Closed {
+            place: self.config.instance.to_string(),
+        };
+        Ok(self.store.upgrade().ok_or_else(closed)?)
     }
 
     /// Messages of governance that could not be used, oldest first, each with its number.
@@ -352,8 +359,10 @@ impl GovernanceStream {
             before: None,
             limit: usize::MAX,
         };
-        let mut letters =
-            history::view(&self.store, move |history| history.dead_letters(everything)).await?;
+        let mut letters = history::view(&self.store()?, move |history| {
+            history.dead_letters(everything)
+        })
+        .await?;
         letters.reverse();
         Ok(letters)
     }
@@ -383,7 +392,8 @@ impl GovernanceStream {
         &self,
         number: u64,
     ) -> Result<Result<(), String>, StreamError> {
-        let letter = history::view(&self.store, move |history| history.dead_letter(number));
+        let store = self.store()?;
+        let letter = history::view(&store, move |history| history.dead_letter(number));
         let Some(letter) = letter.await? else {
             return Ok(Err(format!("there is no dead letter {number}")));
         };

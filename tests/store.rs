@@ -365,7 +365,7 @@ async fn a_store_can_be_looked_at_while_the_node_runs() {
     simulator.hold_responses();
     let process = Process::start(&simulator, directory.path()).await;
     let handle = support::accepted(&process.stream, pegout(&federation, 1)).await;
-    let store = process.stream.store().clone();
+    let store = process.stream.store().expect("open");
     let open = history::view(&store, |history| history.open_requests(Page::default()));
     let open = open.await.expect("readable");
     let ids: Vec<_> = open

@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use governance_stream::storage::Store;
 use governance_stream::{

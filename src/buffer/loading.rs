@@ -74,6 +74,11 @@ impl Loading {
         since.unwrap_or_default()
     }
 
+    /// The store fails in another way by now: whoever is refused hears of that.
+    pub(super) fn fails_with(&mut self, fault: StoreError) {
+        self.fault = Some(fault);
+    }
+
     pub(super) fn fault(&self) -> Option<&StoreError> {
         self.fault.as_ref()
     }

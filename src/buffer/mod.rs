@@ -316,6 +316,14 @@ impl BufferState {
         if waited >= deadline {
             return Err(hung);
         }
+        let latest = user.store().fault();
+        if let (Phase::Loading(loading), Some(fault)) = (&mut self.phase, latest)
+            && loading.fault().is_some_and(|known| *known != fault)
+        {
+            let shown = fault.to_string();
+            loading.fails_with(fault);
+            self.show(Some(shown));
+        }
         let slow = waited >= deadline / 2;
         if slow || std::mem::replace(&mut self.slow_shown, slow) {
             self.slow_shown = slow;

@@ -95,7 +95,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         metrics,
     })
     .await?;
-    node.stream.store().start_upkeep(upkeep(&settings.store))?;
+    node.stream.store()?.start_upkeep(upkeep(&settings.store))?;
     let stop = CancellationToken::new();
     let http = listener.map(|listener| {
         info!(listen = ?listener.local_addr().ok(), "health, metrics and status over HTTP");

@@ -71,7 +71,7 @@ pub use restore::{Replace, RestoreReport, restore, restore_in_place};
 pub use scrub::{Scrubbed, Verified};
 pub use scrubbing::ScrubReport;
 pub use sidecar::Backup;
-pub use store::Store;
+pub use store::{Store, WeakStore};
 pub use upkeep::LastUpkeep;
 pub use user::{Generation, StoreEvent, Ticket, User};
 pub use waiting::{Leaving, Waiting};

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, Weak},
     time::Duration,
 };
 
@@ -193,6 +193,18 @@ impl Store {
         &self.0.shared
     }
 
+    /// A handle that does not keep the store open.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakStore {
+        WeakStore(Arc::downgrade(&self.0))
+    }
+
+    /// Why it is closed, if it is: it is being opened again.
+    #[must_use]
+    pub fn fault(&self) -> Option<StoreError> {
+        self.shared().lock().fault.clone()
+    }
+
     /// What names it.
     #[must_use]
     pub fn identity(&self) -> &StoreIdentity {
@@ -328,6 +340,24 @@ fn spawn_all(shared: &Arc<Shared>) -> Result<(), StoreError> {
     spawn(shared, "store-scan", |shared| {
         reader::work(shared, Pool::Scans);
     })
+}
+
+/// A handle that does not keep the store open: for what may outlive a node.
+#[derive(Clone)]
+pub struct WeakStore(Weak<Inner>);
+
+impl fmt::Debug for WeakStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakStore").finish_non_exhaustive()
+    }
+}
+
+impl WeakStore {
+    /// The store, while somebody keeps it open.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Store> {
+        self.0.upgrade().map(Store)
+    }
 }
 
 impl Drop for Inner {
