@@ -101,7 +101,7 @@ fn flipped_bits(discipline: Discipline, every: usize) -> (Vec<String>, usize, us
             let copies = copies.into_iter().map(|at| at as usize);
             copies.map(|at| at..at + blocks::HEADER).collect()
         }
-        Discipline::Plain => Vec::from_iter([0..320]),
+        Discipline::Plain => std::iter::once(0..320).collect(),
     };
     for header in headers {
         bits.extend(header.start * 8..header.end * 8);
