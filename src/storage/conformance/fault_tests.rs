@@ -95,7 +95,7 @@ fn flipped_bits(discipline: Discipline, every: usize) -> (Vec<String>, usize, us
     rig.commits(3);
     let after = rig.disk.bytes();
     let mut bits: Vec<usize> = Vec::new();
-    let headers = match discipline {
+    let headers: Vec<std::ops::Range<usize>> = match discipline {
         Discipline::Full => {
             let copies = [blocks::places(0), blocks::places(1)].concat();
             let copies = copies.into_iter().map(|at| at as usize);
