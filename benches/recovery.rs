@@ -10,9 +10,7 @@
 )]
 
 use std::{
-    sync::{
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
