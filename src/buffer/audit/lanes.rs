@@ -39,7 +39,8 @@ impl Walk<'_> {
                 continue;
             };
             let place = cancel.map_or(sequence, |cancel| cancel.sequence);
-            if !(by_a_marker && cancel.is_none()) && !is_in_lane(place) {
+            let is_marked = by_a_marker && cancel.is_none();
+            if !is_marked && !is_in_lane(place) {
                 self.faults.push(Inconsistency::RequestWithoutMessage {
                     id: record.request.request_id.to_string(),
                     sequence: place,
