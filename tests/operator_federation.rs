@@ -13,13 +13,13 @@ mod support;
 use std::path::Path;
 
 use bitcoin::{BlockHash, Txid, hashes::Hash as _};
-use governance_stream::storage::{Owner, Store};
 use governance_stream::{
     bridge::{PegoutCompleted, Place},
     chain::{ChainStore, Noted},
     message::BurnId,
     proto,
     simulator::{RotationPlan, Simulator, SimulatorConfig},
+    storage::{Owner, Store},
 };
 use serde_json::{Value, json};
 use support::{
@@ -268,16 +268,16 @@ fn what_is_paid_for_good_is_shown_of_every_burn_and_of_one() {
         network: "regtest".to_owned(),
         first_federation: None,
     };
-    let one = Store::open(data(operated.directory()), &owner).expect("opens");
-    let store = operated
-        .runtime
-        .block_on(ChainStore::open(&one, schedule(&first)))
-        .expect("opens");
-    for payment in [paid("one", &[1], 101), paid("two", &[2, 3], 102)] {
-        let noted = operated.runtime.block_on(store.note_completed(payment));
-        assert!(matches!(noted, Ok(Noted::New)), "{noted:?}");
-    }
-    drop((store, one));
+    let store = Store::open(data(operated.directory()), &owner).expect("the node is down");
+    operated.runtime.block_on(async {
+        let chain = ChainStore::open(&store, schedule(&first)).await;
+        let chain = chain.expect("opens");
+        for payment in [paid("one", &[1], 101), paid("two", &[2, 3], 102)] {
+            let noted = chain.note_completed(payment).await;
+            assert!(matches!(noted, Ok(Noted::New)), "{noted:?}");
+        }
+    });
+    drop(store);
 
     let running = operated.start(&[]);
     operated.until_connected();
@@ -305,6 +305,14 @@ fn what_is_paid_for_good_is_shown_of_every_burn_and_of_one() {
         (&json!(txid), &json!(102))
     );
 
+    let page = ["payments", "--newest", "--limit", "1"];
+    let newest = operated.json(&page);
+    assert_eq!(newest[0]["request_id"], "two");
+    assert_eq!(newest.as_array().map(Vec::len), Some(1));
+    let said = operated.command(&page).expect("does well");
+    assert!(said.ends_with("there may be more: --after 2"), "{said}");
+    let rest = operated.json(&["payments", "--newest", "--after", "2"]);
+    assert_eq!(rest[0]["request_id"], "one");
     let none = operated.command(&["payments", "--burn", &burn(4).to_string()]);
     let none = none.expect("an answer");
     assert!(none.contains("is not paid for good"), "{none}");

@@ -8,9 +8,12 @@
 
 mod support;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use governance_stream::{
@@ -24,7 +27,7 @@ use governance_stream::{
     message::Outcome,
     proto,
     simulator::{RotationPlan, Simulator},
-    storage::{Engine, MemoryEngine, Owner, Store},
+    storage::{FaultyEngine, Hang, Kept, MemoryEngine, Owner, Store},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, rpc::CallResult};
 use support::{
@@ -108,33 +111,7 @@ impl Actor for Forgetful {
     }
 }
 
-/// What outlives a process: its journal's directory, and the engine of its store.
-struct Disk {
-    directory: tempfile::TempDir,
-    engine: Arc<dyn Engine>,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
-        drop(Store::create_on(Arc::clone(&engine), &owner()).expect("made"));
-        Self {
-            directory: tempfile::tempdir().expect("a directory"),
-            engine,
-        }
-    }
-}
-
-fn owner() -> Owner {
-    Owner {
-        node_id: "node".to_owned(),
-        chain_id: "alys-regtest".to_owned(),
-        network: "regtest".to_owned(),
-        first_federation: None,
-    }
-}
-
-/// A stream with a chain on a store that outlives both, as a process would have them.
+/// A stream with a chain, on one store on disk, as a process would have them.
 struct Process {
     stream: GovernanceStream,
     config: Config,
@@ -143,23 +120,27 @@ struct Process {
 }
 
 impl Process {
-    async fn start(simulator: &Simulator, disk: &Disk) -> Self {
+    async fn start(simulator: &Simulator, directory: &Path) -> Self {
         let config = support::config(&simulator.endpoints());
+        let store = support::store_in(directory, &config).await;
+        Self::on(simulator, config, store).await
+    }
+
+    async fn on(simulator: &Simulator, config: Config, store: Store) -> Self {
         let first = simulator.federation(1).expect("the first");
-        let one = Store::open_on(Arc::clone(&disk.engine), &owner()).expect("opens");
-        let store = ChainStore::open(&one, schedule(&first)).await;
-        let store = store.expect("opens");
+        let chain_store = ChainStore::open(&store, schedule(&first)).await;
+        let chain_store = chain_store.expect("opens");
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
-            ..StreamArguments::new(config.clone(), one)
+            ..StreamArguments::new(config.clone(), store)
         };
         let stream = GovernanceStream::start(arguments).await.expect("starts");
-        let chain = start_chain(&config, &store, &stream).await;
+        let chain = start_chain(&config, &chain_store, &stream).await;
         Self {
             stream,
             config,
-            store,
+            store: chain_store,
             chain,
         }
     }
@@ -208,8 +189,8 @@ async fn start_chain(
 async fn a_bridge_is_told_until_it_says_so_and_whoever_takes_its_place_or_the_chains_is_too() {
     use FederationStanding::{Active, Retiring, Scheduled};
     let simulator = governance().await;
-    let disk = Disk::new();
-    let mut process = Process::start(&simulator, &disk).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut process = Process::start(&simulator, directory.path()).await;
     // It drops the reply three times.
     let bridge = Forgetful::new(3);
     let actor = bridge.start(&process.config).await;
@@ -246,10 +227,51 @@ async fn a_bridge_is_told_until_it_says_so_and_whoever_takes_its_place_or_the_ch
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_in_is_answered_once_it_is_in_force_though_commits_fail_and_the_chain_dies()
+{
+    use FederationStanding::{Active, Retiring};
+    for kept in [Kept::Nothing, Kept::All] {
+        let simulator = governance().await;
+        let engine = FaultyEngine::new(Arc::new(MemoryEngine::new()));
+        let config = support::config(&simulator.endpoints());
+        let owner = Owner::of(&config.node);
+        let store = Store::create_on(Arc::new(engine.handle()), &owner).expect("made");
+        let mut process = Process::on(&simulator, config, store).await;
+        let bridge = Forgetful::new(0);
+        let actor = bridge.start(&process.config).await;
+        process.connected().await;
+        engine.fail_commit(1, kept);
+        simulator.rotate_federation(&PLAN).expect("possible");
+        let view = support::ledger(&simulator, |view| !view.federation_acks.is_empty()).await;
+        assert_eq!(view.federation_acks, [(2, true, String::new())]);
+        assert_eq!(process.store.federations().len(), 2);
+
+        engine.hang(Hang::Commits);
+        let height = ChainMessage::HeightReached(110);
+        process.chain.cast(height).expect("alive");
+        let after_it = |reply| ChainMessage::GetFederation { reply };
+        let active = process.chain.call(after_it, Some(PATIENCE)).await;
+        let Ok(CallResult::Success(active)) = active else {
+            panic!("a chain waits for a disk")
+        };
+        assert_eq!(active.version(), 1, "it is not durable");
+        process.restart_chain().await;
+        assert_eq!(process.store.active().version(), 1);
+        engine.release(Hang::Commits);
+        // Its successor sees what it has begun.
+        bridge.until(&[(1, Retiring), (2, Active)]).await;
+        process.stop().await;
+        let stopped = actor.stop_and_wait(None, Some(PATIENCE)).await;
+        stopped.expect("stops");
+        simulator.assert_clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_height_that_passed_while_the_node_was_down_counts_and_can_be_undone() {
     let simulator = governance().await;
-    let disk = Disk::new();
-    let process = Process::start(&simulator, &disk).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let process = Process::start(&simulator, directory.path()).await;
     process
         .report(HeightReport::Reached(90))
         .await
@@ -266,7 +288,7 @@ async fn a_height_that_passed_while_the_node_was_down_counts_and_can_be_undone()
     let last = process.store.events_after(0).len() as u64;
     process.stop().await;
 
-    let process = Process::start(&simulator, &disk).await;
+    let process = Process::start(&simulator, directory.path()).await;
     assert_eq!(process.store.height(), 90, "the node has not said more yet");
     assert_eq!(process.store.active().version(), 1);
     let lower = process.report(HeightReport::Reached(89)).await;
@@ -323,8 +345,8 @@ async fn a_height_that_passed_while_the_node_was_down_counts_and_can_be_undone()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rushed_update_is_refused_and_one_that_was_missed_is_followed() {
     let simulator = governance().await;
-    let disk = Disk::new();
-    let process = Process::start(&simulator, &disk).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let process = Process::start(&simulator, directory.path()).await;
     process.connected().await;
     for height in [50, 101] {
         process
@@ -346,7 +368,7 @@ async fn a_rushed_update_is_refused_and_one_that_was_missed_is_followed() {
 
     // Announced in time, but to nobody: it is followed, or this node would follow none after it.
     simulator.rotate_federation(&PLAN).expect("possible");
-    let process = Process::start(&simulator, &disk).await;
+    let process = Process::start(&simulator, directory.path()).await;
     process
         .report(HeightReport::Reached(500))
         .await

@@ -1,5 +1,7 @@
 //! Why an update is not followed, each reason by itself.
 
+use std::time::SystemTime;
+
 use bitcoin::{Address, Network};
 
 use super::federation::MAX_ACTIVE;
@@ -136,4 +138,15 @@ impl FederationFault {
             Self::Overtakes { .. } => "overtakes",
         }
     }
+}
+
+/// The last update that was not followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What it claimed to be.
+    pub version: u32,
+    /// Why it is not followed.
+    pub reason: String,
+    /// When it came.
+    pub at: SystemTime,
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{
     Federations,
     event::{self, EventLog},
-    fault::FederationFault,
+    fault::{FederationFault, Refusal},
+    height::{HeightError, HeightReport},
     proposals::{Kept, ProposalFault, Proposals},
     schedule::{Schedule, Scheduling},
-    store::{HeightError, HeightReport, Refusal},
     stored::{self, EVENTS, HEIGHT, PROPOSALS, REFUSAL, STATE, UPDATES},
 };
 use crate::{

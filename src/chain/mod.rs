@@ -14,10 +14,11 @@
 //! ago that height passed; a lower height after a reorganisation undoes it.
 //!
 //! Which burns are paid, and may be marked so on the sidechain, is [`ChainStore::payments`] and
-//! [`ChainStore::payment_of`]: each is noted once its transaction is as deep in the Bitcoin chain as it has to be.
+//! [`ChainStore::payment_of`]: each is noted once its transaction is as deep in the Bitcoin chain as
+//! it has to be.
 //!
-//! It follows what happens to the federation through [`ChainStore::events_after`], and remembers the number of the
-//! last event that it has dealt with:
+//! It follows what happens to the federation through [`ChainStore::events_after`], and remembers the
+//! number of the last event that it has dealt with:
 //!
 //! ```no_run
 //! # use governance_stream::chain::{ChainStore, FederationEvent};
@@ -41,6 +42,7 @@ mod driver;
 mod event;
 mod fault;
 mod federation;
+mod height;
 mod known;
 mod load;
 mod payment_rows;
@@ -56,6 +58,9 @@ mod telling;
 #[cfg(test)]
 #[cfg(feature = "simulator")]
 mod model_tests;
+#[cfg(test)]
+#[cfg(feature = "simulator")]
+mod payment_tests;
 #[cfg(test)]
 #[cfg(feature = "simulator")]
 mod test_support;
@@ -78,13 +83,14 @@ use known::Draft;
 use presence::Presence;
 
 pub use event::{EVENTS_KEPT, FederationEvent, NumberedEvent};
-pub use fault::FederationFault;
+pub use fault::{FederationFault, Refusal};
 pub use federation::{Federation, FederationPolicy};
+pub use height::{HeightError, HeightReport};
 pub use payment_rows::{MAX_PAYMENTS, PaymentPage};
-pub use payments::{Noted, NumberedPayment, PaymentFault};
+pub use payments::{NotNoted, Noted, NumberedPayment, PaymentFault};
 pub use proposals::{MAX_PROPOSALS, Proposal, ProposalFault};
 pub use schedule::{FederationStanding, Schedule, Scheduling};
-pub use store::{ChainStore, HeightError, HeightReport, NotNoted, Refusal};
+pub use store::ChainStore;
 
 /// Every version with its standing, as the bridge needs it.
 pub type Federations = Vec<(Federation, FederationStanding)>;

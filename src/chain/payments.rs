@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{
     bridge::PegoutCompleted,
     message::{BurnId, RequestId},
-    storage::{Leaving, Waiting},
+    storage::{Leaving, StoreError, Waiting},
 };
 
 /// Why a completed peg-out is not noted.
@@ -17,6 +17,17 @@ pub enum PaymentFault {
     /// Another transaction, or other burns, were told under its id.
     #[error("peg-out {0} is known already, with another transaction or other burns")]
     Other(RequestId),
+}
+
+/// Why a completed peg-out is not noted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotNoted {
+    /// It is not what was told before.
+    #[error(transparent)]
+    Fault(#[from] PaymentFault),
+    /// It is not known to be durable: tell it again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// What noting a completed peg-out changed.

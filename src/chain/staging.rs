@@ -12,8 +12,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use super::{
     known::Known,
     load::Loaded,
-    payments::{Found, Noted, Payments},
-    store::NotNoted,
+    payments::{Found, NotNoted, Noted, Payments},
 };
 use crate::{
     bridge::PegoutCompleted,

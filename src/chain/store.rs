@@ -13,11 +13,12 @@ use super::{
     Federations,
     driver::Shared,
     event::NumberedEvent,
-    fault::FederationFault,
+    fault::{FederationFault, Refusal},
     federation::Federation,
+    height::{HeightError, HeightReport},
     known::{Draft, Known},
     payment_rows::{PaymentPage, PaymentRows},
-    payments::{Noted, NumberedPayment, PaymentFault},
+    payments::{NotNoted, Noted, NumberedPayment},
     proposals::Proposal,
     schedule::{Schedule, Scheduling},
     staging::Phase,
@@ -27,57 +28,6 @@ use crate::{
     message::{BurnId, FederationUpdate},
     storage::{Store, StoreError},
 };
-
-/// What the node's own chain says of its height.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeightReport {
-    /// The best block has this height: as high as before, or higher.
-    Reached(u64),
-    /// The sidechain was reorganised, and its best block has this height. What became active above
-    /// it is undone.
-    Reorganised(u64),
-}
-
-/// Why a height is not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HeightError {
-    /// Heights grow, but for a reorganisation.
-    #[error(
-        "height {height} is below {known}, which was reached before; if the sidechain was \
-         reorganised, say so"
-    )]
-    Lower {
-        /// What was said.
-        height: u64,
-        /// What was reached.
-        known: u64,
-    },
-    /// It is not known to be durable: say it again.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a completed peg-out is not noted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotNoted {
-    /// It is not what was told before.
-    #[error(transparent)]
-    Fault(#[from] PaymentFault),
-    /// It is not known to be durable: tell it again.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// The last update that was not followed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// What it claimed to be.
-    pub version: u32,
-    /// Why it is not followed.
-    pub reason: String,
-    /// When it came.
-    pub at: SystemTime,
-}
 
 /// What a chain knows. Clones are the same.
 ///

@@ -27,7 +27,7 @@ use prost::Message as _;
 
 use super::{
     event::{FederationEvent, NumberedEvent},
-    store::Refusal,
+    fault::Refusal,
 };
 use crate::{
     bridge::{PegoutCompleted, Place},

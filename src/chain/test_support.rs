@@ -25,6 +25,9 @@ pub(super) enum Failure {
     Applied,
 }
 
+/// Both.
+pub(super) const FAILURES: [Failure; 2] = [Failure::Lost, Failure::Applied];
+
 /// A disk that outlives a process. Clones are the same.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk(Arc<Faulty>);

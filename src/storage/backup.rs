@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     copying::{Copied, Live, OnProgress, check_same, check_whole, copy_last, copy_rows},
     embedded::{CopyWriter, ReadOnlyFile, RedbEngine},
     engine::Snapshot,
-    owner::{StoreIdentity, read_format},
+    owner::{StoreIdentity, read_format, unix_ms},
     shared::Shared,
     sidecar::{Backup, put, remove, sum, with_suffix},
     store::Store,
@@ -202,6 +202,10 @@ impl Target {
 
 /// Now, in the milliseconds in which it is written down.
 pub(super) fn now() -> SystemTime {
-    let ms = super::owner::unix_ms(SystemTime::now());
-    UNIX_EPOCH + std::time::Duration::from_millis(ms)
+    whole_ms(SystemTime::now())
+}
+
+/// A time in the milliseconds in which it is written down.
+pub(super) fn whole_ms(at: SystemTime) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(unix_ms(at))
 }

@@ -1,6 +1,7 @@
 //! A file in which every block is vouched for by a checksum, as storage for the engine.
 
 use std::{
+    cell::RefCell,
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -15,6 +16,9 @@ use super::{
     copies::{damage, read_headers, read_salt, write_header},
     scrub::Scrubbed,
 };
+
+/// Bytes that a thread's buffer may keep.
+const SCRATCH_BYTES: usize = 64 * STORED;
 
 /// Storage that gives back what was written to it, or an error that names the block.
 ///
@@ -279,18 +283,20 @@ impl Shared {
     }
 
     fn read_blocks(&self, first: u64, out: &mut [u8]) -> io::Result<()> {
-        let mut stored = vec![0; out.len() / BLOCK * STORED];
         let at = blocks::physical(first);
-        self.storage.read(at, &mut stored).map_err(|error| {
-            let reason = format!("block {first} at byte {at} cannot be read: {error}");
-            io::Error::new(error.kind(), reason)
-        })?;
-        let blocks = out.chunks_exact_mut(BLOCK).zip(stored.chunks_exact(STORED));
-        for (block, (out, stored)) in (first..).zip(blocks) {
-            let data = self.salt.unseal(block, stored);
-            out.copy_from_slice(data.map_err(|flaw| damaged_block(block, flaw))?);
-        }
-        Ok(())
+        with_scratch(|stored| {
+            stored.resize(out.len() / BLOCK * STORED, 0);
+            self.storage.read(at, stored).map_err(|error| {
+                let reason = format!("block {first} at byte {at} cannot be read: {error}");
+                io::Error::new(error.kind(), reason)
+            })?;
+            let blocks = out.chunks_exact_mut(BLOCK).zip(stored.chunks_exact(STORED));
+            for (block, (out, stored)) in (first..).zip(blocks) {
+                let data = self.salt.unseal(block, stored);
+                out.copy_from_slice(data.map_err(|flaw| damaged_block(block, flaw))?);
+            }
+            Ok(())
+        })
     }
 
     /// Checks a block by a read of its own, with all writes held up if the first look fails: one
@@ -394,13 +400,29 @@ impl StorageBackend for Checksummed {
                     format!("a write at {offset} goes beyond the end of the file"),
                 ));
             }
-            let mut stored = Vec::with_capacity(data.len() / BLOCK * STORED);
-            for (block, data) in (first..).zip(data.chunks_exact(BLOCK)) {
-                shared.salt.seal(block, data, &mut stored);
-            }
-            shared.storage.write(blocks::physical(first), &stored)
+            with_scratch(|stored| {
+                stored.clear();
+                for (block, data) in (first..).zip(data.chunks_exact(BLOCK)) {
+                    shared.salt.seal(block, data, stored);
+                }
+                shared.storage.write(blocks::physical(first), stored)
+            })
         })
     }
+}
+
+/// Lends this thread's buffer for blocks as they are stored: one is needed for each page, and making
+/// one costs as much as the checksum. A large one is not kept.
+fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut scratch = SCRATCH.take();
+    let done = work(&mut scratch);
+    if scratch.capacity() <= SCRATCH_BYTES {
+        SCRATCH.set(scratch);
+    }
+    done
 }
 
 /// The first of the blocks that `length` bytes from `offset` on are. The engine reads and writes

@@ -508,6 +508,7 @@ fn file_storage(file: File, place: &str) -> Result<Box<dyn StorageBackend>, Stor
     Ok(Box::new(backend))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 #[path = "embedded_tests.rs"]
 mod tests;

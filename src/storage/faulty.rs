@@ -55,6 +55,7 @@ struct State {
     panics_at: Option<u64>,
     open_fault: Option<StoreError>,
     read_fault: Option<StoreError>,
+    row_fault: Option<StoreError>,
     write_fault: Option<StoreError>,
     claimed: Option<u64>,
     limits: Option<Limits>,
@@ -76,6 +77,7 @@ impl FaultyEngine {
             panics_at: None,
             open_fault: None,
             read_fault: None,
+            row_fault: None,
             write_fault: None,
             claimed: None,
             limits: None,
@@ -123,6 +125,11 @@ impl FaultyEngine {
     /// Has snapshots and reads fail in this way, until it is told otherwise.
     pub fn fail_reads(&self, fault: Option<StoreError>) {
         self.0.lock().read_fault = fault;
+    }
+
+    /// Has reads of rows fail in this way, and nothing else, until it is told otherwise.
+    pub fn fail_reads_of_rows(&self, fault: Option<StoreError>) {
+        self.0.lock().row_fault = fault;
     }
 
     /// Has every commit fail, and nothing of it kept, until it is told otherwise: a disk that is
@@ -248,6 +255,11 @@ impl Faulty {
         self.lock().read_fault.clone().map_or(Ok(()), Err)
     }
 
+    fn read_row(&self) -> Result<(), StoreError> {
+        self.read()?;
+        self.lock().row_fault.clone().map_or(Ok(()), Err)
+    }
+
     fn engine(&self) -> Arc<dyn Engine> {
         Arc::clone(&self.lock().engine)
     }
@@ -355,12 +367,12 @@ impl Snapshot for FaultySnapshot {
     }
 
     fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.faulty.read()?;
+        self.faulty.read_row()?;
         self.snapshot.get(table, key)
     }
 
     fn scan(&self, table: &str, scan: Scan<'_>) -> Result<Vec<Row>, StoreError> {
-        self.faulty.read()?;
+        self.faulty.read_row()?;
         self.snapshot.scan(table, scan)
     }
 

@@ -9,7 +9,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    backup::{now, verify_backup},
+    backup::{now, verify_backup, whole_ms},
     backup_error::BackupError,
     batch::Batch,
     copying::{Copied, OnProgress, check_whole, copy_rows},
@@ -271,5 +271,5 @@ fn keep_replaced(place: &Path) -> Result<Option<PathBuf>, BackupError> {
 fn written_at(place: &Path) -> SystemTime {
     fs::metadata(place)
         .and_then(|metadata| metadata.modified())
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+        .map_or(SystemTime::UNIX_EPOCH, whole_ms)
 }

@@ -472,7 +472,7 @@ pub(super) fn spawn(
     name: &str,
     work: impl FnOnce(&Shared) + Send + 'static,
 ) -> Result<(), StoreError> {
-    let mut running = Running {
+    let running = Running {
         shared: Some(Arc::clone(shared)),
         threads: Arc::clone(&shared.threads),
     };
@@ -480,10 +480,11 @@ pub(super) fn spawn(
     // Held, so that the thread is counted before it can end.
     let mut counted = shared.threads.lock();
     let spawned = thread.spawn(move || {
+        // Whole: its end is the thread's.
+        let running = running;
         if let Some(shared) = running.shared.as_deref() {
             work(shared);
         }
-        running.shared = None;
     });
     let thread = spawned.map_err(|cause| StoreError::Io {
         place: shared.place.clone(),

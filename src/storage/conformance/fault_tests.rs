@@ -158,18 +158,16 @@ fn every() -> usize {
 #[test]
 fn a_flipped_bit_never_leads_to_an_older_state() {
     let (broken, refused, total) = flipped_bits(Discipline::Full, every());
-    println!("{refused} of {total} flips were refused");
     assert_eq!(broken, Vec::<String>::new());
-    assert!(refused > 0, "pages that count were among them");
+    assert!(
+        refused * 4 > total,
+        "{refused} of {total}: most are in what counts"
+    );
 }
 
 #[test]
 fn a_flipped_bit_in_a_bare_file_does() {
-    let (broken, refused, total) = flipped_bits(Discipline::Plain, 211);
-    println!(
-        "{refused} of {total} flips were refused, {} not noticed",
-        broken.len()
-    );
+    let (broken, ..) = flipped_bits(Discipline::Plain, 211);
     assert_ne!(broken, Vec::<String>::new());
 }
 
