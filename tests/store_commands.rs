@@ -432,8 +432,7 @@ fn damage_is_found_and_the_way_out_is_named() {
     );
 
     let file = operated.data().join("store.redb");
-    let whole = fs::read(&file).expect("there");
-    let mut damaged = whole.clone();
+    let mut damaged = fs::read(&file).expect("there");
     for block in damaged.chunks_mut(4096).skip(2) {
         block[100] ^= 1;
     }
