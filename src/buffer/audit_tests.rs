@@ -103,6 +103,7 @@ fn letter() -> DeadLetter {
         lane: Lane::Signing,
         sequence: 1,
         message_id: MessageId::generate(),
+        occurrence_id: None,
         kind: 0,
         payload: Bytes::from_static(b"payload"),
         reason: "why".to_owned(),
