@@ -87,16 +87,12 @@ async fn look(args: &VerifyArgs, report: &mut Report) -> anyhow::Result<()> {
         if from.is_none() {
             return Ok(());
         }
-        pause(args.pause).await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the operator asked for this pause, and nothing else is waited for"
+        )]
+        tokio::time::sleep(args.pause).await;
     }
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "paces a command's reads, not an actor"
-)]
-async fn pause(between: std::time::Duration) {
-    tokio::time::sleep(between).await;
 }
 
 /// Shows how far it has come, where somebody watches.
