@@ -65,7 +65,8 @@ fn a_failed_sync(discipline: Discipline) -> Vec<String> {
             }
             rig.commits(100);
             let mut chance = chance(round);
-            rig.disk.lose_power(|_| round % 2 == 0 && chance() % 2 == 0);
+            rig.disk
+                .lose_power(|_| round % 2 == 0 && chance().is_multiple_of(2));
             rig.restart();
             if judge(rig.open()) {
                 judge(rig.recover());
@@ -94,13 +95,13 @@ fn flipped_bits(discipline: Discipline, every: usize) -> (Vec<String>, usize, us
     rig.commits(3);
     let after = rig.disk.bytes();
     let mut bits: Vec<usize> = Vec::new();
-    let headers = match discipline {
+    let headers: Vec<std::ops::Range<usize>> = match discipline {
         Discipline::Full => {
             let copies = [blocks::places(0), blocks::places(1)].concat();
             let copies = copies.into_iter().map(|at| at as usize);
             copies.map(|at| at..at + blocks::HEADER).collect()
         }
-        Discipline::Plain => vec![0..320],
+        Discipline::Plain => std::iter::once(0..320).collect(),
     };
     for header in headers {
         bits.extend(header.start * 8..header.end * 8);
@@ -192,7 +193,7 @@ fn a_change_that_fails_loses_nothing() {
             assert_eq!(rig.recover(), Ok(Kept::Whole), "{fault:?} {change}");
             rig.commits(5);
             let mut chance = chance(change);
-            rig.disk.lose_power(|_| chance() % 2 == 0);
+            rig.disk.lose_power(|_| chance().is_multiple_of(2));
             rig.restart();
             assert_eq!(rig.recover(), Ok(Kept::Whole), "{fault:?} {change}");
             assert_eq!(rig.look(), Ok(Kept::Whole));
