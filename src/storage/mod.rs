@@ -46,6 +46,7 @@ mod sidecar;
 mod store;
 #[cfg(test)]
 mod store_tests;
+mod threads;
 mod upkeep;
 mod user;
 mod waiting;
