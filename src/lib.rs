@@ -9,7 +9,7 @@
 //! ```text
 //! node's own supervisor
 //! └── StreamSupervisor            "governance"               restarts its children, owns no data
-//!     ├── BufferActor             "governance.buffer"        lanes, journal, outcomes: the truth
+//!     ├── BufferActor             "governance.buffer"        lanes, outcomes: the truth
 //!     ├── ConnectionActor         "governance.connection"    one session: dial, register, route
 //!     └── RequestTracker (many)   "governance.request.<id>"  deadline, progress, outcome
 //!
@@ -21,7 +21,8 @@
 //! # In a node
 //!
 //! ```no_run
-//! use governance_stream::{DiskJournal, GovernanceStream, StreamArguments, config::{Config, NodeConfig}};
+//! use governance_stream::{GovernanceStream, StreamArguments, config::{Config, NodeConfig}};
+//! use governance_stream::storage::{Owner, Store};
 //! # async fn node(
 //! #     public_key: bitcoin::secp256k1::PublicKey,
 //! #     request: governance_stream::message::SignatureRequest,
@@ -33,8 +34,9 @@
 //!     network: bitcoin::Network::Bitcoin,
 //! };
 //! let config = Config::new(node, vec!["http://127.0.0.1:50051".parse()?]);
-//! let journal = std::sync::Arc::new(DiskJournal::open("/var/lib/alys/governance")?);
-//! let stream = GovernanceStream::start(StreamArguments::new(config, journal)).await?;
+//! // Made once, by `governance-stream init` or `Store::create`; a lost one is never made anew in passing.
+//! let store = Store::open("/var/lib/alys/governance", &Owner::of(&config.node))?;
+//! let stream = GovernanceStream::start(StreamArguments::new(config, store)).await?;
 //! let request = stream.request_signatures(request).await?; // accepted: it will have an outcome
 //! println!("{}", request.outcome(std::time::Duration::from_secs(600)).await?);
 //! stream.shutdown().await?;
@@ -56,7 +58,6 @@
 //! | [`config`] | every setting, checked; files, environment and flags |
 //! | [`message`] | what crosses the stream, as types that cannot hold an invalid value |
 //! | [`bridge`], [`chain`] | complete subscribers: from signatures to the Bitcoin network, from updates to the federation |
-//! | [`DiskJournal`], [`Journal`] | where everything accepted lies, and what an engine promises |
 //! | [`storage`] | the store: everything durable, in one place |
 //! | [`history`], [`record`] | what the stream has in it |
 //! | [`telemetry`] | metrics and trace context |

@@ -142,10 +142,6 @@ metrics! {
     serialization_errors: Family<label::Lane, Counter> = Family::default(), "serialization_errors";
     /// Messages of governance kept as dead letters
     dead_letters: Family<label::Lane, Counter> = Family::default(), "dead_letters";
-    /// Loads and commits of the journal that failed, by what was wrong
-    journal_failures: Family<label::Cause, Counter> = Family::default(), "journal_failures";
-    /// Making one group of changes durable
-    journal_commit: Histogram = send_histogram(), "journal_commit_seconds";
     /// Deliveries to subscribers
     deliveries: Family<label::LaneResult, Counter> = Family::default(), "deliveries";
     /// How long the lane's subscriber has not taken a message it was offered
@@ -412,19 +408,6 @@ impl Metrics {
         self.0.dead_letters.get_or_create(&lane_label(lane)).inc();
     }
 
-    /// The journal could not be loaded or committed to.
-    pub fn record_journal_failure(&self, cause: &'static str) {
-        let label = label::Cause {
-            cause: cause.to_owned(),
-        };
-        self.0.journal_failures.get_or_create(&label).inc();
-    }
-
-    /// A group of changes was made durable.
-    pub fn record_journal_commit(&self, took: Duration) {
-        self.0.journal_commit.observe(took.as_secs_f64());
-    }
-
     /// A delivery ended.
     pub fn record_delivery(&self, lane: Lane, result: &'static str) {
         self.0
@@ -568,8 +551,6 @@ mod tests {
         metrics.record_governance_error("rate_limited");
         metrics.record_serialization_error(lane);
         metrics.record_dead_letter(lane);
-        metrics.record_journal_failure("io");
-        metrics.record_journal_commit(moment);
         metrics.record_delivery(lane, "handled");
         metrics.set_delivery_blocked(lane, moment);
         metrics.record_restart("connection");
