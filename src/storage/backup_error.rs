@@ -31,6 +31,9 @@ pub enum BackupError {
     /// Another backup or compaction of this store is being made.
     #[error("another copy of the store is being made; wait until it is there")]
     Busy,
+    /// Reads that were under way did not end in time for a copy to take the store's place.
+    #[error("reads of the store did not end; its free space is given back another time")]
+    Reading,
     /// Whoever asked for it wants it no more.
     #[error("it was cancelled")]
     Cancelled,

@@ -285,9 +285,8 @@ fn it_is_a_map(make: Make<'_>) {
                 let scan = Scan {
                     from: borrowed(from),
                     to: borrowed(to),
-                    limit: *limit,
-                    bytes: usize::MAX,
                     backwards: *backwards,
+                    ..Scan::first(*limit)
                 };
                 let rows = model.iter().filter(|((table, key), _)| {
                     table == ONE.name()

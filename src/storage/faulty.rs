@@ -60,6 +60,7 @@ struct State {
     limits: Option<Limits>,
     usage: Option<Usage>,
     scrubbed: Option<Scrubbed>,
+    replace_fault: Option<StoreError>,
     is_broken: bool,
     hanging: BTreeMap<Hang, usize>,
 }
@@ -80,6 +81,7 @@ impl FaultyEngine {
             limits: None,
             usage: None,
             scrubbed: None,
+            replace_fault: None,
             is_broken: false,
             hanging: BTreeMap::new(),
         };
@@ -163,6 +165,12 @@ impl FaultyEngine {
     /// Has it say that this is what it takes up.
     pub fn claim_usage(&self, usage: Option<Usage>) {
         self.0.lock().usage = usage;
+    }
+
+    /// Has it fail to take a copy in its place, in this way, until it is told otherwise; then it is to
+    /// be opened again.
+    pub fn fail_replacing(&self, fault: Option<StoreError>) {
+        self.0.lock().replace_fault = fault;
     }
 
     /// Has each scrub find this.
@@ -317,7 +325,13 @@ impl Engine for FaultyEngine {
     }
 
     fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
-        self.0.engine().replace_with(copy)
+        let (engine, fault) = {
+            let mut state = self.0.lock();
+            state.is_broken |= state.replace_fault.is_some();
+            (Arc::clone(&state.engine), state.replace_fault.clone())
+        };
+        fault.map_or(Ok(()), Err)?;
+        engine.replace_with(copy)
     }
 
     fn scrub(&self, from: u64, count: u64) -> Result<Option<Scrubbed>, StoreError> {

@@ -48,16 +48,18 @@ pub(super) enum Operation {
     Commit,
     Open,
     Read,
+    Scrub,
 }
 
 impl Operation {
-    const ALL: [Self; 3] = [Self::Commit, Self::Open, Self::Read];
+    const ALL: [Self; 4] = [Self::Commit, Self::Open, Self::Read, Self::Scrub];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Commit => "commit",
             Self::Open => "open",
             Self::Read => "read",
+            Self::Scrub => "scrub",
         }
     }
 }

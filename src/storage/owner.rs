@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::NodeConfig;
 
-/// The format that this version writes, and the only one that it reads.
+/// The format that this version writes. Earlier ones are brought to it when a store is opened.
 pub const FORMAT: u32 = 1;
 
 /// What the store keeps of itself.
@@ -197,7 +197,7 @@ impl StoreIdentity {
                 place: place.to_owned(),
                 found,
                 ours: FORMAT,
-                advice: "run the version that wrote it",
+                advice: "it changed while the node ran; run the version that wrote it",
             });
         }
         Self::read_of_any_format(place, snapshot)

@@ -108,6 +108,8 @@ impl Reading {
 pub(super) struct Readings {
     look_ups: Reading,
     scans: Reading,
+    /// Nothing is to be begun.
+    pub(super) is_paused: bool,
 }
 
 impl Readings {
@@ -116,6 +118,11 @@ impl Readings {
             Pool::LookUps => &mut self.look_ups,
             Pool::Scans => &mut self.scans,
         }
+    }
+
+    /// Whether something is being read.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.look_ups.running.is_empty() || !self.scans.running.is_empty()
     }
 
     pub(super) fn look_ups(&self) -> &Reading {
@@ -139,7 +146,9 @@ pub(super) fn work(shared: &Shared, pool: Pool) {
                 if due {
                     break None;
                 }
-                if let Some(job) = state.reading.of(pool).take() {
+                if !state.reading.is_paused
+                    && let Some(job) = state.reading.of(pool).take()
+                {
                     break Some(job);
                 }
                 state = shared.wait_to_read(pool, state, LOOK_INTERVAL);
@@ -156,6 +165,6 @@ pub(super) fn work(shared: &Shared, pool: Pool) {
             Ok(Some(fault)) => shared.note_fault(Operation::Read, &fault),
             Err(_) => error!("whoever was answered from the store panicked"),
         }
-        shared.lock().reading.of(pool).done(number);
+        shared.read_done(pool, number);
     }
 }

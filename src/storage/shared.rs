@@ -42,13 +42,13 @@ pub(super) struct Shared {
     /// Wakes those who look something up, and those who scan.
     pub(super) look_ups: Condvar,
     pub(super) scans: Condvar,
-    /// Wakes whoever waits for the threads to end, and a scrub that pauses.
+    /// Wakes whoever waits for reads to end, and whoever rests until the store closes.
     pub(super) ended: Condvar,
+    pub(super) threads: Arc<Threads>,
 }
 
 pub(super) struct State {
     pub(super) closing: bool,
-    pub(super) threads: Vec<ThreadId>,
     pub(super) generation: Generation,
     pub(super) is_open: bool,
     pub(super) fault: Option<StoreError>,
@@ -93,7 +93,6 @@ impl State {
     pub(super) fn new(confirmed: u64, upkeep: Upkeep) -> Self {
         Self {
             closing: false,
-            threads: Vec::new(),
             generation: Generation(1),
             is_open: true,
             fault: None,
@@ -239,6 +238,24 @@ impl Shared {
         pause: Duration,
     ) -> MutexGuard<'a, State> {
         wait(self.wakes(pool), state, Some(pause))
+    }
+
+    /// Waits for the store to close, or for a read to end that somebody waits for, `pause` at most.
+    pub(super) fn wait_for_end<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        pause: Duration,
+    ) -> MutexGuard<'a, State> {
+        wait(&self.ended, state, Some(pause))
+    }
+
+    /// A read is done.
+    pub(super) fn read_done(&self, pool: Pool, number: u64) {
+        let mut state = self.lock();
+        state.reading.of(pool).done(number);
+        if state.reading.is_paused {
+            self.ended.notify_all();
+        }
     }
 
     /// What the present generation shows. `Ended` when another one was asked for, or it ends
@@ -420,19 +437,53 @@ fn wait<'a>(
     }
 }
 
-/// Counts a thread among those that are to end with the store.
+/// The threads of a store. It outlives what they share: a thread is counted until it has let go of
+/// that, so that nobody finds the engine taken when they have ended.
+#[derive(Debug, Default)]
+pub(super) struct Threads {
+    running: Mutex<Vec<ThreadId>>,
+    ended: Condvar,
+}
+
+impl Threads {
+    fn lock(&self) -> MutexGuard<'_, Vec<ThreadId>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all have ended but the one that asks, `patience` at most.
+    pub(super) fn await_end(&self, patience: Duration) {
+        let own = thread::current().id();
+        let waited = Instant::now();
+        let mut running = self.lock();
+        while running.iter().any(|thread| *thread != own) {
+            let left = patience.saturating_sub(waited.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            let woken = self.ended.wait_timeout(running, left);
+            running = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Starts a thread that is to end with the store.
 pub(super) fn spawn(
     shared: &Arc<Shared>,
     name: &str,
     work: impl FnOnce(&Shared) + Send + 'static,
 ) -> Result<(), StoreError> {
-    let counted = Arc::clone(shared);
+    let mut running = Running {
+        shared: Some(Arc::clone(shared)),
+        threads: Arc::clone(&shared.threads),
+    };
     let thread = thread::Builder::new().name(name.to_owned());
     // Held, so that the thread is counted before it can end.
-    let mut state = shared.lock();
+    let mut counted = shared.threads.lock();
     let spawned = thread.spawn(move || {
-        let ends = Ends(counted);
-        work(&ends.0);
+        if let Some(shared) = running.shared.as_deref() {
+            work(shared);
+        }
+        running.shared = None;
     });
     let thread = spawned.map_err(|cause| StoreError::Io {
         place: shared.place.clone(),
@@ -440,16 +491,20 @@ pub(super) fn spawn(
         reason: cause.to_string(),
         advice: "raise the process's limit of threads",
     })?;
-    state.threads.push(thread.thread().id());
+    counted.push(thread.thread().id());
     Ok(())
 }
 
-struct Ends(Arc<Shared>);
+struct Running {
+    shared: Option<Arc<Shared>>,
+    threads: Arc<Threads>,
+}
 
-impl Drop for Ends {
+impl Drop for Running {
     fn drop(&mut self) {
+        self.shared = None;
         let own = thread::current().id();
-        self.0.lock().threads.retain(|thread| *thread != own);
-        self.0.ended.notify_all();
+        self.threads.lock().retain(|thread| *thread != own);
+        self.threads.ended.notify_all();
     }
 }

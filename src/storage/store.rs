@@ -3,9 +3,8 @@
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    thread,
-    time::{Duration, Instant},
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
 use prometheus_client::registry::Registry;
@@ -16,13 +15,14 @@ use super::{
     embedded::RedbEngine,
     engine::{Engine, Snapshot},
     error::StoreError,
+    format::{MIGRATIONS, migrate},
     index::HashKey,
     memory::MemoryEngine,
     metrics::StoreMetrics,
     opening::Opening,
-    owner::{Owner, Restored, StoreIdentity},
+    owner::{FORMAT, Owner, Restored, StoreIdentity},
     reader::{self, Pool, ReadJob},
-    shared::{Shared, State, spawn},
+    shared::{Shared, State, Threads, spawn},
     upkeep::Upkeep,
     user::{Generation, StoreEvent, User, Who},
     writer,
@@ -59,6 +59,9 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
+    /// Dropped last. Whoever opens the store next finds it free: the threads, too, have let go of
+    /// the engine then. A disk that hangs keeps nobody longer.
+    _end: AwaitEnd,
 }
 
 impl fmt::Debug for Store {
@@ -144,21 +147,24 @@ impl Store {
         Self::open_on(engine, owner)
     }
 
-    /// Opens `owner`'s store. Blocks for as long as the engine takes.
+    /// Opens `owner`'s store, brought to this version's format first if it is in an earlier one:
+    /// then a copy of it is kept beside it. Blocks for as long as that takes.
     ///
     /// # Errors
     ///
-    /// When there is none, it cannot be read, or it is not `owner`'s.
+    /// When there is none, it cannot be read, it is not `owner`'s, or its format is newer.
     pub fn open_on(engine: Arc<dyn Engine>, owner: &Owner) -> Result<Self, StoreError> {
         let found = engine.open()?;
         let place = engine.place();
         if found == 0 {
             return Err(StoreError::Absent { place });
         }
+        StoreIdentity::read_of_any_format(&place, &*engine.snapshot()?)?
+            .check_owner(&place, owner)?;
+        let found = migrate(&*engine, found, FORMAT, MIGRATIONS)?;
         let (identity, restored, upkeep) = {
             let snapshot = engine.snapshot()?;
             let identity = StoreIdentity::read(&place, &*snapshot)?;
-            identity.check_owner(&place, owner)?;
             let restored = Restored::read(&place, &*snapshot)?;
             (identity, restored, Upkeep::read(&place, &*snapshot)?)
         };
@@ -180,6 +186,10 @@ impl Store {
     }
 
     pub(super) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    pub(super) fn shared_handle(&self) -> &Arc<Shared> {
         &self.0.shared
     }
 
@@ -293,13 +303,18 @@ impl Opened {
             look_ups: Condvar::new(),
             scans: Condvar::new(),
             ended: Condvar::new(),
+            threads: Arc::default(),
         });
         let threads = spawn_all(&shared);
         if let Err(fault) = &threads {
             // Nobody is registered yet who could be told.
             let _ = shared.lock().fail(fault.clone());
         }
-        (Store(Arc::new(Inner { shared })), threads)
+        let inner = Inner {
+            _end: AwaitEnd(Arc::clone(&shared.threads)),
+            shared,
+        };
+        (Store(Arc::new(inner)), threads)
     }
 }
 
@@ -317,23 +332,25 @@ fn spawn_all(shared: &Arc<Shared>) -> Result<(), StoreError> {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.closing = true;
-        let wakes = [&self.shared.work, &self.shared.look_ups, &self.shared.scans];
-        for wake in wakes.into_iter().chain([&self.shared.ended]) {
+        self.shared.lock().closing = true;
+        let Shared {
+            work,
+            look_ups,
+            scans,
+            ended,
+            ..
+        } = &*self.shared;
+        for wake in [work, look_ups, scans, ended] {
             wake.notify_all();
         }
-        // So that whoever opens it next finds it free. A disk that hangs keeps nobody longer, and a
-        // thread of the store that drops the last handle does not wait for itself.
-        let own = thread::current().id();
-        let waited = Instant::now();
-        while state.threads.iter().any(|thread| *thread != own) {
-            let left = END_DEADLINE.saturating_sub(waited.elapsed());
-            if left.is_zero() {
-                break;
-            }
-            let woken = self.shared.ended.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
+    }
+}
+
+/// Waits for the threads to end when it is dropped.
+struct AwaitEnd(Arc<Threads>);
+
+impl Drop for AwaitEnd {
+    fn drop(&mut self) {
+        self.0.await_end(END_DEADLINE);
     }
 }

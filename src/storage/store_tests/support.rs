@@ -1,6 +1,8 @@
 //! A store on an engine that fails when it is told to, and users that say what they were told.
 
 use std::{
+    ops::ControlFlow,
+    path::Path,
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError},
@@ -31,6 +33,25 @@ pub(super) fn faulty_store_on(engine: MemoryEngine) -> (FaultyEngine, Store) {
     let faulty = FaultyEngine::new(Arc::new(engine));
     let store = Store::create_on(Arc::new(faulty.handle()), &owner("one")).expect("made");
     (faulty, store)
+}
+
+/// A new store on a disk, and hold of its engine's faults.
+pub(super) fn disk_store(directory: &Path) -> (FaultyEngine, Store) {
+    let engine = RedbEngine::create(directory, false).expect("made");
+    let faulty = FaultyEngine::new(Arc::new(engine));
+    let store = Store::create_on(Arc::new(faulty.handle()), &owner("one")).expect("made");
+    (faulty, store)
+}
+
+/// The store of a directory, opened again.
+pub(super) fn reopened(directory: &Path) -> Store {
+    let engine = RedbEngine::at(directory).expect("free");
+    Store::open_on(Arc::new(engine), &owner("one")).expect("opened")
+}
+
+/// Goes on, whatever is told.
+pub(super) fn go_on(_: CopyProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
 }
 
 /// A user, and what it was told.

@@ -1,0 +1,132 @@
+//! A copy that takes the store's place while others use it.
+
+use std::{ops::ControlFlow, path::Path, sync::mpsc, time::Duration};
+
+use super::{super::*, support::*};
+
+/// A store that has much free space before its last rows, and a user of it.
+fn bloated(directory: &Path) -> (FaultyEngine, Store, Told, Generation) {
+    let (faulty, store) = disk_store(directory);
+    let a = register(&store, "a");
+    let generation = a.opened();
+    for number in 0..40 {
+        a.put_bytes(generation, &format!("{number:02}"), 100_000);
+    }
+    let mut removal = Batch::new();
+    for number in 0..39 {
+        removal.remove(table("a"), format!("{number:02}"));
+        removal.remove(table("a"), format!("{number:02}'"));
+    }
+    let last = a.user.commit(generation, removal).expect("taken");
+    while a.next() != StoreEvent::Committed(generation, last) {}
+    (faulty, store, a, generation)
+}
+
+#[test]
+fn users_go_on_while_free_space_is_given_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let home = directory.path().join("store");
+    let (faulty, store, a, generation) = bloated(&home);
+    let before = store.condition().confirmed;
+    let mut number = 0;
+    let done = store.compact(&mut |_| {
+        number += 1;
+        let ticket = a.put(generation, &format!("meanwhile {number}"));
+        a.committed(generation, ticket);
+        ControlFlow::Continue(())
+    });
+    let done = done.expect("done").expect("it is a file");
+    assert!(done.after < done.before / 2, "{done:?}");
+    assert!(number > 0);
+    assert_eq!(store.condition().confirmed, before + number);
+    // No generation has ended, and what comes then is kept too.
+    let ticket = a.put(generation, "then");
+    a.committed(generation, ticket);
+    a.is_told_nothing();
+    let there = keys(&store, "a");
+    assert_eq!(there.len() as u64, 2 + 2 * number + 2);
+    drop((store, a, faulty));
+    assert_eq!(keys(&reopened(&home), "a"), there);
+    assert!(!home.join("store.redb.new").exists());
+}
+
+#[test]
+fn a_read_that_does_not_end_puts_it_off_and_nothing_else() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_faulty, store, a, generation) = bloated(&directory.path().join("store"));
+    let (go, gone) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    a.user.scan(
+        generation,
+        move |shown| {
+            let _ = gone.recv_timeout(PATIENCE);
+            shown.get("a/rows", b"39")
+        },
+        move |answer| {
+            let _ = tell.send(answer);
+        },
+    );
+    assert_eq!(store.compact(&mut go_on), Err(BackupError::Reading));
+    let ticket = a.put(generation, "then");
+    a.committed(generation, ticket);
+    assert_eq!(a.look_up(generation, "then").recv(), Ok(Ok(true)));
+    go.send(()).expect("it reads");
+    let answer = told.recv_timeout(PATIENCE).expect("answered");
+    assert!(answer.expect("read").is_some());
+    store.compact(&mut go_on).expect("done");
+    a.is_told_nothing();
+}
+
+#[test]
+fn a_copy_that_cannot_take_its_place_ends_the_generation_and_loses_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (faulty, store, a, generation) = bloated(&directory.path().join("store"));
+    let fault = FaultyEngine::full();
+    faulty.fail_replacing(Some(fault.clone()));
+    let failed = store.compact(&mut go_on);
+    assert_eq!(failed, Err(BackupError::Store(fault)));
+    a.failed();
+    faulty.fail_replacing(None);
+    let next = a.opened();
+    assert!(next > generation);
+    assert_eq!(a.look_up(next, "39").recv(), Ok(Ok(true)));
+    a.settles(next);
+    store.compact(&mut go_on).expect("done");
+    a.settles(next);
+}
+
+#[test]
+fn a_store_that_is_looked_after_gives_space_back_and_is_scrubbed_by_itself() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let home = directory.path().join("store");
+    let (faulty, store, a, generation) = bloated(&home);
+    store.shared().look();
+    let before = store.condition().usage.bytes;
+    let settings = UpkeepSettings {
+        look_every: Duration::from_millis(20),
+        scrub_every: Duration::from_secs(3600),
+        scrub_bytes_per_second: 1 << 30,
+        compaction: CompactionPolicy {
+            free_percent: 50,
+            least_bytes: 1 << 20,
+        },
+    };
+    store.start_upkeep(settings).expect("started");
+    eventually("space is given back", || {
+        store.condition().usage.bytes < before / 2
+    });
+    eventually("it is scrubbed", || store.condition().scrubbed_at.is_some());
+    a.settles(generation);
+    a.is_told_nothing();
+    let scrubbed_at = store.condition().scrubbed_at;
+    drop((store, a, faulty));
+    // Both are remembered.
+    assert_eq!(reopened(&home).condition().scrubbed_at, scrubbed_at);
+}
+
+#[test]
+fn an_engine_that_is_no_file_is_left_to_itself() {
+    let store = Store::in_memory();
+    assert_eq!(store.compact(&mut go_on), Ok(None));
+    assert!(store.scrub(&mut |_| {}).expect("nothing to do").is_sound());
+}
