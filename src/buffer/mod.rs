@@ -16,7 +16,9 @@ mod intake;
 mod loading;
 mod lookups;
 mod message;
+mod recall;
 pub mod record;
+mod restoring;
 mod resume;
 mod retained;
 mod stored;
@@ -43,6 +45,7 @@ use self::{
     flight::Flight,
     loading::Loading,
     lookups::{Found, Key},
+    recall::Recollection,
     record::Record,
     tables::Rows,
 };
@@ -59,6 +62,7 @@ use crate::{
 pub(crate) use self::{
     inbound::{HandledMessage, Meaning},
     intake::Submission,
+    recall::{dead_letter, refused},
     message::{
         BufferArguments, BufferMessage, Listed, OpenedRequest, Outgoing, Reconciled, SessionFacts,
     },
@@ -68,6 +72,7 @@ pub(crate) use self::{
 pub use self::{
     message::{Leftover, RequestStanding},
     resume::ResumeFault,
+    retained::Restoration,
 };
 
 /// The stream's name as a user of the store.
@@ -122,6 +127,8 @@ struct Ready {
     /// What they may come to need.
     reserved: intake::Waiting,
     leaving: Leaving<Settled>,
+    /// What governance recalls of this node.
+    recollection: Recollection,
     /// What was decided could never be committed.
     fault: Option<StoreError>,
 }
@@ -362,6 +369,10 @@ impl BufferState {
         self.show(None);
         self.loads += 1;
         self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
+        let restored = self.args.store.restored().cloned();
+        if let (Some(restored), Some(mut desk)) = (restored, self.desk()) {
+            desk.heed_restore(&restored);
+        }
         self.announce_open_requests();
         // A new store's first commit is that of the stream's identity.
         self.decide(BufferMessage::TransmitMore, &Found::default());
@@ -583,7 +594,11 @@ impl BufferState {
                 }
             }
             BufferMessage::Reconciled { epoch, reconciled } => {
-                desk.reconciled(epoch, *reconciled);
+                desk.reconciled(epoch, *reconciled, found);
+            }
+            BufferMessage::Recollected { epoch, handled } => desk.recollected(epoch, handled),
+            BufferMessage::ResumeRestored { store_lost, reply } => {
+                desk.resume_restored(store_lost, reply);
             }
             BufferMessage::AllowAdoption { reply } => {
                 self.adoption_allowed = true;
@@ -680,6 +695,7 @@ impl Ready {
             waiting: Waiting::default(),
             reserved: intake::Waiting::default(),
             leaving: Leaving::default(),
+            recollection: Recollection::default(),
             fault: None,
         }
     }

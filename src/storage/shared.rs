@@ -483,7 +483,7 @@ pub(super) fn spawn(
         if let Some(shared) = running.shared.as_deref() {
             work(shared);
         }
-        running.shared = None;
+        drop(running.shared.take());
     });
     let thread = spawned.map_err(|cause| StoreError::Io {
         place: shared.place.clone(),
