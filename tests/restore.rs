@@ -18,7 +18,7 @@ use std::{
 };
 
 use governance_stream::{
-    BridgeEvent, ConnectionPhase, GovernanceStream, Health, Restoration, Retry, StreamError,
+    BridgeEvent, ConnectionChange, ConnectionPhase, GovernanceStream, Health, Restoration, Retry, StreamError,
     bridge::{EmbeddedBitcoin, PausedBy, PegoutStage},
     config::Config,
     history,
@@ -139,8 +139,8 @@ async fn busy(node: &FullNode, federation: &FederationView, numbers: RangeInclus
     }
     for number in numbers.clone() {
         node.until_on_network(number).await;
-        let outcome = outcome(&node.stream, number);
-        assert_eq!(outcome.await, Ok(Outcome::Complete));
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete));
     }
     assert_deposits(node, numbers).await;
 }
@@ -219,8 +219,8 @@ async fn what_was_signed_after_the_backup_is_known_again_and_paid_once() {
     assert_each_burn_is_bound(stream, &federation, 1..=25).await;
     assert_deposits(&node, 1..=26).await;
     for number in 1..=25 {
-        let outcome = outcome(stream, number).await;
-        assert_eq!(outcome, Ok(Outcome::Complete), "{number}");
+        let ended = outcome(stream, number).await;
+        assert_eq!(ended, Ok(Outcome::Complete), "{number}");
     }
     assert_eq!(responses(&node, 1..=25).await, before, "each answer once");
     assert!(node.bridge_store.paused_by().contains(&PausedBy::Restore));
@@ -266,8 +266,8 @@ async fn what_is_open_in_a_restored_store_is_never_called_unsent() {
     let first = impatient(&simulator);
     let node = Node::on(disk.open("first", &first).await, first).await;
     for number in [1, 2] {
-        let outcome = outcome(&node.stream, number);
-        assert_eq!(outcome.await, Ok(Outcome::Complete));
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete));
     }
     node.kill().await;
 
@@ -283,8 +283,8 @@ async fn what_is_open_in_a_restored_store_is_never_called_unsent() {
     let_go_on(&node.stream, &simulator).await;
     recalled(&node.stream).await;
     for number in [1, 2] {
-        let outcome = outcome(&node.stream, number);
-        assert_eq!(outcome.await, Ok(Outcome::Complete), "as governance has it");
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete), "as governance has it");
     }
     assert_eq!(simulator.ledger().duplicates, 0);
     node.stop().await;
@@ -363,8 +363,8 @@ async fn an_exchange_that_is_cut_or_whose_node_dies_begins_again_and_comes_to_it
     let numbers = events.iter().filter(|message| message.lane == Lane::Signing);
     assert!(numbers.clone().all(|message| message.sequence == 0));
     for number in 1..=COUNT {
-        let outcome = outcome(&node.stream, number);
-        assert_eq!(outcome.await, Ok(Outcome::Complete));
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete));
     }
     assert_each_burn_is_bound(&node.stream, &federation, 1..=COUNT).await;
     assert_eq!(simulator.ledger().duplicates, 0);
@@ -396,12 +396,12 @@ async fn what_is_open_at_governance_stays_open_and_is_signed_later() {
     assert_eq!(node.stream.status().open_requests, 3);
     // Each has its tracker: a caller waits, and another gives up.
     node.stream.cancel(request_id(3)).await.expect("known");
-    let outcome = outcome(&node.stream, 3).await;
-    assert!(matches!(outcome, Ok(Outcome::Cancelled { .. })), "{outcome:?}");
+    let ended = outcome(&node.stream, 3).await;
+    assert!(matches!(ended, Ok(Outcome::Cancelled { .. })), "{ended:?}");
     simulator.set_offline_members(0);
     for number in [1, 2] {
-        let outcome = outcome(&node.stream, number);
-        assert_eq!(outcome.await, Ok(Outcome::Complete));
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete));
     }
     assert_each_burn_is_bound(&node.stream, &federation, 1..=3).await;
     node.set_paused(false).await;
@@ -518,17 +518,21 @@ async fn a_new_store_asks_nobody_to_sign_where_its_node_is_known_until_everythin
     node.stream.resume_restored().await.expect("store lost");
     let refused = asked(&node.stream, pegout(&federation, 10)).await;
     assert_eq!(refused, Err(StreamError::Restoring));
+    node.until("refused again", |status| {
+        let quarantined = |change: &&ConnectionChange| change.to == ConnectionPhase::Quarantined;
+        status.changes.iter().filter(quarantined).count() == 2
+    })
+    .await;
     let permitted = simulator.allow_outbox(NODE, outbox(&node.stream).await);
     permitted.expect("known, and not retired");
-    quarantined(&node.stream, "governance knows this node by another store").await;
     node.stream.resume_restored().await.expect("said again");
     recalled(&node.stream).await;
     // The one that would have paid a burn twice is not sent; the others are what they are.
-    let outcome = outcome(&node.stream, 1002).await;
-    assert!(matches!(outcome, Ok(Outcome::Rejected { .. })), "{outcome:?}");
+    let ended = outcome(&node.stream, 1002).await;
+    assert!(matches!(ended, Ok(Outcome::Rejected { .. })), "{ended:?}");
     for number in [1, 2, 3, 4, 5, 9] {
-        let outcome = outcome(&node.stream, number);
-        assert_eq!(outcome.await, Ok(Outcome::Complete), "{number}");
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete), "{number}");
     }
     assert_each_burn_is_bound(&node.stream, &federation, 1..=5).await;
     let view = simulator.ledger();
