@@ -18,7 +18,8 @@ use std::{
 };
 
 use governance_stream::{
-    BridgeEvent, ConnectionChange, ConnectionPhase, GovernanceStream, Health, Restoration, Retry, StreamError,
+    BridgeEvent, ConnectionChange, ConnectionPhase, GovernanceStream, Health, Restoration, Retry,
+    StreamError,
     bridge::{EmbeddedBitcoin, PausedBy, PegoutStage},
     config::Config,
     history,
@@ -150,7 +151,13 @@ async fn assert_deposits(node: &FullNode, numbers: RangeInclusive<u64>) {
     for number in numbers {
         let outpoint = deposit(u32::try_from(number).expect("small")).outpoint();
         let answered = async {
-            while node.bridge_store.pegin(&outpoint).await.expect("read").is_none() {
+            while node
+                .bridge_store
+                .pegin(&outpoint)
+                .await
+                .expect("read")
+                .is_none()
+            {
                 changed.changed().await.expect("the store lives");
             }
         };
@@ -202,7 +209,9 @@ async fn what_was_signed_after_the_backup_is_known_again_and_paid_once() {
     assert_eq!(unknown, Err(StreamError::Restoring));
     let unknown = stream.request(request_id(10)).standing().await;
     assert_eq!(unknown, Err(StreamError::Restoring));
-    asked(stream, pegout(&federation, 3)).await.expect("known, and settled");
+    asked(stream, pegout(&federation, 3))
+        .await
+        .expect("known, and settled");
     stream.notify_pegin(deposit(26)).await.expect("accepted");
     assert_eq!(simulator.ledger().registrations, registrations);
 
@@ -226,7 +235,11 @@ async fn what_was_signed_after_the_backup_is_known_again_and_paid_once() {
     assert!(node.bridge_store.paused_by().contains(&PausedBy::Restore));
     for number in 6..=25 {
         let pegout = node.pegout(&request_id(number)).await.expect("known");
-        assert_eq!(*pegout.stage(), PegoutStage::Signed, "not offered while paused");
+        assert_eq!(
+            *pegout.stage(),
+            PegoutStage::Signed,
+            "not offered while paused"
+        );
         let signed = pegout.transaction().expect("signed");
         let known = bitcoin.transactions();
         assert!(known.contains(signed), "the one that was signed before");
@@ -317,7 +330,9 @@ fn told(events: &[governance_stream::Delivered<BridgeEvent>]) -> (BTreeSet<Reque
         BridgeEvent::RequestRecalled(recalled) => Some(recalled.request_id.clone()),
         _ => None,
     });
-    let names = events.iter().map(|message| (message.lane, message.occurrence_id));
+    let names = events
+        .iter()
+        .map(|message| (message.lane, message.occurrence_id));
     let names: BTreeSet<_> = names.collect();
     (requests.collect(), names.len())
 }
@@ -360,7 +375,9 @@ async fn an_exchange_that_is_cut_or_whose_node_dies_begins_again_and_comes_to_it
     let (requests, names) = told(&events);
     assert_eq!(requests.len() as u64, COUNT);
     assert_eq!(names as u64, 3 * COUNT, "under the names that they had");
-    let numbers = events.iter().filter(|message| message.lane == Lane::Signing);
+    let numbers = events
+        .iter()
+        .filter(|message| message.lane == Lane::Signing);
     assert!(numbers.clone().all(|message| message.sequence == 0));
     for number in 1..=COUNT {
         let ended = outcome(&node.stream, number);
@@ -383,7 +400,9 @@ async fn what_is_open_at_governance_stays_open_and_is_signed_later() {
     // One member of two signs.
     simulator.set_offline_members(2);
     for number in 1..=3 {
-        node.initiate(pegout(&federation, number)).await.expect("begun");
+        node.initiate(pegout(&federation, number))
+            .await
+            .expect("begun");
     }
     ledger(&simulator, |view| view.requests.len() == 3).await;
     node.kill().await;
@@ -442,7 +461,11 @@ async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_
     let node = Node::on(disk.open("copy", &config).await, config).await;
     quarantined(&node.stream, "restore --in-place").await;
     let refused = node.stream.resume_restored().await;
-    assert_eq!(refused, Err(StreamError::NotRestored), "no restore was made");
+    assert_eq!(
+        refused,
+        Err(StreamError::NotRestored),
+        "no restore was made"
+    );
     node.kill().await;
     wait_for_release(&disk, &simulator).await;
     let in_place = async {
@@ -456,7 +479,9 @@ async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_
             }
         }
     };
-    tokio::time::timeout(PATIENCE, in_place).await.expect("free");
+    tokio::time::timeout(PATIENCE, in_place)
+        .await
+        .expect("free");
     let config = impatient(&simulator);
     let node = Node::on(disk.open("copy", &config).await, config).await;
     let_go_on(&node.stream, &simulator).await;
@@ -510,7 +535,8 @@ async fn a_new_store_asks_nobody_to_sign_where_its_node_is_known_until_everythin
     let store = disk.open("lost", &config).await;
     let node = Node::on(store, config).await;
     // Nobody knows yet that the store is a lost one's.
-    let taken = asked(&node.stream, rival(&federation, 2)).await;
+    let second = SignatureRequest::new(rival_parts(&federation, 5002, 2)).expect("valid");
+    let taken = asked(&node.stream, second).await;
     taken.expect("the store knows of no other");
     node.request(&federation, [3, 9]).await;
     quarantined(&node.stream, "governance knows this node by another store").await;
@@ -528,7 +554,7 @@ async fn a_new_store_asks_nobody_to_sign_where_its_node_is_known_until_everythin
     node.stream.resume_restored().await.expect("said again");
     recalled(&node.stream).await;
     // The one that would have paid a burn twice is not sent; the others are what they are.
-    let ended = outcome(&node.stream, 1002).await;
+    let ended = outcome(&node.stream, 5002).await;
     assert!(matches!(ended, Ok(Outcome::Rejected { .. })), "{ended:?}");
     for number in [1, 2, 3, 4, 5, 9] {
         let ended = outcome(&node.stream, number);
@@ -537,7 +563,11 @@ async fn a_new_store_asks_nobody_to_sign_where_its_node_is_known_until_everythin
     assert_each_burn_is_bound(&node.stream, &federation, 1..=5).await;
     let view = simulator.ledger();
     assert_eq!((view.requests.len(), view.duplicates), (6, 0));
-    assert!(view.outboxes.iter().any(|outbox| outbox.standing == OutboxStanding::Retired));
+    assert!(
+        view.outboxes
+            .iter()
+            .any(|outbox| outbox.standing == OutboxStanding::Retired)
+    );
     node.stop().await;
     simulator.assert_clean();
 }
@@ -546,11 +576,15 @@ async fn a_new_store_asks_nobody_to_sign_where_its_node_is_known_until_everythin
 async fn nothing_is_resumed_that_was_not_restored() {
     let simulator = governance().await;
     let node = Node::start(&simulator).await;
-    node.until("connected", |status| status.is_connected()).await;
+    node.until("connected", |status| status.is_connected())
+        .await;
     let refused = node.stream.resume_restored().await;
     assert_eq!(refused, Err(StreamError::NotRestored));
     node.stop().await;
     simulator.assert_clean();
     let absent = Store::open(Path::new("/nowhere"), &Owner::of(&config(&[]).node));
-    assert!(matches!(absent, Err(StoreError::Absent { .. })), "{absent:?}");
+    assert!(
+        matches!(absent, Err(StoreError::Absent { .. })),
+        "{absent:?}"
+    );
 }

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     message::{
-        InvalidMessage, MessageId, OccurrenceId, Outcome, PeginStatus, PegoutBinding, SignatureRequest, wire,
+        InvalidMessage, MessageId, OccurrenceId, Outcome, PeginStatus, PegoutBinding,
+        SignatureRequest, wire,
     },
     proto,
 };

@@ -514,6 +514,9 @@ impl Desk<'_> {
                     let _ = reply.send(answer);
                 }
                 Effect::TellConnection(message) => self.tell_connection(message),
+                Effect::Hold(connection, dial, fault) => {
+                    let _ = connection.cast(ConnectionMessage::SessionHeld { dial, fault });
+                }
                 Effect::TellTracker(request_id, message) => {
                     let name = names::request(&self.args.instance, &request_id);
                     match ActorRef::<RequestMessage>::where_is(name) {

@@ -95,15 +95,29 @@ impl From<SignatureRequest> for Submission {
 }
 
 #[cfg(test)]
+use bitcoin::{
+    Txid,
+    hashes::{Hash as _, sha256::Hash},
+};
+
+#[cfg(test)]
 impl Submission {
+    /// What the sample of this number pays.
+    pub(super) fn sample_burn(number: u64) -> BurnId {
+        BurnId {
+            tx_hash: Hash::hash(&number.to_le_bytes()).to_byte_array(),
+            log_index: 0,
+        }
+    }
+
     /// One whose transaction is of no matter to the lanes.
     pub(super) fn sample(number: u64) -> Self {
         let request_id: RequestId = format!("r-{number}").parse().expect("valid");
         Self {
-            payload_hash: [1; 32],
+            payload_hash: Hash::hash(&number.to_le_bytes()).to_byte_array(),
             tx_type: TransactionType::Pegout,
-            burns: Vec::new(),
-            spends: Vec::new(),
+            burns: vec![Self::sample_burn(number)],
+            spends: vec![OutPoint::new(Txid::hash(&number.to_be_bytes()), 0)],
             encoded: (
                 proto::Kind::SignatureRequest,
                 Bytes::from(request_id.to_string()),

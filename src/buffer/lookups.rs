@@ -53,9 +53,11 @@ impl Key {
             BufferMessage::Cancel { request_id, .. }
             | BufferMessage::LookUp { request_id, .. }
             | BufferMessage::Restate { request_id } => vec![Self::Request(request_id.clone())],
-            BufferMessage::Reconciled { reconciled, .. } => {
-                reconciled.recalled.iter().flat_map(Self::recalled).collect()
-            }
+            BufferMessage::Reconciled { reconciled, .. } => reconciled
+                .recalled
+                .iter()
+                .flat_map(Self::recalled)
+                .collect(),
             BufferMessage::Correlate { request_ids, .. } => {
                 request_ids.iter().cloned().map(Self::Request).collect()
             }

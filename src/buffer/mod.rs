@@ -62,10 +62,10 @@ use crate::{
 pub(crate) use self::{
     inbound::{HandledMessage, Meaning},
     intake::Submission,
-    recall::{dead_letter, refused},
     message::{
         BufferArguments, BufferMessage, Listed, OpenedRequest, Outgoing, Reconciled, SessionFacts,
     },
+    recall::{dead_letter, refused},
     resume::Watermarks,
     retained::Retained,
 };
@@ -149,6 +149,8 @@ enum Effect {
         Result<(), StreamError>,
     ),
     TellConnection(ConnectionMessage),
+    /// No session for this dial of this connection.
+    Hold(ActorRef<ConnectionMessage>, u64, ResumeFault),
     TellTracker(RequestId, RequestMessage),
     Answer(StandingReply, Result<RequestStanding, StreamError>),
     Discarded(RpcReplyPort<bool>, bool),

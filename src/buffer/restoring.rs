@@ -40,20 +40,18 @@ impl Desk<'_> {
         );
     }
 
-    /// Why a session may not begin: nobody has seen to the restore yet.
-    pub(super) fn held(&self) -> Option<ResumeFault> {
-        let identity = &self.ready.retained.identity;
-        let outbox_id = identity.outbox_id;
-        let waits = identity.restoration == Restoration::Waiting;
-        waits.then_some(ResumeFault::Restored { outbox_id })
-    }
-
+    /// Refuses an epoch to a connection while nobody has seen to the restore. Whether it did.
     pub(super) fn hold(&mut self, connection: &ActorRef<ConnectionMessage>, dial: u64) -> bool {
-        let held = self.held();
-        if let Some(fault) = held {
-            let _ = connection.cast(ConnectionMessage::SessionHeld { dial, fault });
+        let identity = &self.ready.retained.identity;
+        if identity.restoration != Restoration::Waiting {
+            return false;
         }
-        held.is_some()
+        let outbox_id = identity.outbox_id;
+        let fault = ResumeFault::Restored { outbox_id };
+        // The outbox that it names is to be durable.
+        let held = Effect::Hold(connection.clone(), dial, fault);
+        self.stage(Vec::new(), vec![held]);
+        true
     }
 
     /// The operator has read what to do, and has this store ask governance for what it lacks.

@@ -370,12 +370,7 @@ impl Retained {
         });
     }
 
-    fn recall(
-        &mut self,
-        request: &OpenRequest,
-        aside: Option<&Entry>,
-        outcome: Option<&Outcome>,
-    ) {
+    fn recall(&mut self, request: &OpenRequest, aside: Option<&Entry>, outcome: Option<&Outcome>) {
         let settled = outcome.cloned().map(|outcome| Standing::Settled {
             outcome,
             at: request.accepted_at,

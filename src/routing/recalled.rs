@@ -112,9 +112,7 @@ fn addressed(entry: Recalled) -> Addressed {
             match result {
                 Inbound::SignatureResponse(response) => {
                     let late = true;
-                    Addressed::Bridge(
-                        named.with(BridgeEvent::SignatureResponse { response, late }),
-                    )
+                    Addressed::Bridge(named.with(BridgeEvent::SignatureResponse { response, late }))
                 }
                 Inbound::PeginAck(ack) => Addressed::Bridge(named.with(BridgeEvent::PeginAck(ack))),
                 content => match chain_event(content) {

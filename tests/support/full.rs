@@ -79,7 +79,14 @@ impl FullNode {
         config: Config,
         simulator: &Simulator,
     ) -> Self {
-        Self::telling_on(Store::in_memory(), Arc::default(), completions, config, simulator).await
+        Self::telling_on(
+            Store::in_memory(),
+            Arc::default(),
+            completions,
+            config,
+            simulator,
+        )
+        .await
     }
 
     /// On a store and a Bitcoin network of the test's own.
