@@ -38,7 +38,7 @@ impl<E> From<Delivery<E>> for NodeMessage<E> {
     }
 }
 
-/// The identity of each message that was handled, a line for each, durable before anyone says so. A
+/// The `occurrence_id` of each message that was handled, a line for each, durable before anyone says so. A
 /// node would write it in the commit of what the message changes.
 pub(crate) struct Handled {
     file: File,
@@ -60,8 +60,8 @@ impl Handled {
 
     /// Does what is to be done about a message, once, however often it comes.
     fn once<E: Debug>(&mut self, message: &Delivered<E>) -> io::Result<()> {
-        let (lane, sequence) = (message.lane, message.sequence);
-        let line = format!("{lane} {sequence} {}\n", message.message_id);
+        let lane = message.lane;
+        let line = format!("{lane} {}\n", message.occurrence_id);
         if self.lines.contains(&line) {
             return Ok(());
         }
@@ -73,7 +73,7 @@ impl Handled {
             return Err(error);
         }
         self.lines.insert(line);
-        println!("{lane} {sequence}: {:?}", message.event);
+        println!("{lane} {}: {:?}", message.sequence, message.event);
         Ok(())
     }
 }

@@ -107,6 +107,19 @@ pub enum StreamError {
         /// The id.
         request_id: RequestId,
     },
+    /// The store was restored from a backup, or is new where governance knows this node: it may
+    /// lack requests that were signed. Nothing was accepted.
+    #[error(
+        "this store may lack requests that were signed: none is accepted, and none is known to be \
+         unknown, until governance has recalled them; `status` says what that waits for"
+    )]
+    Restoring,
+    /// No restored store waits for an operator's word.
+    #[error(
+        "nothing waits for this: the store was not restored, and governance knows it; `status` says \
+         what holds the connection"
+    )]
+    NotRestored,
     /// The request is parked: it needs a person.
     #[error("request {request_id} needs an operator: {reason}")]
     NeedsOperator {
@@ -148,11 +161,15 @@ impl StreamError {
             Self::Indeterminate { .. } | Self::DeadlineExceeded { .. } => Retry::Now,
             Self::NotRunning { .. } => Retry::After(Duration::from_millis(100)),
             Self::NotConnected { .. } => Retry::After(Duration::from_secs(1)),
-            Self::NeedsOperator { .. } | Self::Config(_) | Self::Startup { .. } => Retry::Operator,
+            Self::NeedsOperator { .. }
+            | Self::Restoring
+            | Self::Config(_)
+            | Self::Startup { .. } => Retry::Operator,
             Self::Invalid(_)
             | Self::Conflict { .. }
             | Self::AlreadyPaid { .. }
             | Self::ShuttingDown
+            | Self::NotRestored
             | Self::UnknownRequest { .. } => Retry::Never,
         }
     }

@@ -116,7 +116,7 @@ pub mod proto {
     tonic::include_proto!("governance.v1");
 }
 
-pub use buffer::{Leftover, RequestStanding, ResumeFault, history, record};
+pub use buffer::{Leftover, RequestStanding, Restoration, ResumeFault, history, record};
 pub use connection::SessionFault;
 pub use error::{Retry, StreamError};
 #[cfg(feature = "cli")]

@@ -337,6 +337,29 @@ impl GovernanceStream {
         self.resume()
     }
 
+    /// Has a store that was restored from a backup, or is new where governance knows this node, ask
+    /// governance for what it lacks: every request that this node made, and every answer. Governance's
+    /// operator must permit its outbox as well. Nothing is sent before both have acted, and no
+    /// signature request is taken before the last of it is recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError::NotRestored`] when nothing waits for it, [`StreamError::NotRunning`],
+    /// [`StreamError::Store`].
+    pub async fn resume_restored(&self) -> Result<(), StreamError> {
+        let name = names::connection(&self.config.instance);
+        let store_lost = self
+            .ask(name, "resume_restored", None, |reply| {
+                ConnectionMessage::IsStoreLost { reply }
+            })
+            .await?;
+        self.ask_buffer("resume_restored", None, |reply| {
+            BufferMessage::ResumeRestored { store_lost, reply }
+        })
+        .await??;
+        self.resume()
+    }
+
     /// The store that it keeps everything in, while somebody has it open.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ use governance_stream::{
     Answer, BridgeEvent, ChainEvent, Delivered, Delivery, Handled, Subscriber,
     bridge::BridgeMessage,
     chain::ChainMessage,
-    message::{Lane, ProposalAck},
+    message::{Lane, MessageId, ProposalAck},
     proto,
     simulator::{RotationPlan, Simulator},
     testing::{self, Event, Hindrance, Report, Rule, Subject},
@@ -196,8 +196,7 @@ impl<E: Event> Subject<E> for Recording<E> {
 }
 
 fn identity<E>(message: &Delivered<E>) -> String {
-    let (lane, sequence, id) = (message.lane, message.sequence, message.message_id);
-    format!("{lane} {sequence} {id}")
+    format!("{} {}", message.lane, message.occurrence_id)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -287,13 +286,15 @@ enum Fault {
     DoesTwice,
     /// Knows messages by their place.
     KnowsPlaces,
+    /// Knows messages by their id.
+    KnowsIds,
     /// Has no time for those who are gone.
     DiesUnread,
     /// Gives a message that comes again another answer.
     AnswersAnew,
 }
 
-type Kept = Vec<(u64, String)>;
+type Kept = Vec<(u64, MessageId, String)>;
 
 /// A subscriber for proposals that keeps to the contract but for its fault.
 struct Faulty(Fault);
@@ -324,12 +325,13 @@ impl Actor for Faulty {
         let mut handled = Handled::default();
         for message in &messages {
             let mut kept = kept.lock().expect("whole");
-            let known = kept.iter().any(|(place, known)| match self.0 {
+            let known = kept.iter().any(|(place, id, known)| match self.0 {
                 Fault::KnowsPlaces => *place == message.sequence,
+                Fault::KnowsIds => *id == message.message_id,
                 _ => *known == identity(message),
             });
             if !known || self.0 == Fault::DoesTwice {
-                kept.push((message.sequence, identity(message)));
+                kept.push((message.sequence, message.message_id, identity(message)));
             }
             let ChainEvent::Proposal(proposal) = &message.event else {
                 return Err("not asked for".into());
@@ -384,7 +386,11 @@ impl Subject<ChainEvent> for FaultySubject {
     }
     fn kept(&self) -> Vec<String> {
         let kept = self.kept.lock().expect("whole");
-        kept.iter().map(|(_, identity)| identity.clone()).collect()
+        let kept = kept.iter().map(|(_, id, name)| match self.fault {
+            Fault::KnowsIds => format!("{id} {name}"),
+            _ => name.clone(),
+        });
+        kept.collect()
     }
     fn message(&mut self, lane: Lane, number: u64) -> Option<ChainEvent> {
         (lane == Lane::Proposal)
@@ -406,6 +412,7 @@ async fn whoever_breaks_a_rule_is_told_which() {
         (Fault::DoesTwice, Some(Rule::Once)),
         (Fault::AnswersAnew, Some(Rule::Once)),
         (Fault::KnowsPlaces, Some(Rule::Identity)),
+        (Fault::KnowsIds, Some(Rule::Identity)),
         (Fault::DiesUnread, Some(Rule::Independent)),
     ];
     for (fault, expected) in table {

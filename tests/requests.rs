@@ -284,7 +284,7 @@ async fn a_deposit_is_notified_once_and_its_answer_comes_to_the_bridge() {
         .iter()
         .map(|message| match &message.event {
             BridgeEvent::PeginAck(ack) => ack.outpoint.vout,
-            other @ BridgeEvent::SignatureResponse { .. } => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         })
         .collect();
     assert_eq!(answered, [1, 2]);

@@ -242,11 +242,11 @@ async fn updates_proposals_and_deposits_are_recalled_under_the_names_that_they_h
     let (entries, pages) = session.recall_all([4; 16]).await;
     let kinds: Vec<Kind> = entries.iter().map(proto::Recalled::kind).collect();
     let expected = [
+        Kind::FederationUpdate,
+        Kind::FederationUpdate,
         Kind::SignatureRequest,
         Kind::SignatureResponse,
         Kind::SignatureResponse,
-        Kind::FederationUpdate,
-        Kind::FederationUpdate,
         Kind::ProposalNotification,
         Kind::PeginNotification,
         Kind::PeginAck,

@@ -86,6 +86,8 @@ impl Event for BridgeEvent {
                 outcome.map_or(What::Progress, |outcome| What::Settled(id, outcome))
             }
             Self::PeginAck(ack) => What::Deposit(ack.outpoint),
+            // The soak restores no store.
+            Self::RequestRecalled(_) => What::Progress,
         };
         (what, None)
     }

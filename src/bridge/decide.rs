@@ -98,7 +98,12 @@ impl Decider<'_> {
             let told = self.memory.told_otherwise(outpoint, amount);
             told.or_else(|| self.found.told.get(&(*outpoint, amount)).cloned())
         })?;
-        let pegout = Pegout::new(request, self.now);
+        self.hold_new(unit, Pegout::new(request, self.now));
+        Ok(true)
+    }
+
+    /// Takes in a peg-out that is new here.
+    pub(super) fn hold_new(&mut self, unit: &mut Unit, pegout: Pegout) {
         let request_id = pegout.request_id().clone();
         let number = self.memory.begin(pegout.clone());
         tables::index_pegout(&mut unit.batch, self.hash, number, &pegout);
@@ -106,7 +111,6 @@ impl Decider<'_> {
         let pegout = Arc::new(pegout);
         self.memory.change(&request_id, Arc::clone(&pegout));
         unit.pegouts.push(pegout);
-        Ok(true)
     }
 
     /// Ends a peg-out before the stream has it. While it is `Requested` nobody knows whether it

@@ -111,11 +111,12 @@ impl Input {
     }
 }
 
-/// The requests that a delivery's messages answer.
+/// The requests that a delivery's messages are about.
 fn answered(delivery: &Delivery<BridgeEvent>) -> impl Iterator<Item = &RequestId> {
     let messages = delivery.messages.iter();
     messages.filter_map(|message| match &message.event {
         BridgeEvent::SignatureResponse { response, .. } => Some(&response.request_id),
+        BridgeEvent::RequestRecalled(recalled) => Some(&recalled.request_id),
         BridgeEvent::PeginAck(_) => None,
     })
 }

@@ -18,7 +18,7 @@ use super::{
     tables::{Loaded, Row},
 };
 use crate::{
-    message::{Lane, RequestId},
+    message::{Lane, OccurrenceId, RequestId},
     routing::Delivered,
 };
 
@@ -30,7 +30,10 @@ pub(super) struct Memory {
     pegouts: BTreeMap<RequestId, Held>,
     /// Who in memory spends a coin.
     spenders: HashMap<OutPoint, BTreeSet<RequestId>>,
+    /// By lane, and number in the order in which they came.
     deliveries: BTreeMap<(Lane, u64), HandledDelivery>,
+    /// Where each of them is.
+    occurrences: HashMap<OccurrenceId, (Lane, u64)>,
     pub pauses: BTreeSet<Pause>,
     next_number: u64,
 }
@@ -49,13 +52,21 @@ pub(super) struct Held {
 pub(super) enum Seen {
     /// It is new.
     New,
-    /// It was handled before: why it was rejected then, if it was.
-    Handled(Option<String>),
+    /// It was handled before.
+    Handled {
+        /// Where that is remembered.
+        place: (Lane, u64),
+        /// Why it was rejected then, if it was.
+        rejected: Option<String>,
+    },
 }
 
 impl Memory {
     pub(super) fn new(loaded: Loaded) -> Self {
+        let places = loaded.deliveries.iter();
+        let occurrences = places.map(|(place, handled)| (handled.occurrence_id, *place));
         let mut memory = Self {
+            occurrences: occurrences.collect(),
             deliveries: loaded.deliveries,
             pauses: loaded.pauses,
             next_number: loaded.next_number,
@@ -191,43 +202,50 @@ impl Memory {
         held.is_some_and(|held| Arc::make_mut(&mut held.pegout).set_trouble(trouble.to_owned()))
     }
 
-    /// Whether a message was handled before, under the same identity: then it is counted, and
+    /// Whether a result was handled before, whatever message brings it: then it is counted, and
     /// nothing else is to be done.
     pub(super) fn see<E>(&mut self, message: &Delivered<E>) -> Seen {
-        match self.deliveries.get_mut(&(message.lane, message.sequence)) {
-            Some(known) if known.message_id == message.message_id => {
-                known.times += 1;
-                Seen::Handled(known.rejected.clone())
-            }
-            // The place belonged to a ledger that is gone.
-            Some(_) | None => Seen::New,
+        let place = self.occurrences.get(&message.occurrence_id).copied();
+        let known = place.and_then(|place| Some((place, self.deliveries.get_mut(&place)?)));
+        let Some((place, known)) = known else {
+            return Seen::New;
+        };
+        known.times += 1;
+        Seen::Handled {
+            place,
+            rejected: known.rejected.clone(),
         }
     }
 
-    /// A message is handled. Gives the sequence of the one that is forgotten for it, if one is.
+    /// A message is handled: the place of what is remembered of it, and of what is forgotten for it.
     pub(super) fn handled<E>(
         &mut self,
         message: &Delivered<E>,
         rejected: Option<String>,
-    ) -> Option<u64> {
-        let (lane, sequence) = (message.lane, message.sequence);
+    ) -> ((Lane, u64), Option<(Lane, u64)>) {
+        let lane = message.lane;
+        let mut of_lane = self.deliveries.range((lane, 0)..=(lane, u64::MAX));
+        let oldest = of_lane.next().map(|(place, _)| *place);
+        let last = of_lane.next_back().map(|(place, _)| *place).or(oldest);
+        let place = (lane, last.map_or(1, |(_, number)| number + 1));
         let handled = HandledDelivery {
+            occurrence_id: message.occurrence_id,
+            sequence: message.sequence,
             message_id: message.message_id,
             times: 1,
             rejected,
         };
-        self.deliveries.insert((lane, sequence), handled);
-        let mut of_lane = self.deliveries.range((lane, 0)..=(lane, u64::MAX));
-        let ((_, oldest), _) = of_lane.next()?;
-        let oldest = *oldest;
-        let is_old = oldest.saturating_add(REMEMBERED as u64) <= sequence;
-        is_old.then(|| {
-            self.deliveries.remove(&(lane, oldest));
-            oldest
-        })
+        self.occurrences.insert(handled.occurrence_id, place);
+        self.deliveries.insert(place, handled);
+        let forgotten =
+            oldest.filter(|(_, number)| number.saturating_add(REMEMBERED as u64) <= place.1);
+        if let Some(gone) = forgotten.and_then(|place| self.deliveries.remove(&place)) {
+            self.occurrences.remove(&gone.occurrence_id);
+        }
+        (place, forgotten)
     }
 
-    pub(super) fn delivery(&self, lane: Lane, sequence: u64) -> Option<&HandledDelivery> {
-        self.deliveries.get(&(lane, sequence))
+    pub(super) fn delivery(&self, place: (Lane, u64)) -> Option<&HandledDelivery> {
+        self.deliveries.get(&place)
     }
 }

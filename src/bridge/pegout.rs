@@ -126,6 +126,15 @@ impl From<&SignatureRequest> for Named {
 
 impl Pegout {
     pub(super) fn new(request: SignatureRequest, now: SystemTime) -> Self {
+        Self::at(PegoutStage::Requested, request, now)
+    }
+
+    /// One that governance has recalled: the stream has it.
+    pub(super) fn recalled(request: SignatureRequest, now: SystemTime) -> Self {
+        Self::at(PegoutStage::SignaturesRequested, request, now)
+    }
+
+    fn at(stage: PegoutStage, request: SignatureRequest, now: SystemTime) -> Self {
         Self::recorded(Recorded {
             named: Named::from(&request),
             signing: Some(Signing {
@@ -133,7 +142,7 @@ impl Pegout {
                 signatures: Signatures::new(),
                 transaction: None,
             }),
-            stage: PegoutStage::Requested,
+            stage,
             responses: 0,
             reported: false,
             begun_at: now,

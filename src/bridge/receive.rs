@@ -2,20 +2,20 @@
 
 use std::time::Instant;
 
-use tracing::{info, info_span, warn};
+use tracing::{error, info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
     decide::Decider,
     event::PegoutEvent,
-    life::Impossible,
+    life::{Action, Impossible, LifeEvent, PegoutStage},
     memory::Seen,
-    pegout::Applied,
+    pegout::{Applied, Pegout},
     tables,
     unit::{Effect, Reply, Unit},
 };
 use crate::{
-    message::SignatureResponse,
+    message::{RecalledRequest, SignatureResponse},
     routing::{Answer, BridgeEvent, Delivered, Delivery, Handled},
 };
 
@@ -46,12 +46,11 @@ impl Decider<'_> {
         let span = info_span!("bridge.receive", lane = %message.lane, sequence = message.sequence);
         let _ = span.set_parent(message.trace.clone());
         let _entered = span.enter();
-        let (lane, sequence) = (message.lane, message.sequence);
         let reject = |reason| Answer::Reject { reason };
-        if let Seen::Handled(rejected) = self.memory.see(message) {
+        if let Seen::Handled { place, rejected } = self.memory.see(message) {
             info!("delivered again; it was handled before");
-            let delivery = self.memory.delivery(lane, sequence);
-            tables::put_delivery(&mut unit.batch, lane, sequence, delivery);
+            let delivery = self.memory.delivery(place);
+            tables::put_delivery(&mut unit.batch, place, delivery);
             return Ok(rejected.map(reject));
         }
         let rejected = match &message.event {
@@ -70,14 +69,49 @@ impl Decider<'_> {
                 tables::put_pegin(&mut unit.batch, &ack.outpoint, &ack.status);
                 None
             }
+            BridgeEvent::RequestRecalled(recalled) => self.recall(unit, recalled)?.err(),
         };
-        let forgotten = self.memory.handled(message, rejected.clone());
-        let delivery = self.memory.delivery(lane, sequence);
-        tables::put_delivery(&mut unit.batch, lane, sequence, delivery);
+        let (place, forgotten) = self.memory.handled(message, rejected.clone());
+        let delivery = self.memory.delivery(place);
+        tables::put_delivery(&mut unit.batch, place, delivery);
         if let Some(forgotten) = forgotten {
-            tables::put_delivery(&mut unit.batch, lane, forgotten, None);
+            tables::put_delivery(&mut unit.batch, forgotten, None);
         }
         Ok(rejected.map(reject))
+    }
+
+    /// Takes in a request of this node that governance recalls to a restored store: it is followed
+    /// like one that was made here, and its answers come behind it. What admits a new peg-out is not
+    /// asked: this one may be signed already. The inner error says why it is of no use.
+    fn recall(
+        &mut self,
+        unit: &mut Unit,
+        recalled: &RecalledRequest,
+    ) -> Result<Result<(), String>, Impossible> {
+        let request_id = &recalled.request_id;
+        let Some(request) = &recalled.request else {
+            return Ok(Ok(()));
+        };
+        match self.find(request_id) {
+            Some(known) if known.payload_hash() == request.payload_hash() => {
+                // The stream has it, whatever was known of that.
+                self.step(unit, request_id, LifeEvent::Accepted)?;
+            }
+            Some(_) => {
+                let fault = "another peg-out of this bridge has its id";
+                error!(%request_id, fault, "a recalled request needs an operator");
+                return Ok(Err(fault.to_owned()));
+            }
+            None => {
+                info!(%request_id, txid = %request.txid(), "a peg-out that this store lacked");
+                self.hold_new(unit, Pegout::recalled(request.clone(), self.now));
+                let (request_id, stage) = (request_id.clone(), PegoutStage::SignaturesRequested);
+                let follow = Effect::Act(request_id.clone(), Action::Follow);
+                let tell = Effect::Tell(PegoutEvent::Stage { request_id, stage });
+                unit.effects.extend([tell, follow]);
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Applies a response; the inner error says why it is of no use.

@@ -181,15 +181,15 @@ impl BridgeStore {
             .await
     }
 
-    /// The latest deliveries, a few thousand of each lane: their identity, and how often each of
-    /// them came.
+    /// The latest deliveries, a few thousand of each lane: the message that brought each of them
+    /// first, and how often it came since.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     pub async fn deliveries(&self) -> Result<Vec<(Lane, u64, MessageId, u64)>, StoreError> {
         let deliveries = self.store.view(tables::deliveries).await?.into_iter();
-        let shown = deliveries.map(|((lane, sequence), d)| (lane, sequence, d.message_id, d.times));
+        let shown = deliveries.map(|((lane, _), d)| (lane, d.sequence, d.message_id, d.times));
         Ok(shown.collect())
     }
 

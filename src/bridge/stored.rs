@@ -18,15 +18,18 @@ use super::{
 };
 use crate::{
     message::{
-        InvalidMessage, MessageId, Outcome, PeginStatus, PegoutBinding, SignatureRequest, wire,
+        InvalidMessage, MessageId, OccurrenceId, Outcome, PeginStatus, PegoutBinding,
+        SignatureRequest, wire,
     },
     proto,
 };
 
-/// One delivery that was handled: its message, how often it came, and why it was rejected if it
-/// was.
+/// One result of governance that was handled: the message that brought it first, how often it came,
+/// and why it was rejected if it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HandledDelivery {
+    pub occurrence_id: OccurrenceId,
+    pub sequence: u64,
     pub message_id: MessageId,
     pub times: u64,
     pub rejected: Option<String>,
@@ -127,6 +130,10 @@ struct StoredDelivery {
     times: u64,
     #[prost(string, optional, tag = "3")]
     rejected: Option<String>,
+    #[prost(bytes = "vec", tag = "4")]
+    occurrence_id: Vec<u8>,
+    #[prost(uint64, tag = "5")]
+    sequence: u64,
 }
 
 fn text(error: impl ToString) -> String {
@@ -424,6 +431,8 @@ pub(super) fn write_delivery(delivery: &HandledDelivery) -> Vec<u8> {
         message_id: delivery.message_id.to_bytes().to_vec(),
         times: delivery.times,
         rejected: delivery.rejected.clone(),
+        occurrence_id: delivery.occurrence_id.to_bytes().to_vec(),
+        sequence: delivery.sequence,
     }
     .encode_to_vec()
 }
@@ -431,6 +440,8 @@ pub(super) fn write_delivery(delivery: &HandledDelivery) -> Vec<u8> {
 pub(super) fn read_delivery(bytes: &[u8]) -> Result<HandledDelivery, String> {
     let stored = StoredDelivery::decode(bytes).map_err(text)?;
     Ok(HandledDelivery {
+        occurrence_id: OccurrenceId::from_slice(&stored.occurrence_id).map_err(text)?,
+        sequence: stored.sequence,
         message_id: MessageId::from_slice(&stored.message_id).map_err(text)?,
         times: stored.times,
         rejected: stored.rejected,

@@ -8,7 +8,7 @@
 //! | `bridge/pegout_ids` | [`Index`]: keyed hash of the request id, number | nothing |
 //! | `bridge/coins` | txid, vout big endian, amount in satoshi big endian, number | nothing: this peg-out said that the coin holds this. Stays whatever becomes of it |
 //! | `bridge/pegins` | txid, vout big endian | what governance answered |
-//! | `bridge/deliveries` | lane, 1 byte; sequence, big endian | the message that was handled there; the last 8192 of a lane |
+//! | `bridge/deliveries` | lane, 1 byte; number, big endian, in the order in which they came | a result that was handled, with its `occurrence_id`; the last 8192 of a lane |
 //! | `bridge/paused` | `operator`, `restore` | nothing: peg-outs are paused by it |
 //! | `bridge/restored` | `id` | the restore of the store that the bridge has dealt with |
 //!
@@ -137,10 +137,10 @@ fn coin(key: &[u8]) -> Result<(Amount, u64), StoreError> {
     parsed.ok_or_else(|| damaged(COINS, key, "its key is no coin"))
 }
 
-fn delivery_key(lane: Lane, sequence: u64) -> [u8; 9] {
+fn delivery_key(lane: Lane, number: u64) -> [u8; 9] {
     let mut key = [lane_byte(lane); 9];
     let (_, rest) = key.split_at_mut(1);
-    rest.copy_from_slice(&sequence.to_be_bytes());
+    rest.copy_from_slice(&number.to_be_bytes());
     key
 }
 
@@ -154,10 +154,10 @@ const fn lane_byte(lane: Lane) -> u8 {
 }
 
 fn delivery(key: &[u8]) -> Result<(Lane, u64), StoreError> {
-    let parsed = key.split_first().and_then(|(lane, sequence)| {
+    let parsed = key.split_first().and_then(|(lane, number)| {
         let mut lanes = Lane::ALL.into_iter();
         let lane = lanes.find(|known| lane_byte(*known) == *lane)?;
-        Some((lane, u64::from_be_bytes(sequence.try_into().ok()?)))
+        Some((lane, u64::from_be_bytes(number.try_into().ok()?)))
     });
     parsed.ok_or_else(|| damaged(DELIVERIES, key, "its key is no delivery"))
 }
@@ -191,11 +191,10 @@ pub(super) fn put_pegin(batch: &mut Batch, outpoint: &OutPoint, status: &PeginSt
 /// Writes a delivery; removes it when there is none any more.
 pub(super) fn put_delivery(
     batch: &mut Batch,
-    lane: Lane,
-    sequence: u64,
+    (lane, number): (Lane, u64),
     delivery: Option<&HandledDelivery>,
 ) {
-    let key = delivery_key(lane, sequence);
+    let key = delivery_key(lane, number);
     match delivery {
         Some(delivery) => batch.put(DELIVERIES, key, stored::write_delivery(delivery)),
         None => batch.remove(DELIVERIES, key),
@@ -255,7 +254,7 @@ pub(super) fn load(snapshot: &dyn Snapshot, unreported: bool) -> Result<Loaded, 
     Ok(loaded)
 }
 
-/// The latest deliveries.
+/// The latest deliveries, by lane and number.
 pub(super) fn deliveries(
     snapshot: &dyn Snapshot,
 ) -> Result<BTreeMap<(Lane, u64), HandledDelivery>, StoreError> {

@@ -16,7 +16,7 @@ use super::{
     lookups::{Found, Known},
     record::{DeadLetter, Record},
     resume::{self, ResumeFault},
-    retained::{RequestRecord, Standing},
+    retained::{RequestRecord, Restoration, Standing},
 };
 use crate::{
     config::WindowConfig,
@@ -137,7 +137,7 @@ impl Desk<'_> {
         self.stage(records, effects);
     }
 
-    fn known<'b>(&'b self, found: &'b Found) -> Known<'b> {
+    pub(super) fn known<'b>(&'b self, found: &'b Found) -> Known<'b> {
         Known {
             retained: &self.ready.retained,
             found,
@@ -158,11 +158,14 @@ impl Desk<'_> {
     ) -> Result<RequestStanding, StreamError> {
         match self.known(found).request(&request_id) {
             Some(record) => standing(record),
-            None => Err(StreamError::UnknownRequest { request_id }),
+            None => Err(intake::unknown(&self.ready.retained, &request_id)),
         }
     }
 
     pub(super) fn prepare_session(&mut self, connection: ActorRef<ConnectionMessage>, dial: u64) {
+        if self.hold(&connection, dial) {
+            return;
+        }
         let retained = &self.ready.retained;
         let identity = retained.identity;
         let epoch = identity.epoch + 1;
@@ -170,7 +173,7 @@ impl Desk<'_> {
             dial,
             epoch,
             outbox_id: identity.outbox_id,
-            restored: false,
+            restored: identity.restoration == Restoration::Reconciling,
             ledger_id: identity.ledger_id,
             lanes: PerLane::from_fn(|lane| {
                 let lane = retained.lanes.get(lane).counters;
@@ -252,6 +255,7 @@ impl Desk<'_> {
             epoch,
         })];
         if self.ready.retained.identity.reconciling {
+            self.ready.recollection.begin();
             let listed = resume::listed(&self.ready.retained);
             info!(
                 requests = listed.len(),
@@ -266,9 +270,13 @@ impl Desk<'_> {
 
     /// Governance's ledger was compared with ours: what it does not know is sent again, and what
     /// nobody here waits for is cancelled there.
-    pub(super) fn reconciled(&mut self, epoch: u64, reconciled: Reconciled) {
+    pub(super) fn reconciled(&mut self, epoch: u64, reconciled: Reconciled, found: &Found) {
         let current = self.ready.session.as_ref().map(|session| session.epoch);
         if current != Some(epoch) || !self.ready.retained.identity.reconciling {
+            return;
+        }
+        if self.ready.retained.identity.restoration == Restoration::Reconciling {
+            self.recollect(epoch, reconciled, found);
             return;
         }
         info!(
@@ -506,6 +514,9 @@ impl Desk<'_> {
                     let _ = reply.send(answer);
                 }
                 Effect::TellConnection(message) => self.tell_connection(message),
+                Effect::Hold(connection, dial, fault) => {
+                    let _ = connection.cast(ConnectionMessage::SessionHeld { dial, fault });
+                }
                 Effect::TellTracker(request_id, message) => {
                     let name = names::request(&self.args.instance, &request_id);
                     match ActorRef::<RequestMessage>::where_is(name) {

@@ -12,7 +12,7 @@ use super::{
     BufferMessage,
     lookups::Known,
     record::{Entry, Expects, OpenRequest, Record},
-    retained::{Retained, Standing},
+    retained::{Restoration, Retained, Standing},
 };
 use crate::{
     config::BufferConfig,
@@ -47,18 +47,37 @@ pub(super) enum Intake {
 pub(crate) struct Submission {
     /// The caller's idempotency key.
     pub request_id: RequestId,
-    payload_hash: PayloadHash,
+    pub(super) payload_hash: PayloadHash,
     /// What its transaction is for.
     pub tx_type: TransactionType,
     pub(super) burns: Vec<BurnId>,
-    spends: Vec<OutPoint>,
-    encoded: (proto::Kind, Bytes),
+    pub(super) spends: Vec<OutPoint>,
+    pub(super) encoded: (proto::Kind, Bytes),
 }
 
 impl Submission {
     /// Bytes that it takes up in its lane.
     pub(super) fn bytes(&self) -> u64 {
         self.encoded.1.len() as u64
+    }
+
+    /// What is kept of it, but for its message, which is at `sequence`.
+    pub(super) fn opened(
+        self,
+        sequence: u64,
+        accepted_at: SystemTime,
+        deadline: SystemTime,
+    ) -> OpenRequest {
+        OpenRequest {
+            request_id: self.request_id,
+            payload_hash: self.payload_hash,
+            tx_type: self.tx_type,
+            sequence,
+            burns: self.burns,
+            spends: self.spends,
+            accepted_at,
+            deadline,
+        }
     }
 }
 
@@ -76,15 +95,29 @@ impl From<SignatureRequest> for Submission {
 }
 
 #[cfg(test)]
+use bitcoin::{
+    Txid,
+    hashes::{Hash as _, sha256::Hash},
+};
+
+#[cfg(test)]
 impl Submission {
+    /// What the sample of this number pays.
+    pub(super) fn sample_burn(number: u64) -> BurnId {
+        BurnId {
+            tx_hash: Hash::hash(&number.to_le_bytes()).to_byte_array(),
+            log_index: 0,
+        }
+    }
+
     /// One whose transaction is of no matter to the lanes.
     pub(super) fn sample(number: u64) -> Self {
         let request_id: RequestId = format!("r-{number}").parse().expect("valid");
         Self {
-            payload_hash: [1; 32],
+            payload_hash: Hash::hash(&number.to_le_bytes()).to_byte_array(),
             tx_type: TransactionType::Pegout,
-            burns: Vec::new(),
-            spends: Vec::new(),
+            burns: vec![Self::sample_burn(number)],
+            spends: vec![OutPoint::new(Txid::hash(&number.to_be_bytes()), 0)],
             encoded: (
                 proto::Kind::SignatureRequest,
                 Bytes::from(request_id.to_string()),
@@ -106,7 +139,7 @@ pub(super) fn entry(
     encoded_entry(retained, message.lane(), encoded, trace, now, expects)
 }
 
-fn encoded_entry(
+pub(super) fn encoded_entry(
     retained: &Retained,
     lane: Lane,
     (kind, payload): (proto::Kind, Bytes),
@@ -136,22 +169,19 @@ pub(super) fn signature_request(
     now: SystemTime,
     deadline: SystemTime,
 ) -> Result<Intake, StreamError> {
-    let Submission {
-        request_id,
-        payload_hash,
-        tx_type,
-        burns,
-        spends,
-        encoded,
-    } = request;
     let retained = known.retained;
-    match known.request(&request_id) {
-        Some(known) if known.request.payload_hash == payload_hash => return Ok(Intake::Known),
-        Some(_) => return Err(StreamError::Conflict { request_id }),
-        None => {}
+    match known.request(&request.request_id) {
+        Some(known) if known.request.payload_hash == request.payload_hash => {
+            return Ok(Intake::Known);
+        }
+        Some(_) => {
+            let request_id = request.request_id;
+            return Err(StreamError::Conflict { request_id });
+        }
+        None => check_restored(retained)?,
     }
-    let inputs: HashSet<OutPoint> = spends.iter().copied().collect();
-    for burn in &burns {
+    let inputs: HashSet<OutPoint> = request.spends.iter().copied().collect();
+    for burn in &request.burns {
         if let Some(rival) = known.rival(burn, &inputs) {
             return Err(StreamError::AlreadyPaid {
                 burn: *burn,
@@ -159,7 +189,8 @@ pub(super) fn signature_request(
             });
         }
     }
-    let expects = Expects::Outcome(request_id.clone());
+    let expects = Expects::Outcome(request.request_id.clone());
+    let encoded = request.encoded.clone();
     let entry = Entry {
         deadline: Some(deadline),
         ..encoded_entry(retained, Lane::Signing, encoded, trace, now, expects)
@@ -171,16 +202,7 @@ pub(super) fn signature_request(
         entry.lane,
         Room::of(&entry),
     )?;
-    let opened = OpenRequest {
-        request_id,
-        payload_hash,
-        tx_type,
-        sequence: entry.sequence,
-        burns,
-        spends,
-        accepted_at: now,
-        deadline,
-    };
+    let opened = request.opened(entry.sequence, now, deadline);
     Ok(Intake::Accepted(vec![
         Record::Appended(entry),
         Record::Opened(opened),
@@ -222,9 +244,7 @@ pub(super) fn cancel(
 ) -> Result<Intake, StreamError> {
     let retained = known.retained;
     let Some(record) = known.request(request_id) else {
-        return Err(StreamError::UnknownRequest {
-            request_id: request_id.clone(),
-        });
+        return Err(unknown(retained, request_id));
     };
     let Standing::Open { cancel: None, .. } = &record.standing else {
         return Ok(Intake::Known);
@@ -259,6 +279,25 @@ pub(super) fn cancel(
     Ok(Intake::Accepted(
         withdrawn.into_iter().chain(cancel).collect(),
     ))
+}
+
+/// # Errors
+///
+/// While the store may lack requests that this node made: what would be new may not be.
+fn check_restored(retained: &Retained) -> Result<(), StreamError> {
+    match retained.identity.restoration {
+        Restoration::None => Ok(()),
+        Restoration::Waiting | Restoration::Reconciling => Err(StreamError::Restoring),
+    }
+}
+
+/// What is said of a request that this store does not know: it was never made, unless the store
+/// may lack it.
+pub(super) fn unknown(retained: &Retained, request_id: &RequestId) -> StreamError {
+    let unknown = || StreamError::UnknownRequest {
+        request_id: request_id.clone(),
+    };
+    check_restored(retained).err().unwrap_or_else(unknown)
 }
 
 /// Messages that take up room in a lane, and their payload bytes.

@@ -117,6 +117,7 @@ pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<Buffe
     match message {
         BufferMessage::RequestSignatures { reply, .. }
         | BufferMessage::NotifyPegin { reply, .. }
+        | BufferMessage::ResumeRestored { reply, .. }
         | BufferMessage::Cancel {
             reply: Some(reply), ..
         } => {
@@ -132,7 +133,6 @@ pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<Buffe
         // They are about a session or a generation that ends with the failure.
         BufferMessage::JudgeSession { .. }
         | BufferMessage::ReadWatermarks { .. }
-        | BufferMessage::Reconciled { .. }
         | BufferMessage::Acknowledged { .. }
         | BufferMessage::PauseSession { .. }
         | BufferMessage::SessionEnded { .. }

@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet};
 use bitcoin::OutPoint;
 
 use super::{
-    BufferMessage,
+    BufferMessage, Submission, recall,
     retained::{RequestRecord, Retained},
     tables::Rows,
 };
 use crate::{
-    message::{BurnId, RequestId},
+    message::{BurnId, Recalled, RequestId},
     storage::StoreError,
 };
 
@@ -53,10 +53,30 @@ impl Key {
             BufferMessage::Cancel { request_id, .. }
             | BufferMessage::LookUp { request_id, .. }
             | BufferMessage::Restate { request_id } => vec![Self::Request(request_id.clone())],
+            BufferMessage::Reconciled { reconciled, .. } => reconciled
+                .recalled
+                .iter()
+                .flat_map(Self::recalled)
+                .collect(),
             BufferMessage::Correlate { request_ids, .. } => {
                 request_ids.iter().cloned().map(Self::Request).collect()
             }
             _ => Vec::new(),
+        }
+    }
+
+    /// What is known of an entry that governance recalls: under its id, and under the one that keeps
+    /// its burns should the id be another one's.
+    fn recalled(entry: &Recalled) -> Vec<Self> {
+        match entry {
+            Recalled::Request(recalled) => {
+                let submission = recalled.request.clone().map(Submission::from);
+                let stand_in = submission.as_ref().and_then(recall::stand_in);
+                let ids = stand_in.into_iter().chain([recalled.request_id.clone()]);
+                ids.map(Self::Request).collect()
+            }
+            Recalled::Pegin(notification) => vec![Self::Pegin(notification.outpoint())],
+            Recalled::Result { .. } | Recalled::Unusable { .. } => Vec::new(),
         }
     }
 

@@ -95,6 +95,18 @@ pub(crate) enum BufferMessage {
         epoch: u64,
         reconciled: Box<Reconciled>,
     },
+    /// Subscribers have everything of the page that was recalled last.
+    Recollected {
+        epoch: u64,
+        /// What its results mean, and what is answered to them.
+        handled: Vec<HandledMessage>,
+    },
+    /// An operator has this store ask governance for what it lacks.
+    ResumeRestored {
+        /// Whether governance knows this node by another store.
+        store_lost: bool,
+        reply: RpcReplyPort<Result<(), StreamError>>,
+    },
     /// An operator lets the next session adopt another ledger.
     AllowAdoption { reply: RpcReplyPort<()> },
     /// An operator has dealt with a dead letter.

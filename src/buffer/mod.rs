@@ -19,7 +19,9 @@ mod intake;
 mod loading;
 mod lookups;
 mod message;
+mod recall;
 pub mod record;
+mod restoring;
 mod resume;
 mod retained;
 mod stored;
@@ -46,6 +48,7 @@ use self::{
     flight::Flight,
     loading::Loading,
     lookups::{Found, Key},
+    recall::Recollection,
     record::Record,
     tables::Rows,
 };
@@ -65,12 +68,14 @@ pub(crate) use self::{
     message::{
         BufferArguments, BufferMessage, Listed, OpenedRequest, Outgoing, Reconciled, SessionFacts,
     },
+    recall::{dead_letter, refused},
     resume::Watermarks,
     retained::Retained,
 };
 pub use self::{
     message::{Leftover, RequestStanding},
     resume::ResumeFault,
+    retained::Restoration,
 };
 
 /// The stream's name as a user of the store.
@@ -125,6 +130,8 @@ struct Ready {
     /// What they may come to need.
     reserved: intake::Waiting,
     leaving: Leaving<Settled>,
+    /// What governance recalls of this node.
+    recollection: Recollection,
     /// What was decided could never be committed.
     fault: Option<StoreError>,
 }
@@ -145,6 +152,8 @@ enum Effect {
         Result<(), StreamError>,
     ),
     TellConnection(ConnectionMessage),
+    /// No session for this dial of this connection.
+    Hold(ActorRef<ConnectionMessage>, u64, ResumeFault),
     TellTracker(RequestId, RequestMessage),
     Answer(StandingReply, Result<RequestStanding, StreamError>),
     Discarded(RpcReplyPort<bool>, bool),
@@ -373,6 +382,10 @@ impl BufferState {
         self.show(None);
         self.loads += 1;
         self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
+        let restored = self.args.store.restored().cloned();
+        if let (Some(restored), Some(mut desk)) = (restored, self.desk()) {
+            desk.heed_restore(&restored);
+        }
         self.announce_open_requests();
         // A new store's first commit is that of the stream's identity.
         self.decide(BufferMessage::TransmitMore, &Found::default());
@@ -594,7 +607,11 @@ impl BufferState {
                 }
             }
             BufferMessage::Reconciled { epoch, reconciled } => {
-                desk.reconciled(epoch, *reconciled);
+                desk.reconciled(epoch, *reconciled, found);
+            }
+            BufferMessage::Recollected { epoch, handled } => desk.recollected(epoch, handled),
+            BufferMessage::ResumeRestored { store_lost, reply } => {
+                desk.resume_restored(store_lost, reply);
             }
             BufferMessage::AllowAdoption { reply } => {
                 self.adoption_allowed = true;
@@ -691,6 +708,7 @@ impl Ready {
             waiting: Waiting::default(),
             reserved: intake::Waiting::default(),
             leaving: Leaving::default(),
+            recollection: Recollection::default(),
             fault: None,
         }
     }

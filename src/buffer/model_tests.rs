@@ -14,11 +14,12 @@ use proptest::{prelude::*, strategy::Union};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
 use super::{
-    HandledMessage, Meaning, Outgoing, Reconciled, ResumeFault, Submission,
+    HandledMessage, Meaning, Outgoing, Reconciled, Restoration, ResumeFault, Submission,
     flight::Flight,
     inbound,
     intake::{self, Intake},
     lookups::{Found, Key, Known},
+    recall::{Recollection, Remembered},
     record::{Entry, Record},
     resume,
     retained::{RequestRecord, Retained, Standing},
@@ -26,8 +27,9 @@ use super::{
 };
 use crate::{
     config::{BufferConfig, WindowConfig},
+    error::StreamError,
     message::{
-        CancelReason, EvmAddress, Lane, LaneState, LedgerId, Limits, MessageId, Outcome,
+        CancelReason, EvmAddress, Lane, LaneState, LedgerId, Limits, MessageId, OutboxId, Outcome,
         PeginNotification, PerLane, RegistrationAck, RequestId, SessionId,
     },
     proto::Kind,
@@ -68,6 +70,11 @@ enum Step {
     Copy,
     /// Governance restores the copy, or begins anew without one.
     Restore,
+    /// The node's store is backed up.
+    BackUp,
+    /// The node's store is restored from the backup, if there is one, and both operators let it go
+    /// on.
+    RestoreStore,
 }
 
 /// What callers were promised.
@@ -80,6 +87,10 @@ struct Promises {
     requests: BTreeSet<u64>,
     staged_deposits: BTreeSet<u64>,
     deposits: BTreeSet<u64>,
+    /// What was told when the store was backed up: requests and deposits.
+    backup: Option<(BTreeSet<u64>, BTreeSet<u64>)>,
+    /// Whether a store was restored: what came after its backup may be lost.
+    lossy: bool,
 }
 
 impl ReferenceStateMachine for Promises {
@@ -113,6 +124,8 @@ impl ReferenceStateMachine for Promises {
             (4, Just(Step::Record).boxed()),
             (1, Just(Step::Copy).boxed()),
             (1, Just(Step::Restore).boxed()),
+            (1, Just(Step::BackUp).boxed()),
+            (1, Just(Step::RestoreStore).boxed()),
         ])
         .boxed()
     }
@@ -137,6 +150,14 @@ impl ReferenceStateMachine for Promises {
                     state.crash();
                 }
             }
+            Step::BackUp => state.backup = Some((state.requests.clone(), state.deposits.clone())),
+            Step::RestoreStore => {
+                if let Some((requests, deposits)) = state.backup.clone() {
+                    state.crash();
+                    (state.requests, state.deposits) = (requests, deposits);
+                    state.lossy = true;
+                }
+            }
             _ => {}
         }
         state
@@ -159,10 +180,14 @@ impl Promises {
 #[derive(Debug, Clone)]
 struct Governance {
     ledger_id: LedgerId,
+    /// The node's, once it has come.
+    outbox_id: Option<OutboxId>,
     epoch: u64,
     lanes: PerLane<GovernanceLane>,
     /// `None` while it is open.
     requests: BTreeMap<RequestId, Option<Outcome>>,
+    /// Of these, those whose request has come; the others are tombstones.
+    sent: BTreeSet<RequestId>,
     deposits: BTreeSet<OutPoint>,
 }
 
@@ -177,9 +202,11 @@ impl Default for Governance {
     fn default() -> Self {
         Self {
             ledger_id: LedgerId::generate(),
+            outbox_id: None,
             epoch: 0,
             lanes: PerLane::default(),
             requests: BTreeMap::new(),
+            sent: BTreeSet::new(),
             deposits: BTreeSet::new(),
         }
     }
@@ -220,6 +247,7 @@ impl Governance {
                 let id = std::str::from_utf8(&entry.payload).expect("an id");
                 let id: RequestId = id.parse().expect("an id");
                 seen.requests.insert(id.clone());
+                self.sent.insert(id.clone());
                 match self.requests.get(&id) {
                     None => drop(self.requests.insert(id, None)),
                     Some(known) => panic!("{id} came twice to one ledger; it was {known:?}"),
@@ -281,6 +309,8 @@ struct Session {
 #[derive(Debug)]
 struct World {
     disk: TestDisk,
+    backup: Option<TestDisk>,
+    recollection: Recollection,
     retained: Retained,
     session: Option<Session>,
     effects: Vec<Effect>,
@@ -292,16 +322,20 @@ struct World {
     governance: Governance,
     copy: Option<Governance>,
     /// What the subscriber handled: its identity.
-    handled: BTreeMap<(LedgerId, Lane, u64), MessageId>,
+    handled: BTreeMap<(LedgerId, OutboxId, Lane, u64), MessageId>,
     seen: Seen,
     config: BufferConfig,
     next: u64,
+    /// Requests that were refused while the store was being restored.
+    refused: BTreeSet<u64>,
 }
 
 impl World {
     fn new() -> Self {
         Self {
             disk: TestDisk::default(),
+            backup: None,
+            recollection: Recollection::default(),
             retained: Retained::new(None),
             session: None,
             effects: Vec::new(),
@@ -314,6 +348,7 @@ impl World {
             seen: Seen::default(),
             config: BufferConfig::default(),
             next: 0,
+            refused: BTreeSet::new(),
         }
     }
 
@@ -428,6 +463,21 @@ impl World {
         if dies(1) {
             return self.crash();
         }
+        let outbox_id = self.retained.identity.outbox_id;
+        if self
+            .governance
+            .outbox_id
+            .is_none_or(|known| known != outbox_id)
+        {
+            // Permitted by its operator: another outbox numbers anew.
+            let known = self.governance.outbox_id.replace(outbox_id).is_some();
+            self.governance.epoch = 0;
+            self.governance.lanes = PerLane::default();
+            if known && self.retained.identity.restoration == Restoration::None {
+                self.stage(&[Record::StoreLost]);
+                self.commit();
+            }
+        }
         assert!(epoch > self.governance.epoch, "an epoch came twice");
         self.governance.epoch = epoch;
         self.wire.clear();
@@ -465,7 +515,11 @@ impl World {
         let flight = Flight::new(&self.retained, granted, None);
         self.session = Some(Session { epoch, flight });
         self.connection = Some(epoch);
-        if self.retained.identity.reconciling {
+        if self.retained.identity.restoration == Restoration::Reconciling {
+            if self.recall(dies(4)).is_none() {
+                return;
+            }
+        } else if self.retained.identity.reconciling {
             let reconciled = self.reconcile();
             if dies(4) {
                 return self.crash();
@@ -500,6 +554,117 @@ impl World {
         let open = open.filter(|(id, outcome)| outcome.is_none() && !ids.contains(*id));
         reconciled.unlisted = open.map(|(id, _)| id.clone()).collect();
         reconciled
+    }
+
+    /// Governance recalls what it knows, two entries a page; `None` when the node ends before the
+    /// last page is committed.
+    fn recall(&mut self, dies: bool) -> Option<()> {
+        let held = self.reconcile().held;
+        let of_request = |(id, outcome): (&RequestId, &Option<Outcome>)| {
+            let request = match self.governance.sent.contains(id) {
+                true => Remembered::Request(Box::new(Submission::sample(number_of(id)))),
+                false => Remembered::Tombstone {
+                    request_id: id.clone(),
+                    signatures_released: true,
+                },
+            };
+            let answer = outcome.clone().map(|outcome| Meaning::Outcome {
+                request_id: id.clone(),
+                outcome,
+            });
+            (request, answer)
+        };
+        let unlisted = self.governance.requests.iter();
+        let unlisted = unlisted.filter(|(id, _)| !held.contains(id));
+        let mut entries: Vec<(Remembered, Option<Meaning>)> = unlisted.map(of_request).collect();
+        for outpoint in &self.governance.deposits {
+            let answered = Meaning::PeginAnswered(*outpoint);
+            entries.push((Remembered::Deposit(notice(*outpoint)), None));
+            entries.push((Remembered::Answered(*outpoint), Some(answered)));
+        }
+        self.recollection.begin();
+        let mut entries = entries.into_iter();
+        let mut pages: Vec<Vec<_>> = Vec::new();
+        while entries.len() > 0 || pages.is_empty() {
+            pages.push(entries.by_ref().take(2).collect());
+        }
+        let last = pages.len() - 1;
+        for (index, page) in pages.into_iter().enumerate() {
+            let (page, meanings): (Vec<_>, Vec<_>) = page.into_iter().unzip();
+            let keys = page.iter().filter_map(|entry| match entry {
+                Remembered::Request(request) => Some(Key::Request(request.request_id.clone())),
+                Remembered::Tombstone { request_id, .. } => Some(Key::Request(request_id.clone())),
+                Remembered::Deposit(notice) => Some(Key::Pegin(notice.outpoint())),
+                _ => None,
+            });
+            let found = self.disk.find(keys.collect::<Vec<_>>());
+            let mut recollection = std::mem::take(&mut self.recollection);
+            let known = known(&self.retained, &found);
+            let records = recollection.take_in(known, page, index < last, NOW);
+            self.stage(&records);
+            self.commit();
+            let handled = meanings
+                .into_iter()
+                .flatten()
+                .map(|meaning| HandledMessage {
+                    sequence: 0,
+                    message_id: MessageId::generate(),
+                    meaning,
+                    answer: None,
+                    dead_letter: None,
+                    trace: TraceContext::default(),
+                });
+            let records = recollection.handled(&self.retained, handled.collect(), NOW);
+            self.stage(&records);
+            if index == last {
+                if dies {
+                    self.crash();
+                    return None;
+                }
+                let records = recollection.over(&self.retained, held.clone(), NOW);
+                self.stage(&records);
+            }
+            self.recollection = recollection;
+            if dies {
+                self.crash();
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// Every request that this ledger has from the node, and what it pays, is known to a store that
+    /// lacks nothing: another one for its burn is refused.
+    fn assert_burns_are_bound(&self) {
+        if self.retained.identity.restoration != Restoration::None
+            || self.governance.outbox_id != Some(self.retained.identity.outbox_id)
+        {
+            return;
+        }
+        for id in &self.governance.sent {
+            let burn = Submission::sample_burn(number_of(id));
+            let found = self.find(Key::Burn(burn));
+            let known = known(&self.retained, &found);
+            let rival = known.rival(&burn, &std::collections::HashSet::new());
+            assert_eq!(rival, Some(id), "its burn is free");
+        }
+    }
+
+    fn restore_store(&mut self) {
+        let Some(backup) = &self.backup else {
+            return;
+        };
+        self.disk = backup.copy();
+        self.recollection = Recollection::default();
+        self.crash();
+        let restored = Record::Restored {
+            restore_id: uuid::Uuid::new_v4(),
+            outbox_id: OutboxId::generate(),
+        };
+        self.stage(&[restored]);
+        self.commit();
+        self.stage(&[Record::RestoreAllowed]);
+        self.commit();
     }
 
     fn carry(&mut self, count: usize) {
@@ -554,7 +719,8 @@ impl World {
             let queue = &self.governance.lanes.get(lane).queue;
             let coming = queue.iter().skip(usize::try_from(next).expect("small") - 1);
             for (sequence, (message_id, meaning)) in (next..).zip(coming.take(count)) {
-                let identity = (self.governance.ledger_id, lane, sequence);
+                let outbox_id = self.retained.identity.outbox_id;
+                let identity = (self.governance.ledger_id, outbox_id, lane, sequence);
                 let known = self.handled.insert(identity, *message_id);
                 assert!(
                     known.is_none_or(|known| known == *message_id),
@@ -635,6 +801,16 @@ fn request_id(number: u64) -> RequestId {
     format!("r-{number}").parse().expect("valid")
 }
 
+fn number_of(id: &RequestId) -> u64 {
+    let number = id.as_str().strip_prefix("r-").expect("ours");
+    number.parse().expect("a number")
+}
+
+fn notice(outpoint: OutPoint) -> PeginNotification {
+    let address = EvmAddress::from_bytes([7; 20]);
+    PeginNotification::new(outpoint, Amount::from_sat(1000), address).expect("valid")
+}
+
 fn outpoint(number: u64) -> OutPoint {
     OutPoint::new(Txid::hash(&number.to_le_bytes()), 0)
 }
@@ -664,16 +840,20 @@ impl StateMachineTest for Kept {
                     NOW,
                     NOW,
                 );
-                world.take_in(intake.expect("there is room"));
+                match intake {
+                    Err(StreamError::Restoring) => {
+                        let restoration = world.retained.identity.restoration;
+                        assert_eq!(restoration, Restoration::Reconciling);
+                        world.refused.insert(number);
+                    }
+                    intake => world.take_in(intake.expect("there is room")),
+                }
                 world.next += 1;
             }
             Step::Deposit => {
                 let number = world.next;
                 let found = world.find(Key::Pegin(outpoint(number)));
-                let address = EvmAddress::from_bytes([7; 20]);
-                let amount = Amount::from_sat(1000);
-                let notice = PeginNotification::new(outpoint(number), amount, address);
-                let notice = notice.expect("valid");
+                let notice = notice(outpoint(number));
                 let known = known(&world.retained, &found);
                 let intake = intake::pegin(known, &world.config, notice, untraced(), NOW);
                 let intake = intake.expect("there is room");
@@ -713,12 +893,15 @@ impl StateMachineTest for Kept {
             Step::Record => world.record(),
             Step::Copy => world.copy = Some(world.governance.clone()),
             Step::Restore => world.restore(),
+            Step::BackUp => world.backup = Some(world.disk.copy()),
+            Step::RestoreStore => world.restore_store(),
         }
         world
     }
 
     fn check_invariants(world: &World, promises: &Promises) {
-        for number in &promises.requests {
+        world.assert_burns_are_bound();
+        for number in promises.requests.difference(&world.refused) {
             let on_disk = world.disk.request(&request_id(*number));
             assert!(on_disk.is_some(), "{number} is lost");
         }
@@ -729,13 +912,16 @@ impl StateMachineTest for Kept {
             let is_known = known(&on_disk, &found).pegin(&outpoint(*number));
             assert!(is_known, "{number} is lost");
         }
-        assert_eq!(
-            world.disk.requests(),
-            promises.requests.len() as u64,
-            "nothing is made up"
-        );
+        let promised = promises.requests.difference(&world.refused).count() as u64;
+        if promises.lossy {
+            assert!(world.disk.requests() >= promised, "something is lost");
+            assert!(world.disk.requests() <= world.next, "something is made up");
+        } else {
+            assert_eq!(world.disk.requests(), promised, "nothing is made up");
+        }
         let staged = |number: &u64| world.retained.request(&request_id(*number)).is_some();
-        assert!(promises.staged.iter().all(staged), "it is being decided");
+        let mut being_decided = promises.staged.difference(&world.refused);
+        assert!(being_decided.all(staged), "it is being decided");
         let ended = world.retained.requests().filter(|record| !record.is_open());
         let unconfirmed = |record: &RequestRecord| {
             let on_disk = world.disk.request(&record.request.request_id);
@@ -750,7 +936,9 @@ impl StateMachineTest for Kept {
     fn teardown(mut world: World, promises: Promises) {
         world.commit();
         world.calm_down();
-        for number in promises.requests.iter().chain(&promises.staged) {
+        let refused = std::mem::take(&mut world.refused);
+        let known = promises.requests.iter().chain(&promises.staged);
+        for number in known.filter(|number| !refused.contains(number)) {
             let id = request_id(*number);
             let record = world.request(&id).expect("known");
             let Standing::Settled { outcome, .. } = &record.standing else {

@@ -4,11 +4,12 @@ use std::time::SystemTime;
 
 use bitcoin::OutPoint;
 use prost::bytes::Bytes;
+use uuid::Uuid;
 
 use crate::{
     message::{
-        BurnId, CancelReason, Lane, LedgerId, MessageId, OccurrenceId, Outcome, PayloadHash,
-        RequestId, TransactionType,
+        BurnId, CancelReason, Lane, LedgerId, MessageId, OccurrenceId, OutboxId, Outcome,
+        PayloadHash, RequestId, TransactionType,
     },
     proto,
     telemetry::TraceContext,
@@ -24,10 +25,41 @@ pub enum Record {
     /// Governance has another ledger, and an operator wants to go on with it: both directions of
     /// each lane begin again, and nothing is sent before the open requests are reconciled.
     Adopted(LedgerId),
-    /// Governance has said which open requests its new ledger holds: those are not sent again.
+    /// Governance has said which open requests its ledger holds: those are not sent again. A store
+    /// that was restored lacks nothing from now on.
     Reconciled {
         /// Requests that it holds, open or settled.
         held: Vec<RequestId>,
+    },
+    /// The store was restored from a backup: what came after that is missing, and every open
+    /// request may have been sent. Both directions of each lane begin again under another outbox,
+    /// and nothing is sent before the operator says so.
+    Restored {
+        /// Which restore it was.
+        restore_id: Uuid,
+        /// Names the journal from now on.
+        outbox_id: OutboxId,
+    },
+    /// Governance knows this node by another store, and the operator has this one, which is new,
+    /// treated as a restored one.
+    StoreLost,
+    /// The operator lets a restored store ask governance for what it lacks.
+    RestoreAllowed,
+    /// Governance has recalled a request of this node that this store did not know.
+    Recalled {
+        /// As it was sent.
+        request: OpenRequest,
+        /// Its message, should it have to be made again.
+        aside: Option<Entry>,
+        /// Its outcome, where no answer that follows will tell it.
+        outcome: Option<Outcome>,
+    },
+    /// Governance has recalled a notice that this store did not know, with its answer.
+    PeginRecalled {
+        /// The deposit.
+        outpoint: OutPoint,
+        /// When.
+        at: SystemTime,
     },
     /// A message was accepted for governance; its sequence is the lane's next.
     Appended(Entry),

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     message::{
-        CancelReason, CancelRequest, Capabilities, Lane, LedgerId, MessageId, Outbound, PerLane,
-        RegistrationAck,
+        CancelReason, CancelRequest, Capabilities, Lane, LedgerId, MessageId, Outbound, OutboxId,
+        PerLane, RegistrationAck,
     },
     telemetry::TraceContext,
 };
@@ -67,6 +67,14 @@ pub enum ResumeFault {
         "governance has another ledger than before; it was restored or replaced; ask its operator, then let this node adopt it"
     )]
     LedgerChanged,
+    /// The store was restored from a backup, and nobody has seen to that yet.
+    #[error(
+        "this store was restored from a backup and may lack what was signed since: nothing is sent; do as docs/operations.md says, have governance's operator permit outbox {outbox_id}, then `governance-stream resume --restored --yes`"
+    )]
+    Restored {
+        /// Names our store since the restore; what governance's operator permits.
+        outbox_id: OutboxId,
+    },
     /// Its other ledger was adopted: the next session begins with it.
     #[error("governance's new ledger was adopted; the next session begins with it")]
     Adopted,
@@ -159,9 +167,10 @@ pub(super) fn resumed(retained: &Retained, ack: &RegistrationAck) -> Vec<Record>
     ledger.into_iter().chain(acknowledged).collect()
 }
 
-/// Our open requests, as governance is told of them after its ledger was adopted.
+/// Our open requests, as governance is told of them after its ledger was adopted or our store
+/// restored; but for those that it recalled, which it is to recall again.
 pub(super) fn listed(retained: &Retained) -> Vec<Listed> {
-    let open = retained.open_requests();
+    let open = retained.open_requests().filter(|record| !record.recalled);
     open.map(|record| Listed {
         request_id: record.request.request_id.clone(),
         payload_hash: record.request.payload_hash,

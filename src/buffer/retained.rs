@@ -26,7 +26,7 @@ use crate::{
 
 pub(crate) use self::lane::RetainedLane;
 pub use self::{
-    identity::Identity,
+    identity::{Identity, Restoration},
     lane::Counters,
     request::{Cancel, RequestRecord, Standing},
 };
@@ -230,6 +230,21 @@ impl Retained {
                 self.changes.identity();
             }
             Record::Adopted(ledger_id) => self.adopt(*ledger_id),
+            Record::Restored {
+                restore_id,
+                outbox_id,
+            } => self.restore(*restore_id, *outbox_id),
+            Record::StoreLost => self.lost(),
+            Record::RestoreAllowed => {
+                self.identity.restoration = Restoration::Reconciling;
+                self.changes.identity();
+            }
+            Record::Recalled {
+                request,
+                aside,
+                outcome,
+            } => self.recall(request, aside.as_ref(), outcome.as_ref()),
+            Record::PeginRecalled { outpoint, at } => self.note_answered(*outpoint, *at),
             Record::Reconciled { held } => self.reconciled(held),
             Record::Appended(entry) => self.append(entry),
             Record::SentThrough { lane, sequence } => {
@@ -282,10 +297,7 @@ impl Retained {
             } => self.settle(request_id, outcome, *at),
             Record::PeginSettled { outpoint, at } => {
                 if let Some(sequence) = self.pegins.remove(outpoint) {
-                    let number = self.next_pegin;
-                    self.next_pegin += 1;
-                    self.answered_pegins.insert(*outpoint, *at);
-                    self.changes.pegin(number, *outpoint);
+                    self.note_answered(*outpoint, *at);
                     self.answered(Lane::Pegin, sequence);
                 }
             }
@@ -340,24 +352,48 @@ impl Retained {
         self.changes.entry(entry.lane, entry.sequence);
     }
 
+    fn note_answered(&mut self, outpoint: OutPoint, at: SystemTime) {
+        let number = self.next_pegin;
+        self.next_pegin += 1;
+        self.answered_pegins.insert(outpoint, at);
+        self.changes.pegin(number, outpoint);
+    }
+
     fn open(&mut self, request: &OpenRequest) {
-        let number = self.next_request;
-        self.next_request += 1;
-        let request_id = request.request_id.clone();
-        self.note_payers(request);
-        self.open.insert(number, request_id.clone());
-        self.changes.opened(number, &request_id);
-        let record = RequestRecord {
-            number,
+        self.take_in(RequestRecord {
+            number: self.next_request,
             request: request.clone(),
             sent_before: false,
             aside: None,
-            standing: Standing::Open {
-                progress: Progress::default(),
-                cancel: None,
-                parked: None,
-            },
-        };
+            recalled: false,
+            standing: Standing::opened(),
+        });
+    }
+
+    fn recall(&mut self, request: &OpenRequest, aside: Option<&Entry>, outcome: Option<&Outcome>) {
+        let settled = outcome.cloned().map(|outcome| Standing::Settled {
+            outcome,
+            at: request.accepted_at,
+        });
+        self.take_in(RequestRecord {
+            number: self.next_request,
+            request: request.clone(),
+            sent_before: true,
+            aside: aside.cloned(),
+            recalled: settled.is_none(),
+            standing: settled.unwrap_or_else(Standing::opened),
+        });
+    }
+
+    /// Takes in a new request under the next number.
+    fn take_in(&mut self, record: RequestRecord) {
+        self.next_request = record.number + 1;
+        let request_id = record.request.request_id.clone();
+        self.note_payers(&record.request);
+        if record.is_open() {
+            self.open.insert(record.number, request_id.clone());
+        }
+        self.changes.opened(record.number, &request_id);
         self.requests.insert(request_id, record);
     }
 

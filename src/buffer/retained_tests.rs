@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     buffer::test_disk::TestDisk,
-    message::{LedgerId, MessageId},
+    message::{LedgerId, MessageId, OutboxId},
     telemetry::TraceContext,
 };
 
@@ -45,6 +45,8 @@ enum Step {
     Cancel(u64),
     Adopt,
     Reconcile(u64),
+    RestoreStore,
+    Recall(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -60,6 +62,8 @@ fn step() -> impl Strategy<Value = Step> {
         any::<u64>().prop_map(Step::Cancel),
         Just(Step::Adopt),
         any::<u64>().prop_map(Step::Reconcile),
+        Just(Step::RestoreStore),
+        any::<u64>().prop_map(Step::Recall),
     ]
 }
 
@@ -103,6 +107,29 @@ fn records(retained: &Retained, step: &Step) -> Vec<Record> {
             vec![Record::Withdrawn {
                 lane,
                 sequence: unsent,
+            }]
+        }
+        Step::RestoreStore => vec![Record::Restored {
+            restore_id: uuid::Uuid::new_v4(),
+            outbox_id: OutboxId::generate(),
+        }],
+        Step::Recall(number) => {
+            let request_id: RequestId = format!("recalled-{number}").parse().expect("valid");
+            let expects = Expects::Outcome(request_id.clone());
+            let request = OpenRequest {
+                request_id,
+                payload_hash: [8; 32],
+                sequence: 0,
+                burns: Vec::new(),
+                spends: Vec::new(),
+                tx_type: crate::message::TransactionType::Pegout,
+                accepted_at: SystemTime::UNIX_EPOCH,
+                deadline: SystemTime::UNIX_EPOCH,
+            };
+            vec![Record::Recalled {
+                aside: Some(entry(lane, 0, 9, expects)),
+                outcome: number.is_multiple_of(3).then_some(Outcome::Complete),
+                request,
             }]
         }
         Step::Settle(number) => vec![Record::Settled {

@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::{OutPoint, Txid, hashes::Hash as _};
 use prost::{Message, bytes::Bytes};
+use uuid::Uuid;
 
 use super::{
     record::{DeadLetter, Entry, Expects, OpenRequest},
-    retained::{Cancel, Counters, Identity, RequestRecord, Standing},
+    retained::{Cancel, Counters, Identity, RequestRecord, Restoration, Standing},
 };
 use crate::{
     message::{
@@ -62,6 +63,11 @@ struct StoredIdentity {
     reconciling: bool,
     #[prost(uint64, tag = "6")]
     next_dead_letter: u64,
+    #[prost(bytes = "vec", optional, tag = "7")]
+    restored_by: Option<Vec<u8>>,
+    /// 0 for none, else 1 + the standing's place in [`RESTORATIONS`].
+    #[prost(uint32, tag = "8")]
+    restoration: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -158,6 +164,8 @@ struct StoredRequest {
     standing: Option<StoredStanding>,
     #[prost(message, optional, tag = "14")]
     aside: Option<StoredEntry>,
+    #[prost(bool, tag = "15")]
+    recalled: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -231,6 +239,19 @@ struct StoredDeadLetter {
 }
 
 const CANCEL_REASONS: [CancelReason; 2] = [CancelReason::Caller, CancelReason::Deadline];
+const RESTORATIONS: [Restoration; 2] = [Restoration::Waiting, Restoration::Reconciling];
+
+/// 1 + the value's place among these; 0 for any other.
+fn place_of<T: PartialEq>(values: &[T], value: &T) -> u32 {
+    let place = values.iter().position(|known| known == value);
+    place.map_or(0, |place| u32::try_from(place + 1).unwrap_or(0))
+}
+
+/// The value whose [`place_of`] this is.
+fn at_place<T: Copy>(values: &[T], place: u32) -> Option<T> {
+    let place = (place as usize).checked_sub(1)?;
+    values.get(place).copied()
+}
 
 /// Microseconds since the Unix epoch; what a journal keeps is never older.
 fn micros(time: SystemTime) -> u64 {
@@ -284,6 +305,8 @@ impl From<&Identity> for StoredIdentity {
             adoptions: identity.adoptions,
             reconciling: identity.reconciling,
             next_dead_letter: identity.next_dead_letter,
+            restored_by: identity.restored_by.map(|id| id.into_bytes().to_vec()),
+            restoration: place_of(&RESTORATIONS, &identity.restoration),
         }
     }
 }
@@ -293,6 +316,7 @@ impl TryFrom<StoredIdentity> for Identity {
 
     fn try_from(form: StoredIdentity) -> Result<Self, String> {
         let ledger_id = form.ledger_id.map(|id| LedgerId::from_slice(&id));
+        let restored_by = form.restored_by.map(|id| Uuid::from_slice(&id));
         Ok(Self {
             outbox_id: OutboxId::from_slice(&form.outbox_id).map_err(text)?,
             epoch: form.epoch,
@@ -300,6 +324,8 @@ impl TryFrom<StoredIdentity> for Identity {
             adoptions: form.adoptions,
             reconciling: form.reconciling,
             next_dead_letter: form.next_dead_letter,
+            restored_by: restored_by.transpose().map_err(text)?,
+            restoration: at_place(&RESTORATIONS, form.restoration).unwrap_or_default(),
         })
     }
 }
@@ -409,16 +435,14 @@ impl From<&RequestRecord> for StoredRequest {
             deadline: micros(request.deadline),
             sent_before: record.sent_before,
             aside: record.aside.as_ref().map(Into::into),
+            recalled: record.recalled,
             standing: Some(match &record.standing {
                 Standing::Open {
                     progress,
                     cancel,
                     parked,
                 } => {
-                    let reason = |cancel: &Cancel| {
-                        let place = CANCEL_REASONS.iter().position(|r| *r == cancel.reason);
-                        place.map_or(0, |place| u32::try_from(place + 1).unwrap_or(0))
-                    };
+                    let reason = |cancel: &Cancel| place_of(&CANCEL_REASONS, &cancel.reason);
                     let (collected, required) = progress.signers.unwrap_or_default();
                     StoredStanding::Open(StoredOpen {
                         has_signers: progress.signers.is_some(),
@@ -465,17 +489,17 @@ impl TryFrom<StoredRequest> for RequestRecord {
             },
             sent_before: form.sent_before,
             aside: form.aside.map(TryInto::try_into).transpose()?,
+            recalled: form.recalled,
             standing: match form.standing.ok_or("a request without a standing")? {
                 StoredStanding::Open(open) => {
-                    let place = (open.cancel_reason as usize).checked_sub(1);
-                    let reason = place.and_then(|place| CANCEL_REASONS.get(place));
+                    let reason = at_place(&CANCEL_REASONS, open.cancel_reason);
                     Standing::Open {
                         progress: Progress {
                             signers: open.has_signers.then_some((open.collected, open.required)),
                             deadline_passed: open.deadline_passed,
                         },
                         cancel: reason.map(|reason| Cancel {
-                            reason: *reason,
+                            reason,
                             sequence: open.cancel_sequence,
                         }),
                         parked: open.parked,

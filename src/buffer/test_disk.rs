@@ -21,6 +21,14 @@ pub(super) struct TestDisk {
 }
 
 impl TestDisk {
+    /// A backup of it.
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            engine: self.engine.fork(),
+            commits: self.commits,
+        }
+    }
+
     /// Commits what has changed; gives back what may leave memory.
     pub(super) fn commit(&mut self, retained: &mut Retained) -> Vec<Settled> {
         let (batch, settled) = retained.take_changes(HASH);

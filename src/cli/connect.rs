@@ -47,6 +47,11 @@ pub(super) struct ResumeArgs {
     /// replaced. What is open is compared with it and made again where it is missing.
     #[arg(long)]
     adopt_ledger: bool,
+    /// The store was restored from a backup, or is new where governance knows this node: have
+    /// governance recall what it lacks. Governance's operator must permit its outbox as well;
+    /// docs/operations.md says what comes first.
+    #[arg(long, conflicts_with = "adopt_ledger")]
+    restored: bool,
     /// The cause is understood and seen to, as the runbook says.
     #[arg(long)]
     yes: bool,
@@ -65,10 +70,10 @@ pub(super) async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(Unconfirmed(unconfirmed).into());
     }
-    let path = if args.adopt_ledger {
-        "/adopt-ledger"
-    } else {
-        "/resume"
+    let path = match (args.adopt_ledger, args.restored) {
+        (true, _) => "/adopt-ledger",
+        (false, true) => "/resume-restored",
+        (false, false) => "/resume",
     };
     let answer = args.node.post(path, &json!({})).await?;
     out::show(args.node.json, &answer, || {

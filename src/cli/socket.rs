@@ -124,6 +124,7 @@ pub(super) async fn serve(
         .route("/connect", post(connect))
         .route("/resume", post(resume))
         .route("/adopt-ledger", post(adopt_ledger))
+        .route("/resume-restored", post(resume_restored))
         .route("/dead-letters/{number}/requeue", post(requeue))
         .route("/dead-letters/{number}/discard", post(discard))
         .merge(super::pegout_routes::router())
@@ -172,7 +173,9 @@ impl From<StreamError> for Refusal {
             Retry::Never => ("never", None),
         };
         let code = match &error {
-            StreamError::Conflict { .. } | StreamError::AlreadyPaid { .. } => StatusCode::CONFLICT,
+            StreamError::Conflict { .. }
+            | StreamError::AlreadyPaid { .. }
+            | StreamError::NotRestored => StatusCode::CONFLICT,
             StreamError::UnknownRequest { .. } => StatusCode::NOT_FOUND,
             StreamError::Invalid(_) | StreamError::Config(_) => StatusCode::BAD_REQUEST,
             StreamError::BufferFull { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -338,6 +341,11 @@ async fn resume(State(operated): State<Operated>) -> Reply {
 async fn adopt_ledger(State(operated): State<Operated>) -> Reply {
     operated.stream.adopt_ledger().await?;
     Ok(Json(json!({ "adopts": true })))
+}
+
+async fn resume_restored(State(operated): State<Operated>) -> Reply {
+    operated.stream.resume_restored().await?;
+    Ok(Json(json!({ "recalls": true })))
 }
 
 async fn requeue(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>) -> Reply {

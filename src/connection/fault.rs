@@ -76,7 +76,7 @@ pub enum SessionFault {
     Protocol(String),
     /// Governance knows this node, and not this store of it.
     #[error(
-        "governance knows this node by another store than {outbox_id}: this one is new or restored, and may lack what was signed; have governance's operator permit {outbox_id}, then treat it as a restored one"
+        "governance knows this node by another store than {outbox_id}: this one is new or restored, and may lack what was signed; have governance's operator permit {outbox_id}, then `governance-stream resume --restored --yes`"
     )]
     StoreLost {
         /// Names our store; what governance's operator permits.
@@ -92,7 +92,7 @@ pub enum SessionFault {
     },
     /// Governance has seen more of our store than it knows of itself.
     #[error(
-        "this store is in epoch {ours}, and governance saw epoch {highest} of it: it is an older copy, or another instance runs on one; restore it in place, and never only raise its epoch"
+        "this store is in epoch {ours}, and governance saw epoch {highest} of it: it is an older copy, or another instance runs on one; stop the node, see that no other one runs, and `governance-stream restore --in-place`; never only raise its epoch"
     )]
     RolledBack {
         /// The epoch that we registered with.
@@ -209,6 +209,7 @@ impl SessionFault {
                 _ => error.retry_after.map_or(Remedy::BackOff, Remedy::After),
             },
             Self::Resume(ResumeFault::Adopted) => Remedy::BackOff,
+            Self::Resume(ResumeFault::Restored { .. }) => Remedy::Quarantine,
             Self::Resume(ResumeFault::Behind { .. } | ResumeFault::LedgerChanged) => {
                 Remedy::Elsewhere
             }
@@ -243,7 +244,7 @@ impl SessionFault {
             | Self::StoreLost { .. }
             | Self::Retired { .. }
             | Self::RolledBack { .. }
-            | Self::Resume(ResumeFault::Adopted) => Blame::Ourselves,
+            | Self::Resume(ResumeFault::Adopted | ResumeFault::Restored { .. }) => Blame::Ourselves,
             // It has been given its time already.
             Self::TooSlow { .. }
             | Self::NotServing

@@ -13,7 +13,7 @@ use crate::{
     buffer::{Listed, Outgoing, ResumeFault, SessionFacts, record::DeadLetter},
     config::Endpoint,
     error::StreamError,
-    message::{Lane, NodeStatus, RequestId},
+    message::{Lane, NodeStatus, Recalled, RequestId},
     pulse::Pulse,
     routing::Report,
 };
@@ -25,6 +25,8 @@ pub(crate) enum ConnectionMessage {
     Connect { target: Option<Endpoint> },
     /// An operator has seen to what held the connection: try again.
     Resume,
+    /// Is it quarantined because governance knows this node by another store?
+    IsStoreLost { reply: RpcReplyPort<bool> },
     /// Deliver a dead letter again, and say what came of it.
     Redeliver {
         number: u64,
@@ -44,6 +46,8 @@ pub(crate) enum ConnectionMessage {
 
     /// The buffer has made an epoch for a dial.
     SessionPrepared(Box<SessionFacts>),
+    /// No session may begin: an operator has something to see to first.
+    SessionHeld { dial: u64, fault: ResumeFault },
     /// The two records fit: messages may flow.
     SessionJudged { epoch: u64 },
     /// The two records do not fit.
@@ -51,11 +55,9 @@ pub(crate) enum ConnectionMessage {
     /// Governance's ledger was adopted, or our store restored: ask it how these open requests stand
     /// there, and then, for a restored store, what else it remembers of this node.
     Reconcile { epoch: u64, listed: Vec<Listed> },
-    /// What was recalled so far is committed.
-    #[expect(
-        dead_code,
-        reason = "the buffer says it once it takes in what is recalled"
-    )]
+    /// A page of what was recalled is committed: hand it on to the subscribers.
+    HandOn { epoch: u64, recalled: Vec<Recalled> },
+    /// What was recalled so far is committed, and so is what it means.
     Recalled { epoch: u64 },
     /// The journal has failed: the session rests on what may not be there.
     StoreFailed { epoch: u64 },

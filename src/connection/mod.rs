@@ -105,6 +105,8 @@ pub(crate) struct ConnectionState {
     /// The queues before the last adoption or load: what their subscribers still say counts.
     former: Option<(Generation, Router)>,
     reconciliation: Option<Reconciliation>,
+    /// Hands what was recalled to the subscribers.
+    handing_on: Option<AbortHandle>,
     /// Token and certificates as they were last read.
     newest: Option<Fingerprint>,
     acknowledgements: Acknowledgements,
@@ -149,6 +151,7 @@ impl Actor for ConnectionActor {
             generation: Generation::default(),
             former: None,
             reconciliation: None,
+            handing_on: None,
             newest: None,
             acknowledgements: Acknowledgements::default(),
             tasks: JoinSet::new(),
@@ -217,6 +220,16 @@ impl ConnectionState {
         match message {
             ConnectionMessage::Connect { target } => self.happen(Event::Move { target })?,
             ConnectionMessage::Resume => self.happen(Event::Resume)?,
+            ConnectionMessage::IsStoreLost { reply } => {
+                let state = self.machine.state();
+                let lost = matches!(
+                    state,
+                    State::Quarantined {
+                        cause: SessionFault::StoreLost { .. }
+                    }
+                );
+                let _ = reply.send(lost);
+            }
             ConnectionMessage::Redeliver {
                 number,
                 letter,
@@ -238,6 +251,9 @@ impl ConnectionState {
                 self.facts = Some(facts);
                 self.happen(Event::Prepared { dial })?;
             }
+            ConnectionMessage::SessionHeld { dial, fault } => {
+                self.end(dial, SessionFault::Resume(fault))?;
+            }
             ConnectionMessage::SessionJudged { epoch } => {
                 if let Some(dial) = self.lines.dial_of(epoch) {
                     self.happen(Event::Judged { dial })?;
@@ -250,6 +266,7 @@ impl ConnectionState {
             ConnectionMessage::Reconcile { epoch, listed } => {
                 self.reconcile(epoch, &listed)?;
             }
+            ConnectionMessage::HandOn { epoch, recalled } => self.hand_on(epoch, recalled),
             ConnectionMessage::Recalled { epoch } => self.recalled(epoch)?,
             ConnectionMessage::StoreFailed { epoch } => {
                 self.end_epoch(epoch, SessionFault::Journal)?;
@@ -407,6 +424,9 @@ impl ConnectionState {
             Action::SayGoodbye => self.say_goodbye()?,
             Action::Abandon { dial } => {
                 let (epoch, handing_over) = self.lines.abandon(dial);
+                if self.lines.current().is_none() {
+                    self.end_reconciliation();
+                }
                 if let Some(cause) = handing_over {
                     self.args.metrics.record_switch(cause.name(), None);
                 }

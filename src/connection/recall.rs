@@ -31,8 +31,8 @@ pub(super) struct Recall {
 /// The order in which things are recalled.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    Request(RequestId),
     Update(u32),
+    Request(RequestId),
     Proposal(ProposalId),
     Pegin([u8; 32], u32),
 }

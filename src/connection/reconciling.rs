@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     buffer::{BufferMessage, Listed},
+    message::Recalled,
     proto,
 };
 
@@ -25,6 +26,7 @@ impl ConnectionState {
         }
         let registered = self.lines.current().and_then(|line| line.registration);
         let restored = registered.is_some_and(|registered| registered.restored);
+        self.end_reconciliation();
         let (exchange, first) = Reconciliation::new(listed, restored, Instant::now());
         self.reconciliation = Some(exchange);
         self.send_control(first)
@@ -79,6 +81,37 @@ impl ConnectionState {
                 let fault = format!("{what}: {fault}");
                 self.end(dial, SessionFault::Protocol(fault))
             }
+        }
+    }
+
+    /// Has the subscribers get a page that is committed; then the buffer records what it means.
+    pub(super) fn hand_on(&mut self, epoch: u64, page: Vec<Recalled>) {
+        if self.live_dial_of(epoch).is_none() {
+            return;
+        }
+        let (subscribers, buffer) = (self.args.subscribers.clone(), self.args.buffer.clone());
+        let board = self.args.board.clone();
+        let handing_on = async move {
+            let blocked = |lane, reason: Option<String>| {
+                board.update(|status| {
+                    let mut lanes = status.lanes.iter_mut();
+                    if let Some(lane) = lanes.find(|status| status.lane == lane) {
+                        lane.blocked = reason;
+                    }
+                });
+            };
+            let handled = subscribers.hand_on(page, &blocked).await;
+            // A buffer that is gone asks for all of it again.
+            let _ = buffer.cast(BufferMessage::Recollected { epoch, handled });
+        };
+        self.handing_on = Some(self.spawn("recall", handing_on));
+    }
+
+    /// The session of an exchange is over, and so is the exchange: the next one begins anew.
+    pub(super) fn end_reconciliation(&mut self) {
+        self.reconciliation = None;
+        if let Some(handing_on) = self.handing_on.take() {
+            handing_on.abort();
         }
     }
 

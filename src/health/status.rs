@@ -5,7 +5,10 @@ use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 use serde::Serialize;
 use tokio::sync::{broadcast, watch};
 
-use crate::{buffer::Retained, message::Lane};
+use crate::{
+    buffer::{Restoration, Retained},
+    message::Lane,
+};
 
 /// One answer to "is it well?".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -172,6 +175,8 @@ pub struct StreamStatus {
     pub parked_requests: usize,
     /// Messages of governance that could not be used.
     pub dead_letters: usize,
+    /// Whether the store may lack what this node did, and what it waits for.
+    pub restoration: Restoration,
     /// Why the journal takes nothing, when it does not.
     pub store_fault: Option<String>,
     /// Restarts by the supervisor since the start.
@@ -198,6 +203,7 @@ impl StreamStatus {
             open_requests: 0,
             parked_requests: 0,
             dead_letters: 0,
+            restoration: Restoration::None,
             store_fault: None,
             actor_restarts: 0,
             running: false,
@@ -232,7 +238,17 @@ impl StreamStatus {
             );
             return Health::Unhealthy(vec![reason]);
         }
+        if self.restoration == Restoration::Waiting {
+            let reason = "the store was restored from a backup: nothing is sent, and no signature \
+                          request is taken, until an operator says `resume --restored --yes`";
+            return Health::Unhealthy(vec![reason.to_owned()]);
+        }
         let mut reasons = Vec::new();
+        if self.restoration == Restoration::Reconciling {
+            let reason = "governance has yet to recall what this store lacks; no signature request is \
+                          taken until then";
+            reasons.push(reason.to_owned());
+        }
         if let Some(fault) = &connection.credentials_fault {
             reasons.push(format!("the next session cannot begin: {fault}"));
         }
@@ -339,6 +355,7 @@ impl StatusBoard {
         self.update(|status| {
             (status.open_requests, status.parked_requests) = retained.open_and_parked();
             status.dead_letters = retained.dead_letters.len();
+            status.restoration = retained.identity.restoration;
             for lane in &mut status.lanes {
                 let retained = retained.lanes.get(lane.lane);
                 lane.unacknowledged = retained.unacknowledged();

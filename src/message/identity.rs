@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use bitcoin::hashes::{Hash as _, sha256};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -148,6 +149,17 @@ impl From<MessageId> for OccurrenceId {
     /// For what came without a name of its own.
     fn from(message_id: MessageId) -> Self {
         Self(message_id.0)
+    }
+}
+
+impl OccurrenceId {
+    /// That this request of the node's own was recalled to a restored store: the same each time.
+    #[must_use]
+    pub fn of_request(request_id: &RequestId) -> Self {
+        let named = format!("governance-stream/recalled/{request_id}");
+        let [bytes @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] =
+            sha256::Hash::hash(named.as_bytes()).to_byte_array();
+        Self(Uuid::from_bytes(bytes))
     }
 }
 

@@ -94,6 +94,19 @@ pub enum Inbound {
     ProposalNotification(ProposalNotification),
 }
 
+impl Inbound {
+    /// The lane it travels in.
+    #[must_use]
+    pub fn lane(&self) -> Lane {
+        match self {
+            Self::SignatureResponse(_) => Lane::Signing,
+            Self::FederationUpdate(_) => Lane::Federation,
+            Self::PeginAck(_) => Lane::Pegin,
+            Self::ProposalNotification(_) => Lane::Proposal,
+        }
+    }
+}
+
 /// A message of governance that the node could not use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {

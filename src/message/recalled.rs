@@ -20,6 +20,10 @@ pub enum Recalled {
         occurrence_id: OccurrenceId,
         /// What it says.
         result: Inbound,
+        /// What it is, as on the wire.
+        kind: i32,
+        /// Its raw bytes.
+        payload: Bytes,
     },
     /// The same, out of its bounds: of no use but as a dead letter.
     Unusable {

@@ -3,6 +3,7 @@
 
 mod acks;
 mod inbox;
+mod recalled;
 mod redelivery;
 mod router;
 mod subscriber;

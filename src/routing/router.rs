@@ -340,24 +340,31 @@ impl Router {
         if let Meaning::Outcome { request_id, .. } = &meaning {
             self.late.remove(request_id);
         }
-        if let Some(Answer::Reject { reason }) = answer {
-            return rejected(lane, arrived, reason);
-        }
-        let answer = answer.and_then(|answer| match answer {
-            Answer::FederationUpdate(ack) => Some(Outbound::FederationUpdateAck(ack)),
-            Answer::Proposal(ack) => Some(Outbound::ProposalAck(ack)),
-            Answer::Reject { .. } => None,
-        });
+        let answer = match answer_of(lane, answer) {
+            (_, Some(reason)) => return rejected(lane, arrived, reason),
+            (answer, None) => answer,
+        };
         HandledMessage {
             sequence: arrived.sequence,
             message_id: arrived.message_id,
             meaning,
-            // An answer of another lane is a subscriber's mistake; governance would not expect it.
-            answer: answer.filter(|answer| answer.lane() == lane),
+            answer,
             dead_letter: None,
             trace: arrived.trace,
         }
     }
+}
+
+/// What a subscriber's answer is on the wire, or why the message is of no use.
+pub(super) fn answer_of(lane: Lane, answer: Option<Answer>) -> (Option<Outbound>, Option<String>) {
+    let answer = match answer {
+        None => None,
+        Some(Answer::FederationUpdate(ack)) => Some(Outbound::FederationUpdateAck(ack)),
+        Some(Answer::Proposal(ack)) => Some(Outbound::ProposalAck(ack)),
+        Some(Answer::Reject { reason }) => return (None, Some(reason)),
+    };
+    // An answer of another lane is a subscriber's mistake; governance would not expect it.
+    (answer.filter(|answer| answer.lane() == lane), None)
 }
 
 pub(super) fn chain_event(message: Inbound) -> Option<ChainEvent> {

@@ -8,7 +8,7 @@ use ractor::{ActorRef, RpcReplyPort};
 
 use crate::message::{
     FederationUpdate, FederationUpdateAck, Lane, MessageId, OccurrenceId, PeginAck, ProposalAck,
-    ProposalNotification, SignatureResponse,
+    ProposalNotification, RecalledRequest, SignatureResponse,
 };
 
 /// What the bridge is told.
@@ -23,6 +23,9 @@ pub enum BridgeEvent {
     },
     /// A deposit was recorded, or not.
     PeginAck(PeginAck),
+    /// Governance has recalled a request of this node to a store that was restored: to be followed
+    /// like one that this bridge has made, unless it knows it. Its answers come behind it.
+    RequestRecalled(Box<RecalledRequest>),
 }
 
 /// What the chain is told.
@@ -40,14 +43,14 @@ pub enum ChainEvent {
 pub struct Delivered<E> {
     /// The lane it came in.
     pub lane: Lane,
-    /// Its place in the lane. After a crash between *handled* and *recorded* a message may come
-    /// again, always under the same lane, sequence and id.
+    /// Its place in the lane; 0 for what governance recalls to a restored store, which is outside of
+    /// the lanes.
     pub sequence: u64,
     /// Its id.
     pub message_id: MessageId,
-    /// Names what it tells. Unlike sequence and id it stays the same when governance sends that
-    /// again after a ledger was adopted or a store was restored: what was handled under this name
-    /// is not handled again.
+    /// Names what it tells, and is what a message is known by: after a crash between *handled* and
+    /// *recorded* a message comes again, and after a ledger was adopted or a store was restored it
+    /// does so under another sequence and id. What was handled under this name is not handled again.
     pub occurrence_id: OccurrenceId,
     /// Whether this sequence may have been delivered before.
     pub redelivered: bool,

@@ -47,10 +47,10 @@ pub(super) struct Exchange<'a, E, S> {
     report: Report,
     sequences: BTreeMap<Lane, u64>,
     numbers: BTreeMap<Lane, u64>,
-    /// What each message was answered, by its id.
-    answers: BTreeMap<MessageId, Option<Answer>>,
-    /// Messages that were handed over before.
-    offered: BTreeSet<MessageId>,
+    /// What each message was answered, by what it tells.
+    answers: BTreeMap<OccurrenceId, Option<Answer>>,
+    /// What was handed over before.
+    offered: BTreeSet<OccurrenceId>,
     given_up: bool,
 }
 
@@ -137,6 +137,29 @@ impl<'a, E: Event, S: Subject<E>> Exchange<'a, E, S> {
             self.violation(Rule::Once, sent.lane, reason);
         }
         self.expect_nothing_repeated();
+    }
+
+    /// Delivers what is known in other places and under other ids, as governance does to a store that
+    /// was restored.
+    pub(super) async fn expect_known_by_name(&mut self, lane: Lane, known: &[Sent<E>]) {
+        let before = self.kept();
+        let again = known.iter().map(|sent| {
+            let sequence = self.sequences.entry(lane).or_default();
+            *sequence += 1;
+            Sent {
+                sequence: *sequence,
+                message_id: MessageId::generate(),
+                ..sent.clone()
+            }
+        });
+        let again: Vec<_> = again.collect();
+        self.deliver_all(&again).await;
+        if let Some(new) = self.kept().symmetric_difference(&before).next() {
+            let reason = format!(
+                "what it had handled came again in another place, and changed what it keeps: {new:?}"
+            );
+            self.violation(Rule::Identity, lane, reason);
+        }
     }
 
     /// The same across its death at once after the reply.
@@ -290,7 +313,7 @@ impl<'a, E: Event, S: Subject<E>> Exchange<'a, E, S> {
             return Err(Ended::Absent);
         }
         let offered = &self.offered;
-        let again = |sent: &Sent<E>| delivered(sent, offered.contains(&sent.message_id));
+        let again = |sent: &Sent<E>| delivered(sent, offered.contains(&sent.occurrence_id));
         let delivery = Delivery {
             messages: messages.iter().map(again).collect(),
             reply,
@@ -299,7 +322,7 @@ impl<'a, E: Event, S: Subject<E>> Exchange<'a, E, S> {
         taken.map_err(|_| Ended::Dropped)?;
         self.report.deliveries += 1;
         self.offered
-            .extend(messages.iter().map(|sent| sent.message_id));
+            .extend(messages.iter().map(|sent| sent.occurrence_id));
         Ok(())
     }
 
@@ -346,7 +369,7 @@ impl<'a, E: Event, S: Subject<E>> Exchange<'a, E, S> {
                 let reason = format!("{answer:?} is no answer to {:?}", message.event);
                 self.violation(Rule::Answers, lane, reason);
             }
-            match self.answers.get(&message.message_id) {
+            match self.answers.get(&message.occurrence_id) {
                 Some(before) if *before != answer => {
                     let reason = format!(
                         "message {} was answered {before:?}, and now {answer:?}",
@@ -356,7 +379,7 @@ impl<'a, E: Event, S: Subject<E>> Exchange<'a, E, S> {
                 }
                 Some(_) => {}
                 None => {
-                    self.answers.insert(message.message_id, answer);
+                    self.answers.insert(message.occurrence_id, answer);
                 }
             }
         }

@@ -13,10 +13,11 @@
 //! 3. It answers in kind: an update or a proposal with its own acknowledgement, whatever is of no
 //!    use with [`Answer::Reject`], and what governance expects no answer to with none.
 //! 4. Handled means durable: it would be known after a crash at once after the reply.
-//! 5. A message is handled once. It is the same one if and only if lane, sequence and message id
-//!    are the same; then the answer is the same, and nothing else happens.
-//! 6. It is known by its identity, not by its place: governance that lost its record counts from 1
-//!    again, and another message in a known place is another message.
+//! 5. A message is handled once. It is the same one if and only if its `occurrence_id` is the same;
+//!    then the answer is the same, and nothing else happens.
+//! 6. It is known by that, and neither by its place nor by its message id: governance that lost its
+//!    record counts from 1 again, so that another message in a known place is another message; and
+//!    to a store that was restored it tells what it told before in other places, under other ids.
 //! 7. It does not depend on whoever asked: a reply that nobody takes is no fault, and the message
 //!    comes again.
 //!
@@ -169,6 +170,7 @@ async fn check_lane<E: Event, S: Subject<E>>(exchange: &mut Exchange<'_, E, S>, 
     hindrances(exchange, lane, &mut known).await;
     exchange.expect_nothing_new(&known).await;
 
+    exchange.expect_known_by_name(lane, &known).await;
     another_ledger(exchange, lane, keeps).await;
     exchange.expect_nothing_repeated();
 }

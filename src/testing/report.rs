@@ -17,7 +17,7 @@ pub enum Rule {
     Durable,
     /// A message is handled once.
     Once,
-    /// It is known by its identity, not by its place.
+    /// It is known by its `occurrence_id`, not by its place.
     Identity,
     /// It does not depend on whoever asked.
     Independent,

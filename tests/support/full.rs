@@ -79,7 +79,34 @@ impl FullNode {
         config: Config,
         simulator: &Simulator,
     ) -> Self {
-        let store = Store::in_memory();
+        Self::telling_on(
+            Store::in_memory(),
+            Arc::default(),
+            completions,
+            config,
+            simulator,
+        )
+        .await
+    }
+
+    /// On a store and a Bitcoin network of the test's own.
+    pub async fn on(
+        store: Store,
+        bitcoin: Arc<EmbeddedBitcoin>,
+        config: Config,
+        simulator: &Simulator,
+    ) -> Self {
+        let chain = CompletionSubscriber::named::<ChainMessage>(&config.subscribers.chain);
+        Self::telling_on(store, bitcoin, chain, config, simulator).await
+    }
+
+    async fn telling_on(
+        store: Store,
+        bitcoin: Arc<EmbeddedBitcoin>,
+        completions: CompletionSubscriber,
+        config: Config,
+        simulator: &Simulator,
+    ) -> Self {
         let arguments = StreamArguments {
             bridge: Subscriber::named::<BridgeMessage>(&config.subscribers.bridge),
             chain: Subscriber::named::<ChainMessage>(&config.subscribers.chain),
@@ -89,7 +116,7 @@ impl FullNode {
         let stream = GovernanceStream::start(arguments)
             .await
             .expect("the stream starts");
-        let (bridge_store, bitcoin) = (BridgeStore::new(store.clone()), Arc::default());
+        let bridge_store = BridgeStore::new(store.clone());
         let first = simulator.federation(1).expect("the first");
         let chain_store = ChainStore::open(&store, schedule(&first)).await;
         let chain_store = chain_store.expect("opens");
@@ -251,6 +278,17 @@ impl FullNode {
         tokio::time::timeout(PATIENCE, waiting)
             .await
             .expect("the bridge is told");
+    }
+
+    /// Ends everything at once, as a crash would.
+    pub async fn kill(self) {
+        self.stream.supervisor().kill();
+        for actor in [self.bridge.get_cell(), self.chain.get_cell()] {
+            actor.kill();
+            actor.wait(Some(PATIENCE)).await.expect("dies");
+        }
+        let instance = self.config.instance.as_str();
+        super::assert_nothing_left_within(instance, &[]).await;
     }
 
     pub async fn stop(self) {

@@ -164,7 +164,11 @@ impl Node {
     }
 
     pub async fn with(config: Config) -> Self {
-        let store = Store::in_memory();
+        Self::on(Store::in_memory(), config).await
+    }
+
+    /// On a store of the test's own.
+    pub async fn on(store: Store, config: Config) -> Self {
         let bridge = recorder::Bridge::start(&config.subscribers.bridge).await;
         let chain = recorder::Chain::start(&config.subscribers.chain).await;
         let arguments = StreamArguments::new(config.clone(), store.clone());
@@ -197,6 +201,14 @@ impl Node {
     /// Waits until the status is as wanted.
     pub async fn until(&self, what: &str, wanted: impl FnMut(&StreamStatus) -> bool) {
         until(&self.stream, what, wanted).await;
+    }
+
+    /// Ends everything at once, as a crash would.
+    pub async fn kill(self) {
+        self.stream.supervisor().kill();
+        self.bridge.stop().await;
+        self.chain.stop().await;
+        assert_nothing_left_within(self.config.instance.as_str(), &[]).await;
     }
 
     /// Stops everything, and shows that nothing is left.

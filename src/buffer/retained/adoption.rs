@@ -1,20 +1,56 @@
-//! What it changes to adopt another ledger of governance.
+//! What it changes to adopt another ledger of governance, or to be restored from a backup: sequences
+//! begin again from 1.
 
 use std::collections::BTreeMap;
 
-use super::{Retained, Standing};
+use uuid::Uuid;
+
+use super::{Restoration, Retained, Standing};
 use crate::{
     buffer::record::{Entry, Expects},
-    message::{Lane, LedgerId, RequestId},
+    message::{Lane, LedgerId, OutboxId, RequestId},
     proto,
 };
 
 impl Retained {
+    /// Governance has another ledger: it is told everything again that it may lack.
+    pub(super) fn adopt(&mut self, ledger_id: LedgerId) {
+        self.identity.ledger_id = Some(ledger_id);
+        self.renumber();
+    }
+
+    /// The store was restored: what is open may have been sent since the backup, and governance may
+    /// have taken and sent more under the sequences that come next. So there is another outbox.
+    pub(super) fn restore(&mut self, restore_id: Uuid, outbox_id: OutboxId) {
+        self.identity.outbox_id = outbox_id;
+        self.identity.restored_by = Some(restore_id);
+        self.identity.restoration = Restoration::Waiting;
+        self.mark_possibly_sent();
+        self.renumber();
+    }
+
+    /// The store is new, and its node is not. Governance has taken nothing of its outbox yet, so that
+    /// sequences stay.
+    pub(super) fn lost(&mut self) {
+        self.identity.restoration = Restoration::Reconciling;
+        self.identity.reconciling = true;
+        self.changes.identity();
+        self.mark_possibly_sent();
+    }
+
+    fn mark_possibly_sent(&mut self) {
+        for request_id in self.open.values() {
+            if let Some(record) = self.requests.get_mut(request_id) {
+                record.sent_before = true;
+                self.changes.request(record.number, request_id);
+            }
+        }
+    }
+
     /// Both directions of every lane begin again: each lane in its old order with what is
     /// unacknowledged, unanswered or retained. A request that is to be cancelled is not made
     /// again: its place is taken by a marker, and its cancel follows.
-    pub(super) fn adopt(&mut self, ledger_id: LedgerId) {
-        self.identity.ledger_id = Some(ledger_id);
+    fn renumber(&mut self) {
         self.identity.adoptions += 1;
         self.identity.reconciling = true;
         self.changes.identity();
@@ -26,11 +62,15 @@ impl Retained {
                 self.changes.entry(lane, *sequence);
             }
             let mut entries = old.entries;
+            // What was recalled never had a place, and is older than what has one.
+            let mut placeless = Vec::new();
             if lane == Lane::Signing {
+                placeless.append(&mut aside.placeless);
                 // In the places that their markers have, or had.
-                entries.append(&mut aside);
+                entries.append(&mut aside.placed);
             }
-            for (sequence, mut entry) in entries {
+            let placeless = placeless.into_iter().map(|entry| (0, entry));
+            for (sequence, mut entry) in placeless.chain(entries) {
                 let next_new = self.lanes.get(lane).counters.next_new;
                 if let Expects::Outcome(request_id) = &entry.expects
                     && let Some(record) = self.requests.get_mut(request_id)
@@ -71,22 +111,26 @@ impl Retained {
         }
     }
 
-    /// The messages that markers have taken the places of, by those places. Every open request is
-    /// nowhere from now on, until its message is appended again: a place of the old numbering is
-    /// another message's in the new one.
-    fn take_aside(&mut self) -> BTreeMap<u64, Entry> {
-        let mut aside = BTreeMap::new();
+    /// The messages that are set aside. Every open request is nowhere from now on, until its message
+    /// is appended again: a place of the old numbering is another message's in the new one.
+    fn take_aside(&mut self) -> Aside {
+        let mut aside = Aside::default();
         for request_id in self.open.values() {
             if let Some(record) = self.requests.get_mut(request_id) {
                 let place = std::mem::take(&mut record.request.sequence);
-                aside.extend(record.aside.take().map(|entry| (place, entry)));
+                match record.aside.take() {
+                    Some(entry) if place == 0 => aside.placeless.push(entry),
+                    Some(entry) => drop(aside.placed.insert(place, entry)),
+                    None => {}
+                }
                 self.changes.request(record.number, request_id);
             }
         }
         aside
     }
 
-    /// The new ledger holds these requests: what would make them again becomes a marker.
+    /// The ledger holds these requests: what would make them again becomes a marker. What governance
+    /// recalled is as good as what this store had.
     pub(super) fn reconciled(&mut self, held: &[RequestId]) {
         for request_id in held {
             let Some(record) = self.requests.get_mut(request_id) else {
@@ -103,7 +147,24 @@ impl Retained {
                 self.withdraw(lane, sequence);
             }
         }
+        for request_id in self.open.values() {
+            if let Some(record) = self.requests.get_mut(request_id)
+                && std::mem::take(&mut record.recalled)
+            {
+                self.changes.request(record.number, request_id);
+            }
+        }
         self.identity.reconciling = false;
+        self.identity.restoration = Restoration::None;
         self.changes.identity();
     }
+}
+
+/// Messages that are set aside with their requests.
+#[derive(Debug, Default)]
+struct Aside {
+    /// By the places that markers have taken.
+    placed: BTreeMap<u64, Entry>,
+    /// Of requests that were recalled, in the order of their numbers.
+    placeless: Vec<Entry>,
 }

@@ -1,5 +1,8 @@
 //! What there is once.
 
+use serde::Serialize;
+use uuid::Uuid;
+
 use crate::message::{LedgerId, OutboxId};
 
 /// What a stream knows of itself and of its peer.
@@ -11,12 +14,32 @@ pub struct Identity {
     pub epoch: u64,
     /// Governance's ledger, once registered.
     pub ledger_id: Option<LedgerId>,
-    /// Ledgers adopted so far: sequences of an earlier one are of no meaning.
+    /// Times that both directions began again from 1, with another ledger or another outbox:
+    /// sequences of before are of no meaning.
     pub adoptions: u64,
-    /// Whether governance has yet to say which open requests its new ledger holds.
+    /// Whether governance has yet to say which open requests its ledger holds.
     pub reconciling: bool,
     /// Number of the next dead letter: one that is gone leaves its number to nobody.
     pub next_dead_letter: u64,
+    /// The restore of the store that was dealt with last.
+    pub restored_by: Option<Uuid>,
+    /// Whether the store may lack what this node did.
+    pub restoration: Restoration,
+}
+
+/// How far a store has come that may lack what its node did: one that was restored from a backup,
+/// or is new where governance knows the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restoration {
+    /// It lacks nothing.
+    #[default]
+    None,
+    /// It was restored, and sends nothing before its operator says so.
+    Waiting,
+    /// Its operator has said so. Governance recalls what it lacks, or will once its own operator
+    /// permits this outbox.
+    Reconciling,
 }
 
 impl Default for Identity {
@@ -28,6 +51,8 @@ impl Default for Identity {
             adoptions: 0,
             reconciling: false,
             next_dead_letter: 1,
+            restored_by: None,
+            restoration: Restoration::None,
         }
     }
 }

@@ -14,11 +14,16 @@ pub struct RequestRecord {
     pub number: u64,
     /// As it was accepted.
     pub request: OpenRequest,
-    /// Whether it may have reached a ledger that governance has lost since.
+    /// Whether it may have reached a ledger that governance has lost since, or was sent after the
+    /// backup that this store was restored from.
     pub sent_before: bool,
-    /// Its message, where a marker has taken its place: governance held the request already when
-    /// its ledger was adopted. Should that ledger be lost too, it is made again.
+    /// Its message, where it has no place in the lane, or a marker has taken it: governance held the
+    /// request already when its ledger was adopted, or recalled it. Should that ledger be lost, it
+    /// is made again.
     pub aside: Option<Entry>,
+    /// Whether governance has recalled it in an exchange that is not over: should that begin again,
+    /// it is not listed, so that it is recalled again, with its answers.
+    pub recalled: bool,
     /// How it stands.
     pub standing: Standing,
 }
@@ -51,6 +56,17 @@ pub struct Cancel {
     pub reason: CancelReason,
     /// Its message in the signing lane.
     pub sequence: u64,
+}
+
+impl Standing {
+    /// Of a request that has just been accepted.
+    pub(super) fn opened() -> Self {
+        Self::Open {
+            progress: Progress::default(),
+            cancel: None,
+            parked: None,
+        }
+    }
 }
 
 impl RequestRecord {

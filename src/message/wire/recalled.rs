@@ -45,6 +45,8 @@ impl TryFrom<proto::Recalled> for Recalled {
             Ok((occurrence_id, result)) => Self::Result {
                 occurrence_id,
                 result,
+                kind: wire.kind,
+                payload: wire.payload,
             },
             Err(reason) => Self::Unusable {
                 kind: wire.kind,

@@ -194,7 +194,7 @@ impl Ledger {
         version: u32,
     ) -> Result<VecDeque<proto::Recalled>, String> {
         let node = self.nodes.get(node_id).ok_or("no such node")?;
-        let mut entries = VecDeque::new();
+        let mut entries = VecDeque::from(self.updates_above(version)?);
         for (request_id, request) in &node.requests {
             if listed.contains(request_id) {
                 continue;
@@ -218,7 +218,6 @@ impl Ledger {
             let answers = request.worth_recalling();
             entries.extend(answers.map(|answer| result(Kind::SignatureResponse, answer)));
         }
-        entries.extend(self.updates_above(version)?);
         entries.extend(self.proposals()?);
         entries.extend(deposits(node));
         Ok(entries)
