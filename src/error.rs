@@ -101,6 +101,13 @@ pub enum StreamError {
     /// The stream takes no more messages: it is being shut down.
     #[error("the stream is shutting down and accepts nothing more")]
     ShuttingDown,
+    /// The stream has stopped, and its store did not say in time what is left in it. What was
+    /// accepted is still there.
+    #[error(
+        "the stream has stopped, but it is not known what is left: its store did not answer; \
+         `governance-stream store stats` counts it"
+    )]
+    LeftoverUnknown,
     /// Nobody knows this request.
     #[error("request {request_id} is unknown: it was never accepted here")]
     UnknownRequest {
@@ -161,7 +168,8 @@ impl StreamError {
             Self::Indeterminate { .. } | Self::DeadlineExceeded { .. } => Retry::Now,
             Self::NotRunning { .. } => Retry::After(Duration::from_millis(100)),
             Self::NotConnected { .. } => Retry::After(Duration::from_secs(1)),
-            Self::NeedsOperator { .. }
+            Self::LeftoverUnknown
+            | Self::NeedsOperator { .. }
             | Self::Restoring
             | Self::Config(_)
             | Self::Startup { .. } => Retry::Operator,

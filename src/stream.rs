@@ -466,7 +466,8 @@ impl GovernanceStream {
     ///
     /// # Errors
     ///
-    /// [`StreamError::NotRunning`] when it has stopped already, or someone else is stopping it.
+    /// [`StreamError::NotRunning`] when it has stopped already, or someone else is stopping it;
+    /// [`StreamError::LeftoverUnknown`] when it has stopped, and its store did not say what is left.
     pub async fn shutdown(&self) -> Result<Leftover, StreamError> {
         let supervision = &self.config.supervision;
         let within = self.config.drain_deadline + 4 * supervision.stop_deadline + STOP_MARGIN;
@@ -478,7 +479,7 @@ impl GovernanceStream {
             .await?;
         // The reply comes just before the supervisor's own end.
         let _ = self.supervisor.wait(Some(supervision.stop_deadline)).await;
-        Ok(leftover)
+        leftover
     }
 
     async fn look_up(&self, request_id: &RequestId) -> Result<RequestStanding, StreamError> {

@@ -72,7 +72,7 @@ pub use signatures::{
     BadSignature, FinaliseError, Signatures, Verifier, check_consensus, finalise,
 };
 pub use store::{BridgeStore, PegoutPage};
-pub use tables::find_pegin;
+pub use tables::{find_pegin, recorded_pegout};
 
 use act::Errands;
 use decide::Decider;

@@ -418,6 +418,19 @@ pub(super) fn newest_pegouts(
     read.collect()
 }
 
+/// A peg-out as it is written down.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn recorded_pegout(
+    snapshot: &dyn Snapshot,
+    hash: HashKey,
+    id: &RequestId,
+) -> Result<Option<Pegout>, StoreError> {
+    Ok(find_pegout(snapshot, hash, id)?.map(|row| row.pegout))
+}
+
 /// What governance said of a deposit.
 ///
 /// # Errors

@@ -103,8 +103,8 @@ pub(crate) struct BufferState {
     intake_closed: bool,
     adoption_allowed: bool,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
-    /// Whether health shows that the store takes too long.
-    slow_shown: bool,
+    /// What health shows of the store.
+    shown: Option<String>,
     /// Times that the store was read.
     loads: u64,
 }
@@ -193,7 +193,7 @@ impl Actor for BufferActor {
             intake_closed: false,
             adoption_allowed: false,
             waiting_for_flush: Vec::new(),
-            slow_shown: false,
+            shown: None,
             loads: 0,
         })
     }
@@ -329,25 +329,23 @@ impl BufferState {
         if let (Phase::Loading(loading), Some(fault)) = (&mut self.phase, latest)
             && loading.fault().is_some_and(|known| *known != fault)
         {
-            let shown = fault.to_string();
             loading.fails_with(fault);
-            self.show(Some(shown));
         }
-        let slow = waited >= deadline / 2;
-        if slow || std::mem::replace(&mut self.slow_shown, slow) {
-            self.slow_shown = slow;
-            let fault = match &self.phase {
-                _ if slow => Some(hung.to_string()),
-                Phase::Loading(loading) => loading.fault().map(ToString::to_string),
-                Phase::Ready(_) => None,
-            };
-            self.show(fault);
-        }
+        let damage = self.commits.user().store().damage();
+        let fault = match &self.phase {
+            _ if waited >= deadline / 2 => Some(hung.to_string()),
+            Phase::Loading(loading) => loading.fault().map(ToString::to_string),
+            Phase::Ready(_) => damage.map(|damage| damage.to_string()),
+        };
+        self.show(fault);
         Ok(())
     }
 
-    fn show(&self, fault: Option<String>) {
-        self.args.board.update(|status| status.store_fault = fault);
+    fn show(&mut self, fault: Option<String>) {
+        if self.shown != fault {
+            self.shown.clone_from(&fault);
+            self.args.board.update(|status| status.store_fault = fault);
+        }
     }
 
     /// Nothing that rests on what was not committed is told to anyone: callers learn that it is
@@ -379,7 +377,8 @@ impl BufferState {
     }
 
     fn loaded(&mut self, retained: Retained) {
-        self.show(None);
+        let damage = self.commits.user().store().damage();
+        self.show(damage.map(|damage| damage.to_string()));
         self.loads += 1;
         self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
         let restored = self.args.store.restored().cloned();
@@ -491,7 +490,6 @@ impl BufferState {
                     }
                 }
                 self.show(Some(fault.to_string()));
-                self.slow_shown = true;
                 self.read_again
                     .arm(READ_AGAIN, &self.myself, || BufferMessage::LookAgain);
             }

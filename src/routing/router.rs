@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use prost::bytes::Bytes;
 use ractor::RpcReplyPort;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -159,7 +160,9 @@ impl Router {
                 trace: TraceContext::of(&span).or(trace),
                 _span: span,
                 kind: message.kind,
-                payload: message.payload,
+                // A copy: the bytes that came are a part of their frame's, and would keep all of it
+                // in memory for as long as this message waits.
+                payload: Bytes::copy_from_slice(&message.payload),
                 content,
             }
         };

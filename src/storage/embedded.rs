@@ -20,7 +20,7 @@ use redb::{Database, StorageBackend, TableDefinition, backends::FileBackend};
 use self::{
     bookkeeping::Bookkeeping,
     fault::{Faults, damaged, io_error},
-    home::Home,
+    home::{FileId, Home},
     snapshot::FileSnapshot,
 };
 use super::{
@@ -78,6 +78,8 @@ struct Open {
     database: Option<Database>,
     storage: Option<Checksummed>,
     faults: Faults,
+    /// The file that it is, whatever its path leads to by now.
+    file: Option<FileId>,
 }
 
 impl Drop for Open {
@@ -263,6 +265,30 @@ impl RedbEngine {
         }
     }
 
+    /// That the path still leads to the file that is open, whole: what is written to one that was
+    /// removed or replaced is gone with this process, however often it was synced.
+    fn check_in_place(&self, open: &Open) -> Result<(), StoreError> {
+        let (Disk::Directory(home), Some(file)) = (&self.disk, open.file) else {
+            return Ok(());
+        };
+        let found = home.look()?;
+        if found.id != file {
+            return Err(StoreError::Io {
+                place: self.place.clone(),
+                operation: "go on",
+                reason: "another file has taken its place".to_owned(),
+                advice: "it is opened again, and refused unless it is the same store at the same commit",
+            });
+        }
+        match open.storage.as_ref().map(Checksummed::file_length) {
+            Some(length) if found.length < length => Err(damaged(
+                &self.place,
+                format!("it has {} bytes of {length}: it was cut off", found.length),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn opened(&self) -> Result<Arc<Open>, StoreError> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         open.clone().ok_or_else(|| self.closed())
@@ -286,6 +312,11 @@ impl RedbEngine {
     fn open_file(&self, last: &mut Bookkeeping) -> Result<u64, StoreError> {
         self.close();
         let failed = |error| io_error(&self.place, "open it", &error);
+        // Before it is opened: if another one takes its place in between, that shows at a commit.
+        let file = match &self.disk {
+            Disk::Directory(home) => Some(home.look()?.id),
+            Disk::Other(_) => None,
+        };
         let storage = self.storage(true)?;
         if storage.len().map_err(failed)? == 0 {
             return Err(damaged(&self.place, EMPTY));
@@ -309,6 +340,7 @@ impl RedbEngine {
             database: Some(database),
             storage: checksummed,
             faults,
+            file,
         };
         *last = open.snapshot()?.bookkeeping();
         if let Some(damaged) = open.storage.as_ref().map(Checksummed::damaged_copies)
@@ -418,7 +450,8 @@ impl Engine for RedbEngine {
         };
         let committed = if last.commit.checked_add(1) == Some(number) {
             let commit = || open.commit(self.discipline, next, batches);
-            open.faults.guard("commit", commit)
+            self.check_in_place(&open)
+                .and_then(|()| open.faults.guard("commit", commit))
         } else {
             Err(damaged(
                 &self.place,
@@ -443,6 +476,7 @@ impl Engine for RedbEngine {
 
     fn usage(&self) -> Result<Usage, StoreError> {
         let open = self.opened()?;
+        self.check_in_place(&open)?;
         let bytes = match &open.storage {
             Some(storage) => storage.file_length(),
             None => 0,

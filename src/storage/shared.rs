@@ -201,9 +201,12 @@ pub(super) fn guarded<T>(
     call: impl FnOnce() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
-        Err(StoreError::Damaged {
+        // No proof of damage: what is damaged is found by who reads it.
+        Err(StoreError::Io {
             place: place.to_owned(),
+            operation: "go on",
             reason: format!("its engine panicked in `{operation}`"),
+            advice: "keep the log, and report it; the store is opened again",
         })
     })
 }
@@ -413,6 +416,11 @@ impl Shared {
         let usage = guarded(&self.place, "usage", || self.engine.usage());
         let tables = self.snapshot(None);
         let tables = tables.and_then(|shown| guarded(&self.place, "tables", || shown.tables()));
+        if usage.is_err() {
+            // The file may be gone, or cut off. A commit finds out, and has the store opened again:
+            // a node that has nothing to commit would go on without it.
+            self.enqueue_own(Batch::default());
+        }
         let mut state = self.lock();
         if let Ok(usage) = usage {
             state.usage = usage;

@@ -206,6 +206,12 @@ impl Store {
         self.shared().lock().fault.clone()
     }
 
+    /// What was found damaged since the last scrub that found nothing. It may be open all the same.
+    #[must_use]
+    pub fn damage(&self) -> Option<StoreError> {
+        self.shared().lock().upkeep.damage.clone()
+    }
+
     /// What names it.
     #[must_use]
     pub fn identity(&self) -> &StoreIdentity {

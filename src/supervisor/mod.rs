@@ -28,6 +28,7 @@ use crate::{
     buffer::{BufferMessage, Leftover, OpenedRequest},
     config::{Config, SupervisionConfig},
     connection::ConnectionMessage,
+    error::StreamError,
     health::StatusBoard,
     message::RequestId,
     pulse::Pulse,
@@ -54,7 +55,9 @@ pub(crate) enum SupervisorMessage {
     /// The buffer has read its journal: these requests are open.
     RequestsRecovered { open: Vec<OpenedRequest> },
     /// Deliver what can be delivered, stop everything, and say what is left.
-    Shutdown { reply: RpcReplyPort<Leftover> },
+    Shutdown {
+        reply: RpcReplyPort<Result<Leftover, StreamError>>,
+    },
 
     /// Show that you live, and ask the children whether they do.
     LookAround { pulse: Pulse },
@@ -64,8 +67,8 @@ pub(crate) enum SupervisorMessage {
     Unburied { what: String },
     /// Everything has stopped.
     ShutDown {
-        leftover: Leftover,
-        reply: RpcReplyPort<Leftover>,
+        leftover: Result<Leftover, StreamError>,
+        reply: RpcReplyPort<Result<Leftover, StreamError>>,
     },
 }
 

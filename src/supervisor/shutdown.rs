@@ -10,6 +10,7 @@ use super::{Child, Remains, SupervisorMessage, SupervisorState, burial::Mourner}
 use crate::{
     buffer::{BufferMessage, Leftover},
     connection::ConnectionMessage,
+    error::StreamError,
     health::{ConnectionPhase, StatusBoard},
 };
 
@@ -31,7 +32,7 @@ impl SupervisorState {
     pub(super) fn shut_down(
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
-        reply: RpcReplyPort<Leftover>,
+        reply: RpcReplyPort<Result<Leftover, StreamError>>,
     ) {
         if std::mem::replace(&mut self.shutting_down, true) {
             // The first caller gets the answer; this one learns from the dropped reply.
@@ -74,7 +75,7 @@ impl SupervisorState {
 }
 
 impl Stopping {
-    async fn stop(self) -> Leftover {
+    async fn stop(self) -> Result<Leftover, StreamError> {
         let Self {
             buffer,
             connection,
@@ -113,11 +114,12 @@ impl Stopping {
             Some((buffer, _)) => {
                 let stock = |reply| BufferMessage::TakeStock { reply };
                 match buffer.call(stock, Some(ANSWER_DEADLINE)).await {
-                    Ok(CallResult::Success(leftover)) => leftover,
-                    _ => Leftover::default(),
+                    Ok(CallResult::Success(leftover)) => Ok(leftover),
+                    _ => Err(StreamError::LeftoverUnknown),
                 }
             }
-            None => Leftover::default(),
+            // It died and has no successor yet: its store may hold anything.
+            None => Err(StreamError::LeftoverUnknown),
         };
         for tracker in trackers {
             stop(&tracker, stop_deadline).await;
@@ -131,7 +133,10 @@ impl Stopping {
             drop(buffer);
             end(remains, stop_deadline).await;
         }
-        info!(?leftover, "stopped");
+        match &leftover {
+            Ok(leftover) => info!(?leftover, "stopped"),
+            Err(error) => warn!(%error, "stopped"),
+        }
         leftover
     }
 }

@@ -4,7 +4,7 @@ use std::{panic, sync::Once, time::Duration};
 
 use governance_stream::storage::{Owner, Store};
 use governance_stream::{
-    GovernanceStream, RequestHandle, Retry, StreamArguments, StreamStatus,
+    GovernanceStream, RequestHandle, Retry, StreamArguments, StreamError, StreamStatus,
     config::Config,
     message::{Lane, Outcome},
     simulator::Simulator,
@@ -184,7 +184,10 @@ impl Guarded {
     pub async fn stop(self) {
         let shutdown = async {
             // A tree may be about to be replaced; the one that is there is shut down.
-            while self.stream().shutdown().await.is_err() {
+            while !matches!(
+                self.stream().shutdown().await,
+                Ok(_) | Err(StreamError::LeftoverUnknown)
+            ) {
                 tokio::task::yield_now().await;
             }
         };

@@ -1,5 +1,7 @@
 //! What governance remembers of a node.
 
+use prost::bytes::Bytes;
+
 use super::{Kind, RequestId, check_fields, decode, parse, unspecified};
 use crate::{
     message::{
@@ -50,7 +52,8 @@ impl TryFrom<proto::Recalled> for Recalled {
             },
             Err(reason) => Self::Unusable {
                 kind: wire.kind,
-                payload: wire.payload,
+                // A copy: it may be kept, and its page need not be.
+                payload: Bytes::copy_from_slice(&wire.payload),
                 reason,
             },
         })

@@ -25,6 +25,40 @@ pub(super) struct Home {
     _lock: File,
 }
 
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    number: u64,
+}
+
+impl FileId {
+    #[cfg(unix)]
+    fn of(metadata: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        Self {
+            device: metadata.dev(),
+            number: metadata.ino(),
+        }
+    }
+
+    /// Without such a name every file is taken for the same.
+    #[cfg(not(unix))]
+    fn of(_: &fs::Metadata) -> Self {
+        Self {
+            device: 0,
+            number: 0,
+        }
+    }
+}
+
+/// What a path leads to.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) id: FileId,
+    pub(super) length: u64,
+}
+
 impl Home {
     /// Takes a directory that is there.
     ///
@@ -104,6 +138,25 @@ impl Home {
     /// [`StoreError::Permissions`]; [`StoreError::Absent`] when it has vanished.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         demand_private(&self.directory, 0o700)
+    }
+
+    /// What the path of the store's file leads to now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Absent`] when that is nothing.
+    pub(super) fn look(&self) -> Result<Found, StoreError> {
+        let file = self.file();
+        let metadata = fs::metadata(&file).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::Absent {
+                place: shown(&file),
+            },
+            _ => io_error(&shown(&file), "look at it", &error),
+        })?;
+        Ok(Found {
+            id: FileId::of(&metadata),
+            length: metadata.len(),
+        })
     }
 
     /// The store's file.
