@@ -27,6 +27,8 @@ mod life;
 mod memory;
 mod message;
 mod outbox;
+#[cfg(feature = "stress")]
+pub(crate) mod past;
 mod pegout;
 mod psbt_check;
 mod psbt_fault;
