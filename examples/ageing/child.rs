@@ -4,21 +4,22 @@ use std::{
     io::BufRead as _,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use governance_stream::{
+    StreamError,
     bridge::{BridgeMessage, CancelAnswer},
-    message::SignatureRequest,
+    message::{RequestId, SignatureRequest},
     simulator::{FederationView, Simulator, SimulatorConfig},
 };
 use ractor::{ActorRef, rpc::CallResult};
 use serde_json::{Value, json};
 
-use crate::node::{Running, request};
+use crate::node::{Running, request, request_id};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -54,7 +55,8 @@ async fn obey(running: &Running) {
             "open" => open(running, &federation, number(1), number(2)).await,
             "accept" => accept(running, &federation, number(1), number(2), number(3)).await,
             "pegouts" => pegouts(running, &federation, number(1), number(2)).await,
-            "churn" => churn(running, &federation, number(1), number(2)),
+            "churn" => churn(running, &federation, number(1), number(2), number(3)),
+            "tidy" => tidy(running, number(1), number(2)).await,
             other => panic!("what is {other}?"),
         };
         println!("{answer}");
@@ -132,13 +134,42 @@ async fn accept(
         took.extend(caller.await.expect("no panic"));
     }
     let per_second = took.len() as f64 / began.elapsed().as_secs_f64();
-    // They were never sent, so that nothing of them stays open.
-    for id in ids {
-        running.stream.cancel(id).await.expect("known");
-    }
+    withdraw(running, ids).await;
     let mut answer = percentiles(took);
     answer["per_second"] = json!(per_second.round());
     answer
+}
+
+/// Has requests that were never sent withdrawn, so that nothing of them stays open.
+async fn withdraw(running: &Running, ids: Vec<RequestId>) {
+    let ids = Arc::new(Mutex::new(ids));
+    let withdrawing: Vec<_> = (0..100)
+        .map(|_| {
+            let (stream, ids) = (running.stream.clone(), Arc::clone(&ids));
+            tokio::spawn(async move {
+                loop {
+                    let id = ids.lock().expect("whole").pop();
+                    let Some(id) = id else {
+                        return;
+                    };
+                    match stream.cancel(id).await {
+                        Ok(()) | Err(StreamError::UnknownRequest { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    for withdrawing in withdrawing {
+        withdrawing.await.expect("no panic");
+    }
+}
+
+/// Withdraws what a process that was killed has left.
+async fn tidy(running: &Running, first: u64, count: u64) -> Value {
+    let ids = (first..first + count).map(request_id).collect();
+    withdraw(running, ids).await;
+    json!({})
 }
 
 /// New peg-outs at the bridge, one after the other.
@@ -166,8 +197,14 @@ async fn pegouts(running: &Running, federation: &FederationView, first: u64, cou
     percentiles(took)
 }
 
-/// Requests are accepted and withdrawn until the process is killed.
-fn churn(running: &Running, federation: &FederationView, first: u64, callers: u64) -> Value {
+/// Requests are accepted and withdrawn until the process is killed, or there are no more.
+fn churn(
+    running: &Running,
+    federation: &FederationView,
+    first: u64,
+    count: u64,
+    callers: u64,
+) -> Value {
     let next = Arc::new(AtomicU64::new(first));
     for _ in 0..callers {
         let (stream, next, federation) = (
@@ -178,6 +215,9 @@ fn churn(running: &Running, federation: &FederationView, first: u64, callers: u6
         tokio::spawn(async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= first + count {
+                    return;
+                }
                 let request = request(&federation, number);
                 let id = request.request_id().clone();
                 stream.request_signatures(request).await.expect("accepted");

@@ -47,7 +47,9 @@ const CALLERS: u64 = 100;
 const EACH: u64 = 50;
 /// Peg-outs that the bridge is asked for, one after the other.
 const PEGOUTS: u64 = 50;
-/// How long a node works before it is killed.
+/// Requests at most that a node is at work with when it is killed.
+const CHURNED: u64 = 10_000;
+/// How long it works before it is.
 const UNDER_LOAD: Duration = Duration::from_millis(500);
 
 struct Arguments {
@@ -214,13 +216,15 @@ fn measure(directory: &Path, requests: u64, members: &str) -> Value {
     let file_mib = mib(bytes.expect("it is there").len());
     let accept = node.ask(&format!("accept {} {CALLERS} {EACH}", take(CALLERS * EACH)));
     let pegouts = node.ask(&format!("pegouts {} {PEGOUTS}", take(PEGOUTS)));
-    node.tell(&format!("churn {} {CALLERS}", take(1_000_000)));
+    let churned = take(CHURNED);
+    node.tell(&format!("churn {churned} {CHURNED} {CALLERS}"));
     std::thread::sleep(UNDER_LOAD);
     let rss_load_mib = node.peak_mib();
     node.kill();
-    let node = Node::start(directory, members);
+    let mut node = Node::start(directory, members);
     let start_after_kill_ms = node.start_ms;
     let rss_after_kill_mib = node.peak_mib();
+    node.ask(&format!("tidy {churned} {CHURNED}"));
     node.stop();
     json!({
         "requests": requests,

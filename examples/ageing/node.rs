@@ -42,6 +42,8 @@ fn config() -> Config {
     let nobody = "http://127.0.0.1:1".parse().expect("loopback");
     let mut config = Config::new(node, vec![nobody]);
     config.requests.pegout_deadline = DEADLINE;
+    // Nothing can be delivered in the end.
+    config.drain_deadline = Duration::from_millis(100);
     config
 }
 
@@ -139,7 +141,7 @@ impl Running {
 pub(crate) fn request(federation: &FederationView, number: u64) -> SignatureRequest {
     let amount = Amount::from_sat(50_000 + number % 1_000_000);
     let parts = SignatureRequestParts {
-        request_id: format!("pegout-{number}").parse().expect("valid"),
+        request_id: request_id(number),
         psbt: wallet::pegout_psbt(federation, number, 1, amount).expect("covered"),
         input_indices: vec![0],
         tx_type: TransactionType::Pegout,
@@ -151,4 +153,8 @@ pub(crate) fn request(federation: &FederationView, number: u64) -> SignatureRequ
         replaces: None,
     };
     SignatureRequest::new(parts).expect("valid")
+}
+
+pub(crate) fn request_id(number: u64) -> RequestId {
+    format!("pegout-{number}").parse().expect("valid")
 }
