@@ -15,7 +15,8 @@ use governance_stream::{
     },
     config::{BridgeConfig, Config, FirstFederation, NodeConfig},
     message::{
-        ChainId, FederationMember, SignatureRequest, SignatureRequestParts, TransactionType,
+        ChainId, FederationMember, RequestId, SignatureRequest, SignatureRequestParts,
+        TransactionType,
     },
     simulator::{FederationView, Simulator, SimulatorConfig, wallet},
     storage::{Owner, Store},

@@ -185,3 +185,60 @@ fn raw_hash(what: &str, number: u64) -> sha256d::Hash {
 fn txid(what: &str, number: u64) -> Txid {
     Txid::from_raw_hash(raw_hash(what, number))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bridge::PegoutStage,
+        history::History,
+        storage::{Engine as _, RedbEngine, Store, StoreIdentity},
+    };
+
+    #[tokio::test]
+    async fn what_is_made_is_what_a_stream_a_bridge_and_a_chain_would_have_left() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let directory = directory.path().join("store");
+        let owner = Owner {
+            node_id: "node".to_owned(),
+            chain_id: "alys-regtest".to_owned(),
+            network: "regtest".to_owned(),
+            first_federation: None,
+        };
+        let past = Past {
+            requests: 2500,
+            requests_per_pegin: 10,
+        };
+        past.make(&directory, &owner, &mut |_| ()).expect("made");
+        let engine = RedbEngine::at(&directory).expect("there");
+        engine.open().expect("opens");
+        assert!(
+            engine
+                .verify(&mut |_, _| ())
+                .expect("readable")
+                .damaged
+                .is_empty()
+        );
+        let snapshot = engine.snapshot().expect("readable");
+        let identity = StoreIdentity::read("here", &*snapshot).expect("whole");
+        let history = History::of(&*snapshot, "here", identity.hash_key());
+        let (mut from, mut rows) = (None, 0);
+        loop {
+            let audited = history.audit(from).expect("readable");
+            assert_eq!(audited.faults, []);
+            rows += audited.rows;
+            match audited.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        assert!(rows >= 3 * 2500 + 2 * 250, "{rows}");
+        drop((snapshot, engine));
+        let store = Store::open(&directory, &owner).expect("opens");
+        let bridge = crate::bridge::BridgeStore::new(store);
+        let pegout = bridge.pegout(&past_request_id(1234)).await;
+        let pegout = pegout.expect("readable").expect("known");
+        assert!(matches!(pegout.stage(), PegoutStage::Completed { .. }));
+        assert_eq!(pegout.burns().collect::<Vec<_>>(), [past_burn(1234)]);
+    }
+}
