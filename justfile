@@ -22,9 +22,14 @@ features:
 rules:
     scripts/check-rules
 
-# The ratio of the tree to a bare stream.
+# The ratio of the tree to a bare stream, and of the store to a bare file.
 bench:
     cargo bench --bench throughput
+    cargo bench --bench store
+
+# What a node costs that has so many requests behind it.
+ageing requests="1000000":
+    cargo run --release --example ageing -- --requests {{ requests }} --json
 
 demo *args:
     cargo run --release -- demo {{ args }}

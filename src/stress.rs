@@ -12,6 +12,8 @@
 //! assert_eq!(armed.hits(), 0);
 //! ```
 
+mod past;
+
 use std::{
     fmt,
     sync::{
@@ -28,6 +30,8 @@ use crate::{
     names,
     storage::{Batch, Engine, Limits, MemoryEngine, Owner, Snapshot, Store, StoreError, Usage},
 };
+
+pub use past::{Past, past_burn, past_deposit, past_request_id};
 
 /// A moment in an actor's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

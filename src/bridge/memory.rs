@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Deliveries of a lane that are remembered: more than can be on their way again.
-const REMEMBERED: usize = 8192;
+pub(super) const REMEMBERED: usize = 8192;
 
 #[derive(Debug, Default)]
 pub(super) struct Memory {

@@ -27,6 +27,8 @@ mod life;
 mod memory;
 mod message;
 mod outbox;
+#[cfg(feature = "stress")]
+pub(crate) mod past;
 mod pauses;
 mod pegout;
 mod psbt_check;

@@ -19,6 +19,8 @@ mod intake;
 mod loading;
 mod lookups;
 mod message;
+#[cfg(feature = "stress")]
+pub(crate) mod past;
 mod recall;
 pub mod record;
 mod restoring;

@@ -45,7 +45,7 @@ mod federation;
 mod height;
 mod known;
 mod load;
-mod payment_rows;
+pub(crate) mod payment_rows;
 mod payments;
 mod presence;
 mod proposals;

@@ -118,7 +118,7 @@ impl PaymentRows<'_> {
 
 /// Writes one. It is found by its id and its burns from now on if it `is_new`; otherwise it was
 /// found before.
-pub(super) fn write(
+pub(crate) fn write(
     hash: HashKey,
     number: u64,
     completed: &PegoutCompleted,

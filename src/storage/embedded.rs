@@ -124,9 +124,21 @@ impl RedbEngine {
     /// [`StoreError::Occupied`] when there is a store, or anything else unless `anything` may be
     /// there; and as [`at`](Self::at).
     pub fn create(directory: impl AsRef<Path>, anything: bool) -> Result<Self, StoreError> {
-        let home = Home::make(directory.as_ref(), anything)?;
+        Self::create_with(directory.as_ref(), anything, 0, |_| Ok(()))
+    }
+
+    /// As [`create`](Self::create), with what `fill` puts there, as the state of commit `last`.
+    pub(super) fn create_with(
+        directory: &Path,
+        anything: bool,
+        last: u64,
+        fill: impl FnOnce(&mut CopyWriter) -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
+        let home = Home::make(directory, anything)?;
         let new = home.new_file();
-        CopyWriter::create(&new)?.finish(0)?;
+        let mut writer = CopyWriter::create(&new)?;
+        fill(&mut writer)?;
+        writer.finish(last)?;
         home.put(&new)?;
         Ok(Self::in_home(home))
     }

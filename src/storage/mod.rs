@@ -28,6 +28,8 @@ mod error;
 mod faulty;
 #[cfg(test)]
 mod faulty_disk;
+#[cfg(feature = "stress")]
+mod filled;
 mod format;
 mod index;
 mod memory;
@@ -64,6 +66,8 @@ pub use engine::{Engine, Limits, Row, Scan, Snapshot, Usage};
 pub use error::StoreError;
 #[cfg(any(test, feature = "stress"))]
 pub use faulty::{FaultyEngine, Hang, Kept};
+#[cfg(feature = "stress")]
+pub use filled::{Filling, create_filled};
 pub use index::{HashKey, Index};
 pub use memory::MemoryEngine;
 pub use metrics::{STORE_METRIC_NAMES, StoreMetrics};
