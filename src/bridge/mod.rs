@@ -27,6 +27,7 @@ mod life;
 mod memory;
 mod message;
 mod outbox;
+mod pauses;
 mod pegout;
 mod psbt_check;
 mod psbt_fault;
@@ -47,7 +48,7 @@ use std::{
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::Semaphore;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
     chain::Federations,
@@ -405,46 +406,6 @@ impl BridgeState {
     fn take_up(&mut self) {
         let held = self.show_pause();
         self.errands.take_up(held);
-    }
-
-    /// Shows a pause. Whether nothing may be asked for or offered: then, and while it is not known
-    /// whether the federation has paused.
-    fn show_pause(&mut self) -> bool {
-        let paused = self.is_paused();
-        self.args.metrics.set_pegouts_paused(paused);
-        match (std::mem::replace(&mut self.paused, paused), paused) {
-            (false, true) => warn!("peg-outs are paused; those that are begun wait"),
-            (true, false) => info!("peg-outs go on"),
-            (true, true) | (false, false) => {}
-        }
-        paused || self.args.store.federations().is_empty()
-    }
-
-    /// Whether peg-outs are paused, durably or as of what is being committed.
-    fn is_paused(&self) -> bool {
-        let begun = match &self.phase {
-            Phase::Ready(ready) => !ready.memory.pauses.is_empty(),
-            Phase::Loading { .. } => true,
-        };
-        begun || !self.args.store.paused_by().is_empty()
-    }
-
-    fn set_federations(&mut self, federations: Federations) {
-        let store = self.args.store.clone();
-        let untold = store.federations().is_empty();
-        let before = self.is_paused();
-        store.set_federations(federations);
-        if matches!(self.phase, Phase::Ready(_)) && (untold || before != self.is_paused()) {
-            self.heed_pause(before);
-            self.take_up();
-        }
-    }
-
-    /// Whatever is being asked or offered stops when a pause begins, before it is durable.
-    fn heed_pause(&mut self, before: bool) {
-        if !before && self.is_paused() {
-            self.errands.cut_off();
-        }
     }
 
     fn work(&mut self, message: BridgeMessage) -> Result<(), Fault> {

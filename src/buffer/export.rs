@@ -43,7 +43,7 @@ pub enum Exported {
     /// A message for governance that is not released.
     Message(Entry),
     /// A request, open or settled.
-    Request(RequestRecord),
+    Request(Box<RequestRecord>),
     /// A peg-in notice that governance has answered.
     Pegin {
         /// Its number, in the order of answers.
@@ -106,6 +106,6 @@ fn exported(table: Table, key: &[u8], row: &[u8]) -> Result<Exported, String> {
             }
         }
         DEAD_LETTERS => Exported::DeadLetter(number(key)?, DeadLetter::decode(row)?),
-        _ => Exported::Request(RequestRecord::decode(row)?),
+        _ => Exported::Request(Box::new(RequestRecord::decode(row)?)),
     })
 }

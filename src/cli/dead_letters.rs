@@ -119,6 +119,7 @@ fn short(number: u64, letter: &DeadLetter) -> Value {
         "lane": letter.lane,
         "sequence": letter.sequence,
         "message_id": letter.message_id.to_string(),
+        "occurrence_id": letter.occurrence_id.map(|id| id.to_string()),
         "kind": letter.kind,
         "payload_bytes": letter.payload.len(),
         "reason": letter.reason,

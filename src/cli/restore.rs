@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::bail;
 use clap::Args;
-use governance_stream::storage::{Replace, Restored, restore, restore_in_place};
+use governance_stream::storage::{BackupError, Replace, Restored, restore, restore_in_place};
 use serde_json::{Value, json};
 
 use super::{
@@ -44,7 +44,7 @@ pub(super) async fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let (restored, replaced, store) = match &args.file {
         _ if args.in_place => (restore_in_place(&directory)?, None, None),
         Some(file) => {
-            let done = restore(file, &directory, replace, &mut progress)?;
+            let done = restore(file, &directory, replace, &mut progress).map_err(hint)?;
             (done.restored, done.replaced, Some(done.backup.store_id))
         }
         None => bail!("name a backup, or --in-place"),
@@ -57,6 +57,20 @@ pub(super) async fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     );
     out::show(args.node.json, &shown, || words(&shown));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names the way on, where there is one.
+fn hint(error: BackupError) -> anyhow::Error {
+    let way_on = match &error {
+        BackupError::NotEmpty { .. } => {
+            "nothing is restored; `--replace` if it is an older state of the same store"
+        }
+        BackupError::Newer { .. } | BackupError::Incomparable { .. } => {
+            "nothing is restored; `--replace-newer` if that is meant"
+        }
+        _ => "nothing is restored",
+    };
+    anyhow::Error::from(error).context(way_on)
 }
 
 fn shown(

@@ -95,7 +95,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         metrics,
     })
     .await?;
-    node.stream.store()?.start_upkeep(upkeep(&settings.store))?;
+    let store = node.stream.store()?;
+    store.register_metrics(&mut registry);
+    store.start_upkeep(upkeep(&settings.store))?;
+    drop(store);
     let stop = CancellationToken::new();
     let http = listener.map(|listener| {
         info!(listen = ?listener.local_addr().ok(), "health, metrics and status over HTTP");

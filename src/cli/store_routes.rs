@@ -46,7 +46,7 @@ impl From<BackupError> for Refusal {
 
 /// Answers a question from one view of the store.
 async fn look(State(operated): State<Operated>, Json(question): Json<Question>) -> Reply {
-    let store = operated.stream.store()?.clone();
+    let store = operated.stream.store()?;
     let identity = store.identity().clone();
     let place = store.place().to_owned();
     let usage = store.condition().usage;
@@ -69,7 +69,7 @@ async fn backup(State(operated): State<Operated>, Json(form): Json<BackupForm>) 
         let relative = format!("{}: a backup's name is absolute here", file.display());
         return Err(Refusal::new(StatusCode::BAD_REQUEST, relative));
     }
-    let store = operated.stream.store()?.clone();
+    let store = operated.stream.store()?;
     let copying = spawn_blocking(move || {
         let backup = store.backup(&file, &mut progress)?;
         Ok::<_, BackupError>(described(&file, &backup))
@@ -79,7 +79,7 @@ async fn backup(State(operated): State<Operated>, Json(form): Json<BackupForm>) 
 
 /// Reads every block, at once.
 async fn scrub(State(operated): State<Operated>) -> Reply {
-    let store = operated.stream.store()?.clone();
+    let store = operated.stream.store()?;
     let commit = store.condition().confirmed;
     let scrubbed = awaited(spawn_blocking(move || store.scrub(&mut |_| {}))).await?;
     let report = scrubbed.map_err(NoAnswer::Store)?;
@@ -93,7 +93,7 @@ async fn scrub(State(operated): State<Operated>) -> Reply {
 
 /// Gives free space back.
 async fn compact(State(operated): State<Operated>) -> Reply {
-    let store = operated.stream.store()?.clone();
+    let store = operated.stream.store()?;
     let compacting = awaited(spawn_blocking(move || store.compact(&mut progress)));
     let done = compacting.await??;
     Ok(Json(json!({

@@ -101,7 +101,7 @@ pub(super) fn words(answer: &Value) -> String {
         format!("restored    {restored}"),
         format!("commit      {}", text(store, "commit")),
         format!(
-            "backup      {}; read whole {}",
+            "backup      {}; last read whole {}",
             time(of(store, "backed_up_unix_ms")),
             time(of(store, "scrubbed_unix_ms")),
         ),

@@ -87,6 +87,10 @@ async fn look(args: &VerifyArgs, report: &mut Report) -> anyhow::Result<()> {
         if from.is_none() {
             return Ok(());
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the operator asked for this pause, and nothing else is waited for"
+        )]
         tokio::time::sleep(args.pause).await;
     }
 }

@@ -12,8 +12,9 @@ use super::{
     compaction::{CompactionPolicy, compact},
     error::StoreError,
     scrubbing::{Pace, scrub},
-    shared::{Shared, spawn},
+    shared::Shared,
     store::Store,
+    threads::spawn,
 };
 
 /// How a store is looked after while it is open.

@@ -199,8 +199,14 @@ impl FaultyEngine {
     /// Waits until somebody hangs; `false` when nobody does within `patience`.
     #[must_use]
     pub fn await_hung(&self, what: Hang, patience: Duration) -> bool {
-        let hangs = |state: &State| state.hanging.get(&what).is_some_and(|hung| *hung > 0);
-        self.0.wait_until(hangs, patience)
+        self.await_all_hung(what, 1, patience)
+    }
+
+    /// Waits until so many hang; `false` when they do not within `patience`.
+    #[must_use]
+    pub fn await_all_hung(&self, what: Hang, count: usize, patience: Duration) -> bool {
+        let hang = |state: &State| state.hanging.get(&what).is_some_and(|hung| *hung >= count);
+        self.0.wait_until(hang, patience)
     }
 
     /// Waits until so many commits were begun; `false` when they are not within `patience`.

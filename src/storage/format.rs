@@ -30,8 +30,11 @@ pub(super) struct Migration {
     /// at the beginning). A step changes about a commit's worth, some MiB at most. A crash between two
     /// steps does no harm, since nobody opens a store in between; one is not repeated that was
     /// committed.
-    pub(super) step: fn(&dyn Snapshot, Option<&[u8]>) -> Result<Step, StoreError>,
+    pub(super) step: TakeStep,
 }
+
+/// Makes the next step of what is there and of where the step before ended.
+type TakeStep = fn(&dyn Snapshot, Option<&[u8]>) -> Result<Step, StoreError>;
 
 /// One commit of a migration.
 #[derive(Debug, Clone, Default)]

@@ -46,6 +46,7 @@ mod sidecar;
 mod store;
 #[cfg(test)]
 mod store_tests;
+mod threads;
 mod upkeep;
 mod user;
 mod waiting;
@@ -74,4 +75,4 @@ pub use sidecar::Backup;
 pub use store::{Store, WeakStore};
 pub use upkeep::LastUpkeep;
 pub use user::{Generation, StoreEvent, Ticket, User};
-pub use waiting::{Leaving, Waiting};
+pub use waiting::{Leaving, Waiting, WithKeys};

@@ -15,13 +15,16 @@ use std::{
     hash::Hash,
 };
 
+/// An input, and the keys that it is looked up by.
+pub type WithKeys<I, K> = (I, Vec<K>);
+
 /// Inputs that wait for look-ups, in order. One look-up is under way at a time; everything that
 /// came meanwhile is the next one.
 #[derive(Debug)]
 pub struct Waiting<I, K> {
     keys: HashMap<K, usize>,
-    asked: Vec<(I, Vec<K>)>,
-    next: Vec<(I, Vec<K>)>,
+    asked: Vec<WithKeys<I, K>>,
+    next: Vec<WithKeys<I, K>>,
     under_way: Option<u64>,
     last: u64,
 }
@@ -55,7 +58,7 @@ impl<I, K: Hash + Eq + Clone> Waiting<I, K> {
 
     /// The inputs and keys of the next look-up, with its number; nothing while one is under way, or
     /// when nothing waits.
-    pub fn ask(&mut self) -> Option<(u64, &[(I, Vec<K>)])> {
+    pub fn ask(&mut self) -> Option<(u64, &[WithKeys<I, K>])> {
         if self.under_way.is_some() || self.next.is_empty() {
             return None;
         }
@@ -101,7 +104,7 @@ impl<I, K: Hash + Eq + Clone> Waiting<I, K> {
         self.asked.is_empty() && self.next.is_empty()
     }
 
-    fn release(&mut self, (input, keys): (I, Vec<K>)) -> I {
+    fn release(&mut self, (input, keys): WithKeys<I, K>) -> I {
         for key in keys {
             if let Some(count) = self.keys.get_mut(&key) {
                 *count -= 1;

@@ -34,12 +34,16 @@ impl Walk<'_> {
         for record in open.values() {
             let is_in_lane = |sequence: u64| messages.contains(&sequence);
             let sequence = record.request.sequence;
-            let by_a_marker = record.aside.is_some() || sequence == 0;
             let Standing::Open { cancel, .. } = &record.standing else {
                 continue;
             };
-            let place = cancel.map_or(sequence, |cancel| cancel.sequence);
-            if !(by_a_marker && cancel.is_none()) && !is_in_lane(place) {
+            let place = match cancel {
+                Some(cancel) => cancel.sequence,
+                // A marker has its place.
+                None if record.aside.is_some() || sequence == 0 => continue,
+                None => sequence,
+            };
+            if !is_in_lane(place) {
                 self.faults.push(Inconsistency::RequestWithoutMessage {
                     id: record.request.request_id.to_string(),
                     sequence: place,

@@ -114,14 +114,17 @@ fn a_look_up_does_not_see_what_is_there_while_the_store_is_being_opened_again() 
     faulty.hang(Hang::Reads);
     let asked = a.look_up(first, "one");
     assert!(faulty.await_hung(Hang::Reads, PATIENCE));
-    // The commit is there, though nobody knows, until a later one shows that it is durable. Where
-    // the look-up hangs, the opening does too.
+    // The commit is there, and nobody knows whether it is durable until a later one is. Where the
+    // look-up hangs, the opening does too; that one then hangs before it commits.
     faulty.fail_commit(1, Kept::All);
     a.put(first, "one");
     a.failed();
+    assert!(faulty.await_all_hung(Hang::Reads, 2, PATIENCE));
+    faulty.hang(Hang::Commits);
     faulty.release(Hang::Reads);
     let answer = asked.recv_timeout(PATIENCE).expect("answered");
     assert!(answer.is_err(), "{answer:?}");
+    faulty.release(Hang::Commits);
     let second = a.opened();
     assert_eq!(a.look_up(second, "one").recv(), Ok(Ok(true)));
 }
