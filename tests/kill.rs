@@ -24,26 +24,30 @@ use std::{
 };
 
 use governance_stream::{
+    bridge::{PegoutStage, recorded_pegout},
     history::{History, Page, Standing},
     message::Outcome,
     proto,
     simulator::{
-        FederationView, Simulator, SimulatorConfig,
+        FederationView,
         record::{self, Fact, What},
     },
-    storage::{ReadOnlyFile, StoreIdentity},
+    storage::{ReadOnlyFile, Snapshot, StoreIdentity},
 };
 use prost::Message as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
-use support::{
-    pegout_parts,
-    process::{ask, burn_form, data, free_port, governance, node, outbox, wait_for},
+use support::process::{
+    self, ask, data, free_port, governance, node, outbox, pegout_form, wait_for,
 };
 
 /// Most messages that a subscriber is handed at once.
 const BATCH: u64 = 256;
 const LANES: u64 = 4;
+const EVERYTHING: Page = Page {
+    before: None,
+    limit: usize::MAX,
+};
 /// Callers that submit at the same time.
 const CALLERS: u64 = 4;
 
@@ -75,16 +79,8 @@ fn submit(
             return;
         }
         let number = round * CALLERS + caller;
-        let parts = pegout_parts(federation, number);
-        let request = json!({
-            "request_id": parts.request_id,
-            "psbt": parts.psbt.to_string(),
-            "burns": [burn_form(&parts.burns[0])],
-            "max_fee_sat": parts.max_fee.to_sat(),
-            "federation_version": 1,
-        });
+        let (id, request) = pegout_form(federation, number);
         insist(directory, "/requests", &request, accepted);
-        let id = parts.request_id.to_string();
         accepted.requests.lock().expect("whole").insert(id);
 
         let vout = u32::try_from(number).expect("small");
@@ -144,17 +140,11 @@ fn killed_at_any_moment_nothing_is_lost_or_doubled() {
             ],
         )
     };
-    let federation = tokio::runtime::Runtime::new()
-        .expect("a runtime")
-        .block_on(async {
-            let twin = Simulator::start(SimulatorConfig::default()).await;
-            twin.expect("starts").federation(1).expect("the first")
-        });
-
+    let federation = process::federation();
     let (accepted, stop) = (Accepted::default(), AtomicBool::new(false));
     let (mut simulator, endpoint) = start_governance();
     let mut running = start_node(&endpoint);
-    let (mut node_kills, mut governance_kills) = (0, 0);
+    let (mut node_kills, mut governance_kills, mut checked) = (0, 0, 0);
     let began = Instant::now();
     std::thread::scope(|threads| {
         for caller in 0..CALLERS {
@@ -178,6 +168,7 @@ fn killed_at_any_moment_nothing_is_lost_or_doubled() {
                 }
                 running.kill();
                 node_kills += 1;
+                checked += check_users(directory);
             }
             if kill_governance {
                 simulator.kill();
@@ -200,6 +191,7 @@ fn killed_at_any_moment_nothing_is_lost_or_doubled() {
         pegins.len(),
         accepted.refusals.into_inner(),
     );
+    println!("{checked} peg-outs were compared with their requests after crashes");
     settle(directory, &requests, &pegins);
     let deliveries = ask(directory, "GET", "/deliveries", &Value::Null)
         .expect("answers")
@@ -208,6 +200,7 @@ fn killed_at_any_moment_nothing_is_lost_or_doubled() {
     assert!(simulator.terminate(), "governance saw no violation");
 
     check_store(directory, &requests);
+    assert_eq!(check_users(directory), requests.len(), "one peg-out each");
     check_record(
         &record::read(&record).expect("readable"),
         &requests,
@@ -244,6 +237,60 @@ fn settle(directory: &Path, requests: &BTreeSet<String>, pegins: &BTreeSet<Strin
     });
 }
 
+/// Stream, bridge and chain in the store of a node that is dead, as the crash left it, fit each
+/// other: the bridge has every request of the stream, and the signatures of every one that is
+/// complete; the chain was told of none that the bridge has not completed. How many were compared.
+fn check_users(directory: &Path) -> usize {
+    let Ok(file) = ReadOnlyFile::inspect(&data(directory)) else {
+        // It died before its store was made.
+        assert!(!data(directory).join("store.redb").exists());
+        return 0;
+    };
+    let snapshot = file.snapshot().expect("readable");
+    let place = data(directory).display().to_string();
+    // Each user begins with what it finds in a store that was only just made.
+    let Ok(identity) = StoreIdentity::read(&place, &*snapshot) else {
+        assert_eq!(snapshot.tables().expect("readable"), []);
+        return 0;
+    };
+    let history = History::of(&*snapshot, &place, identity.hash_key());
+    let open = history.open_requests(EVERYTHING).expect("readable");
+    let settled = history.settled_requests(EVERYTHING).expect("readable");
+    for record in open.iter().chain(&settled) {
+        let id = &record.request.request_id;
+        let pegout = recorded_pegout(&*snapshot, identity.hash_key(), id).expect("readable");
+        let pegout = pegout.unwrap_or_else(|| panic!("the bridge does not know {id}"));
+        let Standing::Settled { outcome, .. } = &record.standing else {
+            continue;
+        };
+        assert_eq!(*outcome, Outcome::Complete, "{id}");
+        assert!(
+            matches!(
+                pegout.stage(),
+                PegoutStage::Signed | PegoutStage::Broadcast { .. }
+            ),
+            "{id} is complete, and its signatures are not there: {:?}",
+            pegout.stage()
+        );
+        assert!(pegout.transaction().is_some(), "{id}");
+    }
+    // Nobody sees a block behind an outbox: nothing is completed, and nothing is paid.
+    assert_eq!(rows(&*snapshot, "chain/payments"), 0);
+    assert_eq!(rows(&*snapshot, "bridge/unreported"), 0);
+    let pegouts = rows(&*snapshot, "bridge/pegouts");
+    assert_eq!(rows(&*snapshot, "bridge/pegout_ids"), pegouts);
+    assert_eq!(rows(&*snapshot, "bridge/live"), pegouts, "none is over");
+    open.len() + settled.len()
+}
+
+fn rows(snapshot: &dyn Snapshot, table: &str) -> u64 {
+    let tables = snapshot.tables().expect("readable").into_iter();
+    tables
+        .filter(|(name, _)| name == table)
+        .map(|(_, rows)| rows)
+        .sum()
+}
+
 /// Every accepted request has one outcome, and it is the good one: nothing was injected.
 fn check_store(directory: &Path, requests: &BTreeSet<String>) {
     let file = ReadOnlyFile::inspect(&data(directory)).expect("the node is down");
@@ -260,13 +307,9 @@ fn check_store(directory: &Path, requests: &BTreeSet<String>) {
         };
         assert_eq!(*outcome, Outcome::Complete, "{id}");
     }
-    let all = Page {
-        before: None,
-        limit: usize::MAX,
-    };
-    let settled = history.settled_requests(all).expect("readable");
+    let settled = history.settled_requests(EVERYTHING).expect("readable");
     assert_eq!(settled.len(), requests.len());
-    let letters = history.dead_letters(all).expect("readable");
+    let letters = history.dead_letters(EVERYTHING).expect("readable");
     assert!(letters.is_empty(), "{letters:?}");
 }
 

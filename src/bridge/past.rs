@@ -11,7 +11,7 @@ use super::{
     tables,
 };
 use crate::{
-    message::{Lane, MessageId, PayloadHash, PeginStatus, PegoutBinding, RequestId},
+    message::{Lane, MessageId, OccurrenceId, PayloadHash, PeginStatus, PegoutBinding, RequestId},
     storage::{Batch, HashKey},
 };
 
@@ -73,9 +73,11 @@ pub(crate) fn write_recorded(batch: &mut Batch, outpoint: &OutPoint, status: &Pe
 /// Writes that a message of governance was handled once.
 pub(crate) fn write_handled(batch: &mut Batch, lane: Lane, sequence: u64) {
     let handled = HandledDelivery {
+        occurrence_id: OccurrenceId::generate(),
+        sequence,
         message_id: MessageId::generate(),
         times: 1,
         rejected: None,
     };
-    tables::put_delivery(batch, lane, sequence, Some(&handled));
+    tables::put_delivery(batch, (lane, sequence), Some(&handled));
 }

@@ -22,6 +22,11 @@ const WAY_OUT: &str = "stop the node, keep a copy of its directory, and restore 
                        `governance-stream restore`. docs/operations.md, \"A damaged or full disk\", \
                        says what may be lost with it";
 
+/// What to do while a running node can still read every row.
+const MEND: &str = "every row can be read while the node runs, so leave it running: `governance-stream \
+                    store compact` writes the file anew without these blocks. Then verify again, \
+                    and have an eye on the disk";
+
 /// What was found.
 #[derive(Debug, Default, Serialize)]
 struct Report {
@@ -52,7 +57,13 @@ pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error),
     }
     report.sound = report.damage.is_empty() && report.faults.is_empty();
-    report.advice = (!report.sound).then_some(WAY_OUT);
+    if report.sound {
+        report.advice = None;
+    } else if !report.faults.is_empty() {
+        report.advice = Some(WAY_OUT);
+    } else {
+        report.advice = report.advice.or(Some(WAY_OUT));
+    }
     let answer = serde_json::to_value(&report)?;
     out::show(args.node.json, &answer, || words(&report));
     Ok(if report.sound {
@@ -114,13 +125,17 @@ impl Report {
         self.harmless.extend(verified.harmless);
     }
 
-    /// A running node can read all its rows, or cannot: a block that no row needs is harmless.
+    /// A running node has much of its file in memory: that it can read all its rows does not show
+    /// that a new start could. A block that is not what was written is damage until it is left behind.
     fn scrubbed(&mut self, scrubbed: &Value) {
         self.commit = of(scrubbed, "commit").as_u64();
         self.blocks = of(scrubbed, "blocks").as_u64();
         let suspects = items(scrubbed, "suspects").map(out::plain);
         match of(scrubbed, "unreadable") {
-            Value::Null => self.harmless.extend(suspects),
+            Value::Null => {
+                self.damage.extend(suspects);
+                self.advice = (!self.damage.is_empty()).then_some(MEND);
+            }
             fault => {
                 self.damage.push(out::plain(fault));
                 self.damage.extend(suspects);

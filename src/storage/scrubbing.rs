@@ -71,6 +71,8 @@ pub(super) fn scrub(
     let mut report = ScrubReport::default();
     let mut next = Some(0);
     while let Some(from) = next {
+        // Why it is closed is the store's to say: its engine knows no more than that.
+        shared.readable(None)?;
         let Some(scrubbed) = shared.engine.scrub(from, STRETCH)? else {
             return Ok(report);
         };

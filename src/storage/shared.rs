@@ -273,7 +273,8 @@ impl Shared {
         Ok(snapshot)
     }
 
-    fn readable(&self, asked: Option<Generation>) -> Result<Generation, StoreError> {
+    /// The generation that may be read now; why there is none, or not the one asked for.
+    pub(super) fn readable(&self, asked: Option<Generation>) -> Result<Generation, StoreError> {
         let state = self.lock();
         if asked.is_some_and(|asked| asked != state.generation) {
             Err(StoreError::Ended)

@@ -216,7 +216,7 @@ mod tests {
             engine
                 .verify(&mut |_, _| ())
                 .expect("readable")
-                .damaged
+                .damage
                 .is_empty()
         );
         let snapshot = engine.snapshot().expect("readable");

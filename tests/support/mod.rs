@@ -13,6 +13,8 @@ pub mod certificates;
 pub mod client;
 #[cfg(all(unix, feature = "cli"))]
 pub mod collector;
+#[cfg(all(target_os = "linux", feature = "cli"))]
+pub mod disk;
 pub mod full;
 pub mod guardian;
 #[cfg(target_os = "linux")]
@@ -21,6 +23,8 @@ pub mod memory;
 pub mod process;
 pub mod recorder;
 pub mod rows;
+#[cfg(all(target_os = "linux", feature = "cli"))]
+pub mod site;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bitcoin::{Address, Network, hex::DisplayHex as _};
-use governance_stream::message::PegoutBinding;
+use governance_stream::{
+    message::PegoutBinding,
+    simulator::{FederationView, Simulator, SimulatorConfig},
+};
 use serde_json::{Value, json};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,6 +172,29 @@ pub fn until_healthy(directory: &Path) {
         let (_, status) = ask(directory, "GET", "/status", &Value::Null)?;
         (status["health"]["state"] == "healthy").then_some(())
     });
+}
+
+/// The federation of a governance that was started with nothing else said: the same seed, the same
+/// keys.
+pub fn federation() -> FederationView {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let twin = Simulator::start(SimulatorConfig::default()).await;
+        twin.expect("starts").federation(1).expect("the first")
+    })
+}
+
+/// Peg-out `number` of `federation`, as the operator's socket takes it, and its id.
+pub fn pegout_form(federation: &FederationView, number: u64) -> (String, Value) {
+    let parts = super::pegout_parts(federation, number);
+    let form = json!({
+        "request_id": parts.request_id,
+        "psbt": parts.psbt.to_string(),
+        "burns": [burn_form(&parts.burns[0])],
+        "max_fee_sat": parts.max_fee.to_sat(),
+        "federation_version": 1,
+    });
+    (parts.request_id.to_string(), form)
 }
 
 /// As a peg-out's form has it.
