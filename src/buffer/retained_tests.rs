@@ -250,7 +250,11 @@ proptest! {
                 retained.apply(&record);
                 let repeatable = !matches!(
                     record,
-                    Record::Appended(_) | Record::Opened(_) | Record::Adopted(_)
+                    Record::Appended(_)
+                        | Record::Opened(_)
+                        | Record::Adopted(_)
+                        | Record::Restored { .. }
+                        | Record::Recalled { .. }
                 );
                 if repeatable {
                     let once = retained.clone();
