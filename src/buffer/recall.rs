@@ -68,7 +68,7 @@ impl From<&Recalled> for Remembered {
                     signatures_released: recalled.signatures_released,
                 },
             },
-            Recalled::Pegin(notification) => Self::Deposit(notification.clone()),
+            Recalled::Pegin(notification) => Self::Deposit(*notification),
             Recalled::Result { result, .. } => match result {
                 Inbound::PeginAck(ack) => Self::Answered(ack.outpoint),
                 _ => Self::Result,
