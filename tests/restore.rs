@@ -564,7 +564,14 @@ async fn a_new_store_asks_nobody_to_sign_where_its_node_is_known_until_everythin
         let ended = outcome(&node.stream, number);
         assert_eq!(ended.await, Ok(Outcome::Complete), "{number}");
     }
-    assert_each_burn_is_bound(&node.stream, &federation, 1..=5).await;
+    for bound in [1..=1, 3..=5] {
+        assert_each_burn_is_bound(&node.stream, &federation, bound).await;
+    }
+    let refused = asked(&node.stream, rival(&federation, 2)).await;
+    assert!(
+        matches!(refused, Err(StreamError::AlreadyPaid { .. })),
+        "{refused:?}"
+    );
     let view = simulator.ledger();
     assert_eq!((view.requests.len(), view.duplicates), (6, 0));
     assert!(

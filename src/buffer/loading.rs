@@ -108,8 +108,26 @@ impl Loading {
     }
 }
 
-/// Answers a caller that the store has failed; gives back what can wait for it.
+/// After the end of a generation: answers a caller that the store has failed, drops what ended with
+/// it, and gives back what can wait.
 pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<BufferMessage> {
+    match message {
+        // They are about a session or a generation that ends with the failure.
+        BufferMessage::JudgeSession { .. }
+        | BufferMessage::ReadWatermarks { .. }
+        | BufferMessage::Acknowledged { .. }
+        | BufferMessage::PauseSession { .. }
+        | BufferMessage::SessionEnded { .. }
+        | BufferMessage::Correlate { .. }
+        | BufferMessage::Store(_)
+        | BufferMessage::Found { .. }
+        | BufferMessage::Unchanged { .. } => None,
+        message => refuse_caller(message, fault),
+    }
+}
+
+/// Answers a caller that the store has failed; gives back what nobody waits for by a call.
+pub(super) fn refuse_caller(message: BufferMessage, fault: &StoreError) -> Option<BufferMessage> {
     let refused = || StreamError::Store {
         fault: fault.clone(),
         retry_after: ASK_AGAIN,
@@ -130,16 +148,6 @@ pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<Buffe
         }
         // Its caller learns that there was no answer.
         BufferMessage::DiscardDeadLetter { .. } => None,
-        // They are about a session or a generation that ends with the failure.
-        BufferMessage::JudgeSession { .. }
-        | BufferMessage::ReadWatermarks { .. }
-        | BufferMessage::Acknowledged { .. }
-        | BufferMessage::PauseSession { .. }
-        | BufferMessage::SessionEnded { .. }
-        | BufferMessage::Correlate { .. }
-        | BufferMessage::Store(_)
-        | BufferMessage::Found { .. }
-        | BufferMessage::Unchanged { .. } => None,
         message => Some(message),
     }
 }

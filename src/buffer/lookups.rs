@@ -28,6 +28,8 @@ pub(crate) struct Found {
     requests: HashMap<RequestId, RequestRecord>,
     payers: HashMap<BurnId, Vec<RequestId>>,
     pegins: HashSet<OutPoint>,
+    /// Keys that could not be looked up.
+    faults: HashMap<Key, StoreError>,
 }
 
 /// What is known for a decision: memory first, then what was found on disk.
@@ -95,15 +97,38 @@ impl Key {
     }
 }
 
-/// Looks the keys up.
-pub(super) fn find(rows: Rows<'_>, keys: &HashSet<Key>) -> Result<Found, StoreError> {
+/// Looks the keys up. One that cannot be read is refused by itself: a damaged row of the history
+/// holds up nobody but who asks about it.
+pub(super) fn find(rows: Rows<'_>, keys: &HashSet<Key>) -> Found {
     let mut found = Found::default();
     for key in keys {
+        if let Err(fault) = found.look_up(rows, key) {
+            found.faults.insert(key.clone(), fault);
+        }
+    }
+    found
+}
+
+impl Found {
+    /// Nothing of these keys could be looked up.
+    pub(super) fn failed(keys: HashSet<Key>, fault: &StoreError) -> Self {
+        let faults = keys.into_iter().map(|key| (key, fault.clone()));
+        Self {
+            faults: faults.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Why an input with these keys cannot be decided, if it cannot.
+    pub(super) fn fault(&self, keys: &[Key]) -> Option<&StoreError> {
+        keys.iter().find_map(|key| self.faults.get(key))
+    }
+
+    fn look_up(&mut self, rows: Rows<'_>, key: &Key) -> Result<(), StoreError> {
         match key {
             Key::Request(id) => {
                 let record = rows.request(id)?;
-                found
-                    .requests
+                self.requests
                     .extend(record.map(|record| (id.clone(), record)));
             }
             Key::Burn(burn) => {
@@ -111,17 +136,17 @@ pub(super) fn find(rows: Rows<'_>, keys: &HashSet<Key>) -> Result<Found, StoreEr
                 let ids = payers
                     .iter()
                     .map(|record| record.request.request_id.clone());
-                found.payers.insert(*burn, ids.collect());
+                self.payers.insert(*burn, ids.collect());
                 let by_id = |record: RequestRecord| (record.request.request_id.clone(), record);
-                found.requests.extend(payers.into_iter().map(by_id));
+                self.requests.extend(payers.into_iter().map(by_id));
             }
             Key::Pegin(outpoint) => {
                 let answered = rows.pegin(outpoint)?;
-                found.pegins.extend(answered.map(|_| *outpoint));
+                self.pegins.extend(answered.map(|_| *outpoint));
             }
         }
+        Ok(())
     }
-    Ok(found)
 }
 
 impl<'a> Known<'a> {
@@ -147,5 +172,54 @@ impl<'a> Known<'a> {
                 !inputs.any(|input| spends.contains(input))
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::{
+        record::{OpenRequest, Record},
+        tables::REQUESTS,
+        test_disk::TestDisk,
+    };
+    use crate::message::{Outcome, TransactionType};
+    use std::time::SystemTime;
+
+    fn id(number: u64) -> RequestId {
+        format!("r-{number}").parse().expect("valid")
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_refused_by_itself() {
+        let (mut disk, mut retained) = (TestDisk::default(), Retained::new(None));
+        for number in 0..2 {
+            retained.apply(&Record::Opened(OpenRequest {
+                request_id: id(number),
+                payload_hash: [1; 32],
+                tx_type: TransactionType::Pegout,
+                sequence: number + 1,
+                burns: Vec::new(),
+                spends: Vec::new(),
+                accepted_at: SystemTime::UNIX_EPOCH,
+                deadline: SystemTime::UNIX_EPOCH,
+            }));
+            retained.apply(&Record::Settled {
+                request_id: id(number),
+                outcome: Outcome::Complete,
+                at: SystemTime::UNIX_EPOCH,
+            });
+        }
+        disk.commit(&mut retained);
+        disk.spoil(|batch, _| batch.put(REQUESTS, 0_u64.to_be_bytes(), *b"\xff"));
+        let keys = [
+            Key::Request(id(0)),
+            Key::Request(id(1)),
+            Key::Request(id(2)),
+        ];
+        let found = disk.find(keys.clone());
+        let [damaged, whole, unknown] = keys.map(|key| found.fault(&[key]).map(StoreError::name));
+        assert_eq!((damaged, whole, unknown), (Some("damaged"), None, None));
+        assert!(found.requests.contains_key(&id(1)));
     }
 }

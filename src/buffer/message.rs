@@ -149,7 +149,7 @@ pub(crate) enum BufferMessage {
     Found {
         generation: storage::Generation,
         look_up: u64,
-        found: Result<Box<Found>, StoreError>,
+        found: Box<Found>,
     },
     /// Time to look up again what could not be looked up.
     LookAgain,

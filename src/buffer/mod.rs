@@ -268,7 +268,7 @@ impl BufferState {
                 },
             ) => {
                 if of == generation {
-                    self.found(look_up, found)?;
+                    self.found(look_up, &found)?;
                 }
             }
             (Phase::Ready(_), BufferMessage::LookAgain) => self.ask(),
@@ -440,7 +440,7 @@ impl BufferState {
         let keys: HashSet<Key> = inputs.iter().flat_map(|(_, keys)| keys).cloned().collect();
         let (generation, user) = (self.commits.generation(), self.commits.user());
         let (place, hash) = (user.store().place().to_owned(), user.store().hash_key());
-        let buffer = self.myself.clone();
+        let (buffer, unanswered) = (self.myself.clone(), keys.clone());
         user.look_up(
             generation,
             move |snapshot| {
@@ -449,10 +449,11 @@ impl BufferState {
                     place: &place,
                     hash,
                 };
-                lookups::find(rows, &keys)
+                Ok(lookups::find(rows, &keys))
             },
             move |found| {
-                let found = found.map(Box::new);
+                let found = found.unwrap_or_else(|fault| Found::failed(unanswered, &fault));
+                let found = Box::new(found);
                 let _ = buffer.cast(BufferMessage::Found {
                     generation,
                     look_up,
@@ -462,12 +463,9 @@ impl BufferState {
         );
     }
 
-    /// Decides about what waited for a look-up. Where that failed, whoever can ask again is told to.
-    fn found(
-        &mut self,
-        look_up: u64,
-        found: Result<Box<Found>, StoreError>,
-    ) -> Result<(), StoreError> {
+    /// Decides about what waited for a look-up. Of what could not be looked up, whoever can ask again
+    /// is told to, and the rest is looked up again later, in its place.
+    fn found(&mut self, look_up: u64, found: &Found) -> Result<(), StoreError> {
         let Phase::Ready(ready) = &mut self.phase else {
             return Ok(());
         };
@@ -476,28 +474,27 @@ impl BufferState {
             let reserved = ready.reserved.get_mut(lane);
             *reserved = *reserved - room;
         }
-        match found {
-            Ok(found) => {
-                for input in inputs {
-                    self.decide(input, &found);
-                }
-                self.ask();
-            }
-            Err(fault) => {
-                error!(%fault, inputs = inputs.len(), "a look-up failed");
-                for input in inputs {
-                    if let Some(held) = loading::refuse(input, &fault) {
-                        let keys = Key::of(&held);
-                        ready.waiting.push(held, keys);
-                    }
-                }
-                self.show(Some(fault.to_string()));
-                self.read_again
-                    .arm(READ_AGAIN, &self.myself, || BufferMessage::LookAgain);
-            }
+        let mut held = Vec::new();
+        for input in inputs {
+            let keys = Key::of(&input);
+            let Some(fault) = found.fault(&keys) else {
+                self.decide(input, found);
+                continue;
+            };
+            error!(%fault, "a look-up failed");
+            self.show(Some(fault.to_string()));
+            held.extend(loading::refuse_caller(input, fault).map(|input| (input, keys)));
         }
-        if let Phase::Ready(ready) = &mut self.phase {
-            ready.let_go();
+        let Phase::Ready(ready) = &mut self.phase else {
+            return Ok(());
+        };
+        ready.let_go();
+        if held.is_empty() {
+            self.ask();
+        } else {
+            ready.waiting.give_back(held);
+            self.read_again
+                .arm(READ_AGAIN, &self.myself, || BufferMessage::LookAgain);
         }
         self.check()
     }

@@ -1030,9 +1030,8 @@ fn a_full_lane_whose_requests_all_expire_serves_again() {
 /// second adoption its old place must not be taken for its own.
 #[test]
 fn a_second_lost_ledger_confuses_no_places() {
-    let (mut world, mut promises) = (World::new(), Promises::default());
     let connect = || Step::Connect { crash: None };
-    let steps = [
+    play([
         Step::Request,
         Step::Request,
         connect(),
@@ -1054,7 +1053,27 @@ fn a_second_lost_ledger_confuses_no_places() {
         Step::Handle(1),
         Step::Record,
         Step::Restore,
-    ];
+    ]);
+}
+
+/// Found by the model: a request that was recalled in an exchange that broke gets a place in its lane
+/// when the ledger is lost as well. The next exchange recalls it again, and it is not sent.
+#[test]
+fn a_ledger_that_is_lost_while_it_recalls_is_sent_nothing_twice() {
+    play([
+        Step::BackUp,
+        Step::Request,
+        Step::Connect { crash: None },
+        Step::Carry(1),
+        Step::Copy,
+        Step::RestoreStore,
+        Step::Connect { crash: Some(4) },
+        Step::Restore,
+    ]);
+}
+
+fn play(steps: impl IntoIterator<Item = Step>) {
+    let (mut world, mut promises) = (World::new(), Promises::default());
     for step in steps {
         promises = Promises::apply(promises, &step);
         world = Kept::apply(world, &promises, step);

@@ -95,6 +95,9 @@ pub(super) struct Recollection {
     deposit: Option<PeginNotification>,
     /// Our open requests that pay a burn of a recalled one, and share no input with it.
     rivals: BTreeSet<RequestId>,
+    /// Known here, recalled in an exchange that broke: should an adoption have given their messages
+    /// places since, they are not sent.
+    held: Vec<RequestId>,
     /// Recalled by this process, and not yet followed by a tracker.
     opened: Vec<RequestId>,
     /// Dead letters of this process: one of each.
@@ -114,6 +117,7 @@ impl Recollection {
         self.page = None;
         self.deposit = None;
         self.rivals.clear();
+        self.held.clear();
     }
 
     /// Requests that governance has recalled, for their trackers.
@@ -189,7 +193,9 @@ impl Recollection {
                     outcome: None,
                 });
             }
-            Some(ours) if ours.request.payload_hash == recalled.payload_hash => {}
+            Some(ours) if ours.request.payload_hash == recalled.payload_hash => {
+                self.held.push(request_id);
+            }
             Some(ours) => {
                 let reason = format!(
                     "governance holds another request under the id {request_id} than this store; \
@@ -271,15 +277,17 @@ impl Recollection {
     pub(super) fn over(
         &mut self,
         retained: &Retained,
-        held: Vec<RequestId>,
+        mut held: Vec<RequestId>,
         now: SystemTime,
     ) -> Vec<Record> {
+        held.append(&mut self.held);
         let mut records = Vec::new();
         for request_id in std::mem::take(&mut self.rivals) {
             let Some(record) = retained.open_request(&request_id) else {
                 continue;
             };
-            let is_ours_alone = !held.contains(&request_id) && !record.recalled;
+            let is_set_aside = record.recalled || record.aside.is_some();
+            let is_ours_alone = !held.contains(&request_id) && !is_set_aside;
             if let Standing::Open { cancel: None, .. } = &record.standing
                 && is_ours_alone
             {

@@ -84,6 +84,16 @@ impl<I, K: Hash + Eq + Clone> Waiting<I, K> {
         asked.into_iter().map(|entry| self.release(entry)).collect()
     }
 
+    /// Has inputs that were answered wait again, before everything else.
+    pub fn give_back(&mut self, inputs: Vec<WithKeys<I, K>>) {
+        for (_, keys) in &inputs {
+            for key in keys {
+                *self.keys.entry(key.clone()).or_default() += 1;
+            }
+        }
+        self.next.splice(0..0, inputs);
+    }
+
     /// Everything that waits, in order, asked for or not: nothing waits any more.
     pub fn clear(&mut self) -> Vec<I> {
         self.under_way = None;
