@@ -287,7 +287,9 @@ pub(super) fn cancel(
 fn check_restored(retained: &Retained) -> Result<(), StreamError> {
     match retained.identity.restoration {
         Restoration::None => Ok(()),
-        Restoration::Waiting | Restoration::Reconciling => Err(StreamError::Restoring),
+        Restoration::Waiting | Restoration::WentBack | Restoration::Reconciling => {
+            Err(StreamError::Restoring)
+        }
     }
 }
 

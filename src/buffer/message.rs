@@ -151,6 +151,8 @@ pub(crate) enum BufferMessage {
         look_up: u64,
         found: Box<Found>,
     },
+    /// Governance has seen a higher epoch of this store than it knows of.
+    WentBack,
     /// Time to look up again what could not be looked up.
     LookAgain,
     /// What was decided last changed nothing on disk.

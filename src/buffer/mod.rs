@@ -607,6 +607,7 @@ impl BufferState {
                 desk.reconciled(epoch, *reconciled, found);
             }
             BufferMessage::Recollected { epoch, handled } => desk.recollected(epoch, handled),
+            BufferMessage::WentBack => desk.went_back(),
             BufferMessage::ResumeRestored { store_lost, reply } => {
                 desk.resume_restored(store_lost, reply);
             }

@@ -31,6 +31,9 @@ pub enum Record {
         /// Requests that it holds, open or settled.
         held: Vec<RequestId>,
     },
+    /// Governance has seen more of this store than is in it: what is open may have been sent, and
+    /// nothing is sent any more.
+    WentBack,
     /// The store was restored from a backup: what came after that is missing, and every open
     /// request may have been sent. Both directions of each lane begin again under another outbox,
     /// and nothing is sent before the operator says so.

@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use ractor::{ActorRef, RpcReplyPort};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Effect, HandledMessage, Reconciled, ResumeFault,
@@ -40,14 +40,25 @@ impl Desk<'_> {
         );
     }
 
+    /// Takes note that governance has seen more of this store than is in it. It stays so until the
+    /// store is marked as restored: a restart, or a resume, would only raise its epoch.
+    pub(super) fn went_back(&mut self) {
+        if self.ready.retained.identity.restoration != Restoration::None {
+            return;
+        }
+        error!("this store went back, and nobody called it a restore; it sends nothing more");
+        self.stage(vec![Record::WentBack], Vec::new());
+    }
+
     /// Refuses an epoch to a connection while nobody has seen to the restore. Whether it did.
     pub(super) fn hold(&mut self, connection: &ActorRef<ConnectionMessage>, dial: u64) -> bool {
         let identity = &self.ready.retained.identity;
-        if identity.restoration != Restoration::Waiting {
-            return false;
-        }
         let outbox_id = identity.outbox_id;
-        let fault = ResumeFault::Restored { outbox_id };
+        let fault = match identity.restoration {
+            Restoration::Waiting => ResumeFault::Restored { outbox_id },
+            Restoration::WentBack => ResumeFault::WentBack,
+            Restoration::None | Restoration::Reconciling => return false,
+        };
         // The outbox that it names is to be durable.
         let held = Effect::Hold(connection.clone(), dial, fault);
         self.stage(Vec::new(), vec![held]);
@@ -66,7 +77,7 @@ impl Desk<'_> {
             (Restoration::None, true) => Some(Record::StoreLost),
             // It was said before; governance's operator may have acted since.
             (Restoration::Reconciling, _) => None,
-            (Restoration::None, false) => {
+            (Restoration::None, false) | (Restoration::WentBack, _) => {
                 let _ = reply.send(Err(StreamError::NotRestored));
                 return;
             }

@@ -75,6 +75,11 @@ pub enum ResumeFault {
         /// Names our store since the restore; what governance's operator permits.
         outbox_id: OutboxId,
     },
+    /// Governance has seen more of this store than is in it, and nobody has seen to that yet.
+    #[error(
+        "this store is an older copy, or another instance ran on one: governance has seen more of it than it knows; see that no other instance runs, go back to the newest directory or run `governance-stream restore --in-place`, and do as docs/operations.md says"
+    )]
+    WentBack,
     /// Its other ledger was adopted: the next session begins with it.
     #[error("governance's new ledger was adopted; the next session begins with it")]
     Adopted,

@@ -230,6 +230,7 @@ impl Retained {
                 self.changes.identity();
             }
             Record::Adopted(ledger_id) => self.adopt(*ledger_id),
+            Record::WentBack => self.went_back(),
             Record::Restored {
                 restore_id,
                 outbox_id,
@@ -471,6 +472,9 @@ impl Retained {
         record.standing = Standing::Settled { outcome, at };
         let sequence = record.request.sequence;
         self.changes.request(record.number, request_id);
+        // Its answer is here: what was not sent by now need not be. After a restore or an adoption an
+        // answer may come before its question.
+        self.withdraw(Lane::Signing, sequence);
         self.answered(Lane::Signing, sequence);
         if let Some(cancel) = cancel {
             self.answered(Lane::Signing, cancel.sequence);

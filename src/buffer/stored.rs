@@ -239,7 +239,11 @@ struct StoredDeadLetter {
 }
 
 const CANCEL_REASONS: [CancelReason; 2] = [CancelReason::Caller, CancelReason::Deadline];
-const RESTORATIONS: [Restoration; 2] = [Restoration::Waiting, Restoration::Reconciling];
+const RESTORATIONS: [Restoration; 3] = [
+    Restoration::Waiting,
+    Restoration::Reconciling,
+    Restoration::WentBack,
+];
 
 /// 1 + the value's place among these; 0 for any other.
 fn place_of<T: PartialEq>(values: &[T], value: &T) -> u32 {

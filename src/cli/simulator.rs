@@ -5,7 +5,10 @@ use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration}
 use anyhow::{Context as _, ensure};
 use bitcoin::Network;
 use clap::Args;
-use governance_stream::simulator::{Simulator, SimulatorConfig, SimulatorTls};
+use governance_stream::{
+    message::OutboxId,
+    simulator::{Simulator, SimulatorConfig, SimulatorTls},
+};
 use serde_json::json;
 
 use super::asked_to_stop;
@@ -37,6 +40,11 @@ pub(super) struct SimulatorArgs {
     /// The sidechain that it serves.
     #[arg(long, default_value = "alys-regtest")]
     chain_id: String,
+    /// Permit this outbox of this node, as governance's operator does for a store that was restored or
+    /// lost: the node's message names it. Its earlier outboxes are retired for ever. Start it again on
+    /// the same --directory with this.
+    #[arg(long, value_name = "NODE:OUTBOX", requires = "directory")]
+    permit: Vec<String>,
     /// Where its ledger lies, so that it survives this process; in memory when unset.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -107,6 +115,19 @@ pub(super) async fn run(args: SimulatorArgs) -> anyhow::Result<ExitCode> {
         ..SimulatorConfig::default()
     })
     .await?;
+    for permitted in &args.permit {
+        let (node, outbox) = permitted
+            .split_once(':')
+            .with_context(|| format!("--permit {permitted}: not NODE:OUTBOX"))?;
+        let outbox: uuid::Uuid = outbox
+            .parse()
+            .map_err(|error| anyhow::anyhow!("--permit {permitted}: {error}"))?;
+        let outbox = OutboxId::from_slice(outbox.as_bytes())
+            .map_err(|error| anyhow::anyhow!("--permit {permitted}: {error}"))?;
+        simulator
+            .allow_outbox(node, outbox)
+            .map_err(|reason| anyhow::anyhow!("--permit {permitted}: {reason}"))?;
+    }
     let endpoints = simulator.endpoints();
     let federation = simulator.federation(1).context("there is no federation")?;
     let members: Vec<(String, String)> = federation

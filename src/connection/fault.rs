@@ -216,9 +216,9 @@ impl SessionFault {
             Self::StoreLost { .. }
             | Self::Retired { .. }
             | Self::RolledBack { .. }
-            | Self::Resume(ResumeFault::Forked { .. } | ResumeFault::RolledBack { .. }) => {
-                Remedy::Quarantine
-            }
+            | Self::Resume(
+                ResumeFault::Forked { .. } | ResumeFault::RolledBack { .. } | ResumeFault::WentBack,
+            ) => Remedy::Quarantine,
             Self::Unreachable(_)
             | Self::TooSlow { .. }
             | Self::Status { .. }
@@ -244,7 +244,9 @@ impl SessionFault {
             | Self::StoreLost { .. }
             | Self::Retired { .. }
             | Self::RolledBack { .. }
-            | Self::Resume(ResumeFault::Adopted | ResumeFault::Restored { .. }) => Blame::Ourselves,
+            | Self::Resume(
+                ResumeFault::Adopted | ResumeFault::Restored { .. } | ResumeFault::WentBack,
+            ) => Blame::Ourselves,
             // It has been given its time already.
             Self::TooSlow { .. }
             | Self::NotServing

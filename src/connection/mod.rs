@@ -361,6 +361,9 @@ impl ConnectionState {
     }
 
     fn end(&mut self, dial: u64, fault: SessionFault) -> Result<(), ImpossibleEvent> {
+        if matches!(fault, SessionFault::RolledBack { .. }) {
+            self.tell_buffer(BufferMessage::WentBack);
+        }
         self.happen(Event::Ended { dial, fault })
     }
 

@@ -243,6 +243,11 @@ impl StreamStatus {
                           request is taken, until an operator says `resume --restored --yes`";
             return Health::Unhealthy(vec![reason.to_owned()]);
         }
+        if self.restoration == Restoration::WentBack {
+            let reason = "the store is an older copy than governance has seen: nothing is sent, and no \
+                          signature request is taken, until it is marked by `restore --in-place`";
+            return Health::Unhealthy(vec![reason.to_owned()]);
+        }
         let mut reasons = Vec::new();
         if self.restoration == Restoration::Reconciling {
             let reason = "governance has yet to recall what this store lacks; no signature request is \

@@ -38,6 +38,13 @@ impl Retained {
         self.mark_possibly_sent();
     }
 
+    /// Governance has seen more of this store than is in it.
+    pub(super) fn went_back(&mut self) {
+        self.identity.restoration = Restoration::WentBack;
+        self.changes.identity();
+        self.mark_possibly_sent();
+    }
+
     fn mark_possibly_sent(&mut self) {
         for request_id in self.open.values() {
             if let Some(record) = self.requests.get_mut(request_id) {

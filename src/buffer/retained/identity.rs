@@ -37,6 +37,9 @@ pub enum Restoration {
     None,
     /// It was restored, and sends nothing before its operator says so.
     Waiting,
+    /// It went back, as governance found, and nobody called that a restore: it sends nothing, and
+    /// nothing of it counts as unsent, until it is marked as restored (`restore --in-place`).
+    WentBack,
     /// Its operator has said so. Governance recalls what it lacks, or will once its own operator
     /// permits this outbox.
     Reconciling,
