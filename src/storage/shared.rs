@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) reading: Readings,
     /// What is committed while a copy is made; nothing while none is.
     pub(super) noted: Option<Noted>,
+    /// The number of the last copy that was begun.
+    pub(super) copies: u64,
     pub(super) usage: Usage,
     pub(super) tables: Vec<(String, u64)>,
     pub(super) upkeep: Upkeep,
@@ -102,6 +104,7 @@ impl State {
             next_user: 1,
             reading: Readings::default(),
             noted: None,
+            copies: 0,
             usage: Usage::default(),
             tables: Vec::new(),
             upkeep,
