@@ -184,17 +184,28 @@ pub(super) fn copy_rows(
             }
         }
     }
+    catch_up(source, writer, &mut || {
+        go_on(progress, CopyStage::Copying, done, of)
+    })
+}
+
+/// Copies what is noted, until little is left.
+pub(super) fn catch_up(
+    source: &dyn Source,
+    writer: &mut CopyWriter,
+    each_round: &mut dyn FnMut() -> Result<(), BackupError>,
+) -> Result<(), BackupError> {
     for _ in 0..ROUNDS {
         if source.noted_bytes() <= LAST_BYTES {
             break;
         }
         copy_noted(source, writer)?;
-        go_on(progress, CopyStage::Copying, done, of)?;
+        each_round()?;
     }
     Ok(())
 }
 
-fn go_on(
+pub(super) fn go_on(
     progress: &mut OnProgress<'_>,
     stage: CopyStage,
     done: u64,

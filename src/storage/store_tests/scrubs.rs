@@ -1,19 +1,6 @@
 //! Damage that is found before somebody needs what it hit.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path};
-
 use super::{super::*, support::*};
-
-/// Flips a bit in the middle of the value of 20 000 sevens, under a store that writes elsewhere.
-fn flip(file: &Path) {
-    let bytes = fs::read(file).expect("read");
-    let at = bytes.windows(2000).position(|part| part == [7; 2000]);
-    let at = at.expect("the value is there") + 1000;
-    let file = fs::File::options().write(true).open(file);
-    let file = file.expect("opened");
-    file.write_all_at(&[bytes[at] ^ 1], at as u64)
-        .expect("written");
-}
 
 #[test]
 fn damage_on_the_disk_shows_until_it_is_left_behind() {
