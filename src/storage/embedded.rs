@@ -432,6 +432,10 @@ impl Engine for RedbEngine {
         }
     }
 
+    fn close(&self) {
+        Self::close(self);
+    }
+
     fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
         Self::replace_with(self, copy).map(|_| ())
     }

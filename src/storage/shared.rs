@@ -411,7 +411,12 @@ impl Shared {
         self.metrics.record_failure(operation, fault);
         if matches!(fault, StoreError::Damaged { .. }) {
             error!(%fault, "the store is damaged");
-            self.lock().upkeep.damage = Some(fault.clone());
+            let mut state = self.lock();
+            let damage = match operation {
+                Operation::Read => &mut state.upkeep.damaged_rows,
+                _ => &mut state.upkeep.damaged_blocks,
+            };
+            *damage = Some(fault.clone());
         }
     }
 
