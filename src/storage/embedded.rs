@@ -361,7 +361,7 @@ impl RedbEngine {
             tracing::warn!(
                 file = self.place,
                 damaged,
-                "copies of the file's header were damaged, and were written again from their twins"
+                "copies of the file's preamble or headers were damaged; the preamble's and the last header's were written again from their twins"
             );
         }
         let mut current = self.open.write().unwrap_or_else(PoisonError::into_inner);

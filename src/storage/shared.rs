@@ -363,6 +363,11 @@ impl Shared {
             if change.key.len() > limits.key_bytes {
                 return Err(too_large("a key", change.key.len(), limits.key_bytes));
             }
+            if change.key.is_empty() {
+                return Err(StoreError::EmptyKey {
+                    table: change.table.clone().into_owned(),
+                });
+            }
             let of_user = change.table.strip_prefix(user);
             // A user `a/b` would write to tables of a user `a`.
             let is_own = user != OWN_NAME && !user.contains('/');

@@ -145,6 +145,10 @@ fn what_the_engine_could_never_take_is_refused_and_nothing_fails() {
         "a value"
     );
     assert_eq!(too_large(refused(&|b| b.remove(rows, [0; 11]))), "a key");
+    assert!(matches!(
+        refused(&|b| b.put(rows, [], [0])),
+        StoreError::EmptyKey { .. }
+    ));
     for table in ["b/rows", "ab/rows", "a", "store/meta"] {
         let refused = refused(&|batch| batch.put(Table::new(table), *b"k", *b"v"));
         assert!(
