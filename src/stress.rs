@@ -409,6 +409,10 @@ impl Engine for FaultableEngine {
         self.engine.commit(number, batches)
     }
 
+    fn close(&self) {
+        self.engine.close();
+    }
+
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
         self.engine.snapshot()
     }

@@ -12,7 +12,7 @@ use super::{
     engine::Snapshot,
     owner::{StoreIdentity, read_format, unix_ms},
     shared::Shared,
-    sidecar::{Backup, put, remove, sum, with_suffix},
+    sidecar::{Backup, put_new, remove, sum, with_suffix},
     store::Store,
     upkeep,
 };
@@ -28,7 +28,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When `to` is there already, another copy is being made, the store stays closed, or a disk
+    /// When `to` or its description is there already, another copy is being made, the store stays closed, or a disk
     /// fails.
     pub fn backup(&self, to: &Path, progress: &mut OnProgress<'_>) -> Result<Backup, BackupError> {
         let backup = backup(self.shared(), to, progress)?;
@@ -155,10 +155,12 @@ struct Target {
 
 impl Target {
     fn at(file: &Path) -> Result<Self, BackupError> {
-        if file.symlink_metadata().is_ok() {
-            return Err(BackupError::Exists {
-                file: file.display().to_string(),
-            });
+        for place in [file, &Backup::place(file)] {
+            if place.symlink_metadata().is_ok() {
+                return Err(BackupError::Exists {
+                    file: place.display().to_string(),
+                });
+            }
         }
         Ok(Self {
             file: file.to_owned(),
@@ -166,8 +168,9 @@ impl Target {
         })
     }
 
-    /// Reads the finished copy, and gives it its name. The description has its own first: a file
-    /// under its name is never without.
+    /// Reads the finished copy, and gives it its name, and then the description its own. Neither
+    /// takes the place of what another backup has put there meanwhile. A crash in between leaves a
+    /// file without a description, which is refused by name.
     fn complete(
         &self,
         copied: &Copied,
@@ -188,14 +191,17 @@ impl Target {
         let sidecar = Backup::place(&self.file);
         let new_sidecar = with_suffix(&sidecar, ".new");
         backup.write(&new_sidecar)?;
-        put(&new_sidecar, &sidecar)?;
-        if self.file.symlink_metadata().is_ok() {
+        if let Err(error) = put_new(&self.new, &self.file) {
             remove(&self.new)?;
-            return Err(BackupError::Exists {
-                file: self.file.display().to_string(),
-            });
+            remove(&new_sidecar)?;
+            return Err(error);
         }
-        put(&self.new, &self.file)?;
+        if let Err(error) = put_new(&new_sidecar, &sidecar) {
+            // It is this backup's own, which is none without it.
+            remove(&self.file)?;
+            remove(&new_sidecar)?;
+            return Err(error);
+        }
         Ok(backup)
     }
 }

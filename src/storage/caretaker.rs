@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{
     backup_error::BackupError,
     compaction::{CompactionPolicy, compact},
+    engine::Usage,
     error::StoreError,
     scrubbing::{Pace, scrub},
     shared::Shared,
@@ -44,6 +45,7 @@ impl Store {
 }
 
 fn work(shared: &Shared, settings: UpkeepSettings) {
+    let mut left = None;
     while shared.rest(settings.look_every) {
         let (is_open, usage, scrubbed_at) = {
             let state = shared.lock();
@@ -52,8 +54,8 @@ fn work(shared: &Shared, settings: UpkeepSettings) {
         if !is_open {
             continue;
         }
-        if settings.compaction.is_due(&usage) {
-            compact_now(shared);
+        if settings.compaction.is_due(&usage) && is_worth(&usage, left.as_ref()) {
+            left = compact_now(shared).or(left);
         }
         if !is_due(scrubbed_at, settings.scrub_every, SystemTime::now()) {
             continue;
@@ -62,7 +64,7 @@ fn work(shared: &Shared, settings: UpkeepSettings) {
         match scrub(shared, pace, &mut |_| {}) {
             Ok(report) if report.is_mendable() => {
                 // What is damaged is free, or in memory still: a copy is without it.
-                compact_now(shared);
+                left = compact_now(shared).or(left);
                 let again = scrub(shared, pace, &mut |_| {});
                 info!(
                     ?again,
@@ -75,7 +77,8 @@ fn work(shared: &Shared, settings: UpkeepSettings) {
     }
 }
 
-fn compact_now(shared: &Shared) {
+/// Compacts; what that has left, if it came to an end.
+fn compact_now(shared: &Shared) -> Option<Usage> {
     let mut go_on = |_| {
         if shared.lock().closing {
             ControlFlow::Break(())
@@ -84,10 +87,24 @@ fn compact_now(shared: &Shared) {
         }
     };
     match compact(shared, &mut go_on) {
-        Ok(Some(done)) => info!(?done, "the store has given back free space"),
+        Ok(Some(done)) => {
+            info!(?done, "the store has given back free space");
+            return Some(shared.lock().usage);
+        }
         Ok(None) | Err(BackupError::Busy | BackupError::Cancelled) => {}
         Err(error) => warn!(%error, "the store could not give back free space"),
     }
+    None
+}
+
+/// Whether another compaction may give back what the last one has left. What is free is an estimate:
+/// what was called free then, may never be.
+fn is_worth(usage: &Usage, left: Option<&Usage>) -> bool {
+    left.is_none_or(|left| {
+        let clearly = left.bytes / 4;
+        usage.bytes >= left.bytes.saturating_add(clearly)
+            || usage.free_bytes >= left.free_bytes.saturating_add(clearly)
+    })
 }
 
 /// Whether something that was done last at `last` is to be done again. A clock that went back is no
@@ -100,6 +117,21 @@ fn is_due(last: Option<SystemTime>, every: Duration, now: SystemTime) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_compaction_has_left_is_not_compacted_again_until_there_is_more() {
+        let usage = |bytes, free_bytes| Usage {
+            bytes,
+            free_bytes,
+            available_bytes: None,
+        };
+        let left = usage(400, 250);
+        assert!(is_worth(&left, None));
+        assert!(!is_worth(&left, Some(&left)));
+        assert!(!is_worth(&usage(499, 349), Some(&left)));
+        assert!(is_worth(&usage(500, 250), Some(&left)), "it has grown");
+        assert!(is_worth(&usage(400, 350), Some(&left)), "rows have gone");
+    }
 
     #[test]
     fn a_scrub_is_due_when_there_was_none_for_long_or_the_clock_went_back() {

@@ -1,12 +1,17 @@
 //! Gives free space back: a copy of the store takes its place while others use it.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::{
     backup_error::BackupError,
     batch::Batch,
-    copying::{Live, OnProgress, check_same, copy_last, copy_rows},
-    embedded::CopyWriter,
+    copying::{
+        CopyStage, Live, OnProgress, catch_up, check_same, check_whole, copy_last, copy_rows, go_on,
+    },
+    embedded::{CopyWriter, ReadOnlyFile},
     engine::Usage,
     shared::Shared,
     sidecar::remove,
@@ -53,7 +58,8 @@ pub struct Compacted {
 impl Store {
     /// Gives back the space that holds nothing; `None` for an engine that does so itself. Users go
     /// on: the generation stays, and no batch is lost. Commits wait while the last few rows are
-    /// copied and the copy takes the store's place, look-ups while that is done.
+    /// copied and the copy takes the store's place, look-ups while that is done. The copy is read
+    /// whole before that, but for what is committed meanwhile.
     ///
     /// Blocks for as long as that takes: it belongs on a thread of its own.
     ///
@@ -75,10 +81,37 @@ pub(super) fn compact(
     };
     let source = Live::begin(shared)?;
     let before = shared.engine.usage()?.bytes;
-    let mut writer = CopyWriter::create(&place)?;
-    copy_rows(&source, &mut writer, progress)?;
-    let new = place.clone();
-    let done = copy_last(&source, writer, progress, move |shared, writer, copied| {
+    let done = replace(&source, &place, progress);
+    if let Err(error) = done {
+        // While no other copy can have begun.
+        remove(&place)?;
+        return Err(error);
+    }
+    drop(source);
+    shared.look();
+    let after = shared.engine.usage()?.bytes;
+    Ok(Some(Compacted { before, after }))
+}
+
+/// Makes a copy at `place`, reads it whole, and has it take the store's place with what came
+/// meanwhile.
+fn replace(
+    source: &Live<'_>,
+    place: &Path,
+    progress: &mut OnProgress<'_>,
+) -> Result<(), BackupError> {
+    let mut writer = CopyWriter::create(place)?;
+    copy_rows(source, &mut writer, progress)?;
+    // It is no commit's state yet, and is read now: commits do not wait for that.
+    writer.finish(0)?;
+    check_whole(place, ReadOnlyFile::open(place)?, progress)?;
+    let mut writer = CopyWriter::resume(place)?;
+    let (rows, of) = (0, 0);
+    catch_up(source, &mut writer, &mut || {
+        go_on(progress, CopyStage::Copying, rows, of)
+    })?;
+    let new = place.to_owned();
+    copy_last(source, writer, progress, move |shared, writer, copied| {
         writer.finish(copied.commit)?;
         drop(check_same(&new, &copied)?);
         let _quiet = shared.quiet(READERS_DEADLINE).ok_or(BackupError::Reading)?;
@@ -88,15 +121,7 @@ pub(super) fn compact(
             shared.enqueue_own(Batch::new());
             BackupError::from(fault)
         })
-    });
-    if let Err(error) = done {
-        remove(&place)?;
-        return Err(error);
-    }
-    drop(source);
-    shared.look();
-    let after = shared.engine.usage()?.bytes;
-    Ok(Some(Compacted { before, after }))
+    })
 }
 
 /// Nothing is read for as long as this lives.

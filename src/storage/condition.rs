@@ -23,8 +23,8 @@ pub struct StoreCondition {
     pub usage: Usage,
     /// Rows by table, as of a few seconds ago.
     pub tables: Vec<(String, u64)>,
-    /// What a read or a scrub found damaged since the last scrub that found nothing. The store may
-    /// be open all the same: what is damaged is what nobody needs at present.
+    /// What a read found damaged since this process opened the store, or a scrub since the last one
+    /// that found nothing. The store may be open all the same: what is damaged is what nobody needs at present.
     pub damage: Option<StoreError>,
     /// When its last backup was made, by this store or the one that it was copied from.
     pub backed_up_at: Option<SystemTime>,
@@ -50,7 +50,7 @@ impl StoreCondition {
             look_ups: oldest(&mut state.reading.look_ups().waiting()),
             usage: state.usage,
             tables: state.tables.clone(),
-            damage: state.upkeep.damage.clone(),
+            damage: state.upkeep.damage().cloned(),
             backed_up_at: state.upkeep.backed_up_at,
             scrubbed_at: state.upkeep.scrubbed_at,
         }

@@ -71,7 +71,11 @@ pub(super) trait Source {
 }
 
 /// A store that others use meanwhile. What they commit is noted for as long as this lives.
-pub(super) struct Live<'a>(&'a Shared);
+pub(super) struct Live<'a> {
+    shared: &'a Shared,
+    /// Which of the store's copies it is.
+    copy: u64,
+}
 
 impl<'a> Live<'a> {
     pub(super) fn begin(shared: &'a Shared) -> Result<Self, BackupError> {
@@ -79,14 +83,31 @@ impl<'a> Live<'a> {
         if state.noted.is_some() {
             return Err(BackupError::Busy);
         }
-        state.noted = Some(Noted::default());
-        Ok(Self(shared))
+        state.copies += 1;
+        let copy = state.copies;
+        state.noted = Some(Noted::of(copy));
+        Ok(Self { shared, copy })
+    }
+}
+
+impl Live<'_> {
+    /// Has what was to be done last do nothing; `false` when it has begun.
+    fn give_up(&self) -> bool {
+        let mut state = self.shared.lock();
+        if state.noted.as_ref().is_some_and(|noted| noted.is_last) {
+            return false;
+        }
+        state.noted = None;
+        true
     }
 }
 
 impl Drop for Live<'_> {
     fn drop(&mut self) {
-        self.0.lock().noted = None;
+        self.shared
+            .lock()
+            .noted
+            .take_if(|noted| noted.is_of(self.copy));
     }
 }
 
@@ -95,26 +116,26 @@ impl Source for Live<'_> {
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
         let since = Instant::now();
         loop {
-            let fault = match self.0.snapshot(None) {
+            let fault = match self.shared.snapshot(None) {
                 Ok(snapshot) => return Ok(snapshot),
                 Err(fault) => fault,
             };
-            let state = self.0.lock();
+            let state = self.shared.lock();
             let passes = !state.is_open || fault == StoreError::Ended;
             if state.closing || !passes || since.elapsed() > REOPEN_PATIENCE {
                 return Err(fault);
             }
-            let woken = self.0.ended.wait_timeout(state, LOOK);
+            let woken = self.shared.ended.wait_timeout(state, LOOK);
             drop(woken.unwrap_or_else(PoisonError::into_inner));
         }
     }
 
     fn noted_bytes(&self) -> usize {
-        self.0.lock().noted.as_ref().map_or(0, Noted::bytes)
+        self.shared.lock().noted.as_ref().map_or(0, Noted::bytes)
     }
 
     fn take_noted(&self) -> BTreeSet<RowName> {
-        let mut state = self.0.lock();
+        let mut state = self.shared.lock();
         state.noted.as_mut().map(Noted::take).unwrap_or_default()
     }
 }
@@ -163,17 +184,28 @@ pub(super) fn copy_rows(
             }
         }
     }
+    catch_up(source, writer, &mut || {
+        go_on(progress, CopyStage::Copying, done, of)
+    })
+}
+
+/// Copies what is noted, until little is left.
+pub(super) fn catch_up(
+    source: &dyn Source,
+    writer: &mut CopyWriter,
+    each_round: &mut dyn FnMut() -> Result<(), BackupError>,
+) -> Result<(), BackupError> {
     for _ in 0..ROUNDS {
         if source.noted_bytes() <= LAST_BYTES {
             break;
         }
         copy_noted(source, writer)?;
-        go_on(progress, CopyStage::Copying, done, of)?;
+        each_round()?;
     }
     Ok(())
 }
 
-fn go_on(
+pub(super) fn go_on(
     progress: &mut OnProgress<'_>,
     stage: CopyStage,
     done: u64,
@@ -223,7 +255,7 @@ impl Copied {
 }
 
 /// Copies what is left while nothing is committed, and does what is to be done `then`, still while
-/// nothing is.
+/// nothing is. It can be cancelled until that has begun; what has begun is waited for.
 pub(super) fn copy_last<T: Send + 'static>(
     source: &Live<'_>,
     writer: CopyWriter,
@@ -231,9 +263,10 @@ pub(super) fn copy_last<T: Send + 'static>(
     then: impl FnOnce(&Shared, CopyWriter, Copied) -> Result<T, BackupError> + Send + 'static,
 ) -> Result<T, BackupError> {
     let (tell, told) = mpsc::channel();
-    source.0.hold(Box::new(move |shared| {
+    let copy = source.copy;
+    source.shared.hold(Box::new(move |shared| {
         // Nobody waits for it any more, if it cannot be told.
-        let _ = tell.send(copy_held(shared, writer, then));
+        let _ = tell.send(copy_held(shared, copy, writer, then));
     }));
     loop {
         match told.recv_timeout(LOOK) {
@@ -241,18 +274,30 @@ pub(super) fn copy_last<T: Send + 'static>(
             Err(mpsc::RecvTimeoutError::Disconnected) => return Err(StoreError::Ended.into()),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let (rows, of) = (0, 0);
-                go_on(progress, CopyStage::Copying, rows, of)?;
+                let wanted = go_on(progress, CopyStage::Copying, rows, of);
+                if wanted.is_err() && source.give_up() {
+                    wanted?;
+                }
             }
         }
     }
 }
 
+/// What is left is copied, unless the copy was given up: another one may have begun since.
 fn copy_held<T>(
     shared: &Shared,
+    copy: u64,
     mut writer: CopyWriter,
     then: impl FnOnce(&Shared, CopyWriter, Copied) -> Result<T, BackupError>,
 ) -> Result<T, BackupError> {
-    let noted = shared.lock().noted.as_mut().map(Noted::take);
+    let noted = {
+        let mut state = shared.lock();
+        let noted = state.noted.as_mut().filter(|noted| noted.is_of(copy));
+        noted.map(|noted| {
+            noted.is_last = true;
+            noted.take()
+        })
+    };
     let Some(rows) = noted else {
         return Err(BackupError::Cancelled);
     };
@@ -329,5 +374,37 @@ pub(super) fn count_rows(
             None => return Ok(read),
         }
         each_page(read)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{
+        batch::{Batch, Table},
+        store::Store,
+    };
+
+    #[test]
+    fn what_a_dropped_copy_was_to_do_last_leaves_the_next_ones_rows_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::in_memory();
+        let shared = store.shared();
+        let held = |copy, file: &str| {
+            let writer = CopyWriter::create(&directory.path().join(file)).expect("made");
+            copy_held(shared, copy, writer, |_, _, _| Ok(()))
+        };
+        let dropped = Live::begin(shared).expect("begun").copy;
+        let next = Live::begin(shared).expect("begun");
+        let mut batch = Batch::new();
+        batch.put(Table::new("a/rows"), *b"key", *b"value");
+        shared.lock().note(&[batch]);
+        let noted = next.noted_bytes();
+        assert!(noted > 0);
+        assert_eq!(held(dropped, "dropped"), Err(BackupError::Cancelled));
+        assert_eq!(next.noted_bytes(), noted);
+        assert_eq!(held(next.copy, "next"), Ok(()));
+        assert_eq!(next.noted_bytes(), 0);
+        assert!(!next.give_up(), "it has begun");
     }
 }

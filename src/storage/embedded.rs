@@ -361,7 +361,7 @@ impl RedbEngine {
             tracing::warn!(
                 file = self.place,
                 damaged,
-                "copies of the file's header were damaged, and were written again from their twins"
+                "copies of the file's preamble or headers were damaged; the preamble's and the last header's were written again from their twins"
             );
         }
         let mut current = self.open.write().unwrap_or_else(PoisonError::into_inner);
@@ -432,6 +432,10 @@ impl Engine for RedbEngine {
         }
     }
 
+    fn close(&self) {
+        Self::close(self);
+    }
+
     fn replace_with(&self, copy: &Path) -> Result<(), StoreError> {
         Self::replace_with(self, copy).map(|_| ())
     }
@@ -462,8 +466,11 @@ impl Engine for RedbEngine {
         };
         let committed = if last.commit.checked_add(1) == Some(number) {
             let commit = || open.commit(self.discipline, next, batches);
+            // After it is synced as well: what went into a file that was replaced meanwhile is no
+            // commit of the store that is found at the next opening.
             self.check_in_place(&open)
                 .and_then(|()| open.faults.guard("commit", commit))
+                .and_then(|done| self.check_in_place(&open).map(|()| done))
         } else {
             Err(damaged(
                 &self.place,

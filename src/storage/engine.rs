@@ -61,6 +61,9 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Lets go of what it has open, which is not what it should be. It is opened again later.
+    fn close(&self) {}
+
     /// Takes the finished copy of its last commit at `copy` in its own place, and goes on with
     /// that. Earlier snapshots may fail from now on.
     ///

@@ -121,6 +121,12 @@ pub enum StoreError {
         /// The most.
         limit: usize,
     },
+    /// A row without a key.
+    #[error("store: a row of table `{table}` has an empty key; it is refused")]
+    EmptyKey {
+        /// The table.
+        table: String,
+    },
     /// A user wrote to a table that is not its own.
     #[error("store: `{user}` may not write to table `{table}`")]
     ForeignTable {
@@ -150,7 +156,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Every value of [`name`](Self::name).
-    pub(super) const NAMES: [&'static str; 14] = [
+    pub(super) const NAMES: [&'static str; 15] = [
         "absent",
         "occupied",
         "held",
@@ -161,6 +167,7 @@ impl StoreError {
         "permissions",
         "io",
         "too_large",
+        "empty_key",
         "foreign_table",
         "hung",
         "ended",
@@ -181,6 +188,7 @@ impl StoreError {
             Self::Permissions { .. } => "permissions",
             Self::Io { .. } => "io",
             Self::TooLarge { .. } => "too_large",
+            Self::EmptyKey { .. } => "empty_key",
             Self::ForeignTable { .. } => "foreign_table",
             Self::Hung { .. } => "hung",
             Self::Ended => "ended",

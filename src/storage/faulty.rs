@@ -338,6 +338,10 @@ impl Engine for FaultyEngine {
         usage.map_or_else(|| self.0.engine().usage(), Ok)
     }
 
+    fn close(&self) {
+        self.0.engine().close();
+    }
+
     fn copy_place(&self) -> Option<PathBuf> {
         self.0.engine().copy_place()
     }

@@ -47,9 +47,12 @@ impl ReadJob {
             // A panic must not keep the one who asked waiting for ever.
             let reading = AssertUnwindSafe(|| snapshot.and_then(|snapshot| read(&*snapshot)));
             let result = catch_unwind(reading).unwrap_or_else(|_| {
-                Err(StoreError::Damaged {
+                // No proof of damage: it may be whoever reads.
+                Err(StoreError::Io {
                     place: format!("(rows of {})", who.name),
+                    operation: "read them",
                     reason: "reading them panicked".to_owned(),
+                    advice: "keep the log, and report it",
                 })
             });
             let fault = result.as_ref().err().cloned();

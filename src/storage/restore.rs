@@ -57,7 +57,8 @@ pub struct RestoreReport {
 /// Makes the store of `directory` from a backup. The backup is checked first, whole; then its rows
 /// are copied, with the mark that they were restored ([`Restored`]) and one commit more than the
 /// backup has; that is checked in its turn, and only then does it get the store's name. A crash
-/// leaves what was there before.
+/// leaves what was there before; on a file system without hard links it may leave that under the
+/// name alone under which it is kept ([`RestoreReport::replaced`]), and no store in its place.
 ///
 /// The store is to be opened by a node that then does what the mark demands: what came after the
 /// backup is lost, and may have been promised.
@@ -260,7 +261,8 @@ fn keep_replaced(place: &Path) -> Result<Option<PathBuf>, BackupError> {
     }
     let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let kept = with_suffix(place, &format!(".replaced-{}", at.replace(':', "")));
-    // A second name: there is no moment without a store. Some file systems have no such thing.
+    // A second name: there is no moment without a store. Some file systems have no such thing, and
+    // a crash before the new one is put there leaves none.
     fs::hard_link(place, &kept)
         .or_else(|_| fs::rename(place, &kept))
         .map_err(|error| BackupError::file(place, "keep", &error))?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     backup::now, copying::count_rows, error::StoreError, metrics::Operation, shared::Shared,
-    store::Store, upkeep,
+    store::Store, upkeep, user::Generation,
 };
 
 /// Blocks that are read at once, and bytes of each.
@@ -55,8 +55,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the store closes, or is closed. What is damaged is in the report, and shows in
-    /// [`condition`](Self::condition) until a scrub finds nothing. [`compact`](Self::compact) leaves
+    /// When the store closes, is closed, or fails meanwhile. What is damaged is in the report, and
+    /// shows in [`condition`](Self::condition) until a scrub finds nothing. What reads found wrong
+    /// with rows shows until the store is opened by a new process. [`compact`](Self::compact) leaves
     /// behind what nobody needs.
     pub fn scrub(&self, progress: &mut dyn FnMut(u64)) -> Result<ScrubReport, StoreError> {
         scrub(self.shared(), Pace::AtOnce, progress)
@@ -70,10 +71,14 @@ pub(super) fn scrub(
 ) -> Result<ScrubReport, StoreError> {
     let mut report = ScrubReport::default();
     let mut next = Some(0);
+    // Why it is closed is the store's to say: its engine knows no more than that. A file that it
+    // opens meanwhile may be another one, whatever becomes of it.
+    let generation = shared.readable(None)?;
     while let Some(from) = next {
-        // Why it is closed is the store's to say: its engine knows no more than that.
-        shared.readable(None)?;
-        let Some(scrubbed) = shared.engine.scrub(from, STRETCH)? else {
+        shared.readable(Some(generation))?;
+        let scrubbed = shared.engine.scrub(from, STRETCH);
+        shared.readable(Some(generation))?;
+        let Some(scrubbed) = scrubbed? else {
             return Ok(report);
         };
         report.blocks += scrubbed.blocks;
@@ -86,13 +91,18 @@ pub(super) fn scrub(
     let Some(first) = report.suspects.first() else {
         let at = now();
         let mut state = shared.lock();
-        state.upkeep.damage = None;
+        if !state.is_open || state.generation != generation {
+            return Err(StoreError::Ended);
+        }
+        // What is wrong with rows may be in blocks that are what was written.
+        state.upkeep.damaged_blocks = None;
         state.upkeep.scrubbed_at = Some(at);
         drop(state);
         shared.enqueue_own(upkeep::scrubbed(at));
         return Ok(report);
     };
-    report.unreadable = read_rows(shared, pace)?;
+    report.unreadable = read_rows(shared, generation, pace)?;
+    shared.readable(Some(generation))?;
     let count = report.suspects.len();
     let damage = report.unreadable.clone().unwrap_or_else(|| StoreError::Damaged {
         place: shared.place.clone(),
@@ -106,13 +116,17 @@ pub(super) fn scrub(
 }
 
 /// Reads every row, which is everything that counts; what of it is damaged.
-fn read_rows(shared: &Shared, pace: Pace) -> Result<Option<StoreError>, StoreError> {
+fn read_rows(
+    shared: &Shared,
+    generation: Generation,
+    pace: Pace,
+) -> Result<Option<StoreError>, StoreError> {
     let read = || {
-        let tables = shared.snapshot(None)?.tables()?;
+        let tables = shared.snapshot(Some(generation))?.tables()?;
         for (table, _) in tables {
             let mut before = 0;
             // One snapshot a table: what is removed meanwhile takes up space until then.
-            let snapshot = shared.snapshot(None)?;
+            let snapshot = shared.snapshot(Some(generation))?;
             count_rows(&*snapshot, &table, &mut |read| {
                 let bytes = (read - before) * BLOCK_BYTES / 16;
                 before = read;

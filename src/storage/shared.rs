@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) reading: Readings,
     /// What is committed while a copy is made; nothing while none is.
     pub(super) noted: Option<Noted>,
+    /// The number of the last copy that was begun.
+    pub(super) copies: u64,
     pub(super) usage: Usage,
     pub(super) tables: Vec<(String, u64)>,
     pub(super) upkeep: Upkeep,
@@ -102,6 +104,7 @@ impl State {
             next_user: 1,
             reading: Readings::default(),
             noted: None,
+            copies: 0,
             usage: Usage::default(),
             tables: Vec::new(),
             upkeep,
@@ -360,6 +363,11 @@ impl Shared {
             if change.key.len() > limits.key_bytes {
                 return Err(too_large("a key", change.key.len(), limits.key_bytes));
             }
+            if change.key.is_empty() {
+                return Err(StoreError::EmptyKey {
+                    table: change.table.clone().into_owned(),
+                });
+            }
             let of_user = change.table.strip_prefix(user);
             // A user `a/b` would write to tables of a user `a`.
             let is_own = user != OWN_NAME && !user.contains('/');
@@ -408,7 +416,12 @@ impl Shared {
         self.metrics.record_failure(operation, fault);
         if matches!(fault, StoreError::Damaged { .. }) {
             error!(%fault, "the store is damaged");
-            self.lock().upkeep.damage = Some(fault.clone());
+            let mut state = self.lock();
+            let damage = match operation {
+                Operation::Read => &mut state.upkeep.damaged_rows,
+                _ => &mut state.upkeep.damaged_blocks,
+            };
+            *damage = Some(fault.clone());
         }
     }
 

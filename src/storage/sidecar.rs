@@ -166,9 +166,38 @@ pub(super) fn remove(path: &Path) -> Result<(), BackupError> {
     }
 }
 
-/// Gives a file, which is whole and synced, its name.
+/// Gives a file, which is whole and synced, its name, in the place of what has it.
 pub(super) fn put(from: &Path, to: &Path) -> Result<(), BackupError> {
     fs::rename(from, to).map_err(|error| BackupError::file(to, "put in place", &error))?;
+    sync_parent(to)
+}
+
+/// As [`put`], but takes nobody's place.
+pub(super) fn put_new(from: &Path, to: &Path) -> Result<(), BackupError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => BackupError::Exists {
+            file: to.display().to_string(),
+        },
+        _ => BackupError::file(to, "put in place", &error),
+    };
+    match fs::hard_link(from, to) {
+        Ok(()) => remove(from)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        // Some file systems have no second names: an empty file keeps the place.
+        Err(_) => {
+            let mut options = File::options();
+            options.write(true).create_new(true);
+            drop(options.open(to).map_err(failed)?);
+            if let Err(error) = fs::rename(from, to) {
+                remove(to)?;
+                return Err(failed(error));
+            }
+        }
+    }
+    sync_parent(to)
+}
+
+fn sync_parent(to: &Path) -> Result<(), BackupError> {
     let parent = to.parent().filter(|parent| *parent != Path::new(""));
     let parent = parent.unwrap_or(Path::new("."));
     File::open(parent)
@@ -193,5 +222,24 @@ mod rfc3339 {
     ) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_rfc3339(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_file_takes_nobodys_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::write(&from, "one").expect("written");
+        put_new(&from, &to).expect("put");
+        assert!(!from.exists());
+        fs::write(&from, "two").expect("written");
+        let refused = put_new(&from, &to);
+        assert!(matches!(refused, Err(BackupError::Exists { .. })));
+        assert_eq!(fs::read(&to).expect("read"), b"one");
+        assert_eq!(fs::read(&from).expect("read"), b"two");
     }
 }

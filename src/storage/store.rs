@@ -206,10 +206,10 @@ impl Store {
         self.shared().lock().fault.clone()
     }
 
-    /// What was found damaged since the last scrub that found nothing. It may be open all the same.
+    /// What was found damaged, and no later scrub found whole; what a read found damaged stays. It may be open all the same.
     #[must_use]
     pub fn damage(&self) -> Option<StoreError> {
-        self.shared().lock().upkeep.damage.clone()
+        self.shared().lock().upkeep.damage().cloned()
     }
 
     /// What names it.

@@ -18,8 +18,18 @@ const SCRUBBED_KEY: &[u8] = b"scrubbed";
 pub(super) struct Upkeep {
     pub(super) backed_up_at: Option<SystemTime>,
     pub(super) scrubbed_at: Option<SystemTime>,
-    /// What a read or a scrub found damaged, until a scrub finds nothing.
-    pub(super) damage: Option<StoreError>,
+    /// What a scrub, a commit or an opening found damaged, until a scrub finds nothing.
+    pub(super) damaged_blocks: Option<StoreError>,
+    /// What a read found damaged. Blocks that are what was written say nothing of it: it stays until
+    /// the store is opened by a new process, which reads it again.
+    pub(super) damaged_rows: Option<StoreError>,
+}
+
+impl Upkeep {
+    /// What is damaged, as far as it is known.
+    pub(super) fn damage(&self) -> Option<&StoreError> {
+        self.damaged_rows.as_ref().or(self.damaged_blocks.as_ref())
+    }
 }
 
 impl Upkeep {
@@ -40,7 +50,8 @@ impl Upkeep {
         Ok(Self {
             backed_up_at: at(BACKED_UP_KEY)?,
             scrubbed_at: at(SCRUBBED_KEY)?,
-            damage: None,
+            damaged_blocks: None,
+            damaged_rows: None,
         })
     }
 }

@@ -128,7 +128,7 @@ fn paused(shared: &Shared, pause: Duration) -> bool {
 /// Opens the engine, looks whether it is what was left, and commits once: nobody is told before
 /// that has come through.
 fn open(shared: &Shared, generation: Generation) -> Result<u64, StoreError> {
-    guarded(&shared.place, "open", || {
+    let opened = guarded(&shared.place, "open", || {
         let found = shared.engine.open()?;
         let confirmed = shared.lock().confirmed;
         if found < confirmed {
@@ -149,5 +149,13 @@ fn open(shared: &Shared, generation: Generation) -> Result<u64, StoreError> {
             .commit(found + 1, std::slice::from_ref(&batch));
         shared.lock().note(&[batch]);
         done.map(|()| found + 1)
-    })
+    });
+    if opened.is_err() {
+        // It may be another file: nobody is to read it.
+        let _ = guarded(&shared.place, "close", || {
+            shared.engine.close();
+            Ok(())
+        });
+    }
+    opened
 }

@@ -9,6 +9,7 @@ use super::{
     builder,
     fault::{Faults, io_error},
     home,
+    snapshot::FileSnapshot,
 };
 use crate::storage::{checksummed::Checksummed, error::StoreError};
 
@@ -47,12 +48,39 @@ impl CopyWriter {
         Self::on(&place, storage)
     }
 
+    /// Goes on with a file that was finished, as [`finish`](Self::finish) left it. Nobody else has
+    /// it open.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, or is not what was written.
+    pub(in crate::storage) fn resume(path: &Path) -> Result<Self, StoreError> {
+        let place = home::shown(path);
+        let storage = super::file_storage(home::open_file(path, true)?, &place)?;
+        let storage =
+            Checksummed::open(storage).map_err(|error| io_error(&place, "open it", &error))?;
+        let writer = Self::over(&place, storage, "open it")?;
+        let bookkeeping = FileSnapshot::of(&writer.database, writer.faults.clone())?.bookkeeping();
+        Ok(Self {
+            bookkeeping,
+            ..writer
+        })
+    }
+
     /// As [`create`](Self::create), on empty storage.
     pub(super) fn on(place: &str, storage: Box<dyn StorageBackend>) -> Result<Self, StoreError> {
         let storage =
             Checksummed::create(storage).map_err(|error| io_error(place, "create it", &error))?;
+        Self::over(place, storage, "create it")
+    }
+
+    fn over(
+        place: &str,
+        storage: Checksummed,
+        operation: &'static str,
+    ) -> Result<Self, StoreError> {
         let faults = Faults::of(place, Some(storage.clone()));
-        let database = faults.guard("create it", || {
+        let database = faults.guard(operation, || {
             Ok(builder().create_with_backend(storage.clone())?)
         })?;
         Ok(Self {

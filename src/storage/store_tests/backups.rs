@@ -218,6 +218,22 @@ fn a_backup_takes_nobodys_place_and_one_is_made_at_a_time() {
         "{again:?}"
     );
     assert_eq!(fs::read(&file).expect("there"), before);
+    // Nor that of one, or of a description, that comes meanwhile.
+    for name in ["three", "three.json"] {
+        let (file, there) = (directory.path().join("three"), directory.path().join(name));
+        let refused = store.backup(&file, &mut |told| {
+            if told.stage == CopyStage::Checking {
+                fs::write(&there, "another's").expect("written");
+            }
+            ControlFlow::Continue(())
+        });
+        let exists = |error| matches!(error, BackupError::Exists { .. });
+        assert!(refused.is_err_and(exists));
+        assert_eq!(fs::read(&there).expect("there"), b"another's");
+        fs::remove_file(&there).expect("removed");
+        let left = fs::read_dir(directory.path()).expect("read").count();
+        assert_eq!(left, 2, "the first backup and its description");
+    }
 }
 
 #[test]

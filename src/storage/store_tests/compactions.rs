@@ -52,6 +52,36 @@ fn users_go_on_while_free_space_is_given_back() {
 }
 
 #[test]
+fn a_copy_that_is_damaged_is_found_before_it_takes_the_stores_place() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let home = directory.path().join("store");
+    let (_faulty, store, a, generation) = bloated(&home);
+    let copy = home.join("store.redb.new");
+    let mut is_flipped = false;
+    let done = store.compact(&mut |told| {
+        // Beside the copy, whose blocks are read a stretch at a time and all of them again by the
+        // engine.
+        if told.stage == CopyStage::Checking && !is_flipped {
+            is_flipped = true;
+            flip(&copy);
+        }
+        ControlFlow::Continue(())
+    });
+    assert!(
+        matches!(
+            done,
+            Err(BackupError::Damaged { .. } | BackupError::Store(StoreError::Damaged { .. }))
+        ),
+        "{done:?}"
+    );
+    assert!(is_flipped && !copy.exists());
+    a.settles(generation);
+    a.is_told_nothing();
+    assert_eq!(a.look_up(generation, "199").recv(), Ok(Ok(true)));
+    store.compact(&mut go_on).expect("done");
+}
+
+#[test]
 fn a_read_that_does_not_end_puts_it_off_and_nothing_else() {
     let directory = tempfile::tempdir().expect("a directory");
     let (_faulty, store, a, generation) = bloated(&directory.path().join("store"));

@@ -1,19 +1,8 @@
 //! Damage that is found before somebody needs what it hit.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path};
+use std::sync::mpsc;
 
 use super::{super::*, support::*};
-
-/// Flips a bit in the middle of the value of 20 000 sevens, under a store that writes elsewhere.
-fn flip(file: &Path) {
-    let bytes = fs::read(file).expect("read");
-    let at = bytes.windows(2000).position(|part| part == [7; 2000]);
-    let at = at.expect("the value is there") + 1000;
-    let file = fs::File::options().write(true).open(file);
-    let file = file.expect("opened");
-    file.write_all_at(&[bytes[at] ^ 1], at as u64)
-        .expect("written");
-}
 
 #[test]
 fn damage_on_the_disk_shows_until_it_is_left_behind() {
@@ -73,4 +62,73 @@ fn damage_that_nothing_mends_is_told_by_a_scrub_and_refused_by_a_copy() {
     assert!(store.scrub(&mut |_| {}).expect("read").is_sound());
     assert_eq!(store.condition().damage, None);
     a.settles(generation);
+}
+
+#[test]
+fn sound_blocks_say_nothing_of_rows_that_a_read_found_damaged() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_faulty, store) = disk_store(&directory.path().join("store"));
+    let a = register(&store, "a");
+    let generation = a.opened();
+    let fault = StoreError::Damaged {
+        place: "a/rows".to_owned(),
+        reason: "a row of another length".to_owned(),
+    };
+    let (tell, told) = mpsc::channel();
+    let found = fault.clone();
+    a.user.look_up(
+        generation,
+        move |_| Err::<(), _>(found),
+        move |answer| {
+            let _ = tell.send(answer);
+        },
+    );
+    let answer = told.recv_timeout(PATIENCE).expect("answered");
+    assert_eq!(answer, Err(fault.clone()));
+    eventually("it shows", || store.condition().damage.is_some());
+    assert!(store.scrub(&mut |_| {}).expect("read").is_sound());
+    assert!(store.condition().scrubbed_at.is_some());
+    assert_eq!(store.condition().damage, Some(fault));
+}
+
+#[test]
+fn a_scrub_that_the_store_failed_meanwhile_or_is_closed_records_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (faulty, store) = disk_store(&directory.path().join("store"));
+    let a = register(&store, "a");
+    let generation = a.opened();
+    let ticket = a.put_bytes(generation, "key", 1_000_000);
+    a.committed(generation, ticket);
+    let mut is_told = false;
+    let scrubbed = store.scrub(&mut |_| {
+        if !is_told {
+            is_told = true;
+            faulty.fail_commit(1, Kept::Nothing);
+            a.put(generation, "lost");
+            a.failed();
+            a.opened();
+        }
+    });
+    assert_eq!(scrubbed, Err(StoreError::Ended));
+    assert_eq!(store.condition().scrubbed_at, None);
+    // Nor is a file read that was refused.
+    let confirmed = store.condition().confirmed;
+    faulty.claim(Some(confirmed - 1));
+    faulty.fail_commit(1, Kept::Nothing);
+    let generation = Generation(generation.0 + 1);
+    a.put(generation, "lost");
+    a.failed();
+    let went_back = |fault| matches!(fault, StoreError::WentBack { .. });
+    eventually("it is refused", || {
+        store.condition().fault.is_some_and(went_back)
+    });
+    assert!(store.scrub(&mut |_| {}).is_err_and(went_back));
+    assert_eq!(store.condition().scrubbed_at, None);
+    eventually("its file is let go of", || {
+        matches!(faulty.snapshot(), Err(StoreError::Closed { .. }))
+    });
+    faulty.claim(None);
+    let generation = a.opened();
+    a.settles(generation);
+    assert!(store.scrub(&mut |_| {}).expect("read").is_sound());
 }

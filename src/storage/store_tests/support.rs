@@ -1,7 +1,9 @@
 //! A store on an engine that fails when it is told to, and users that say what they were told.
 
 use std::{
+    fs,
     ops::ControlFlow,
+    os::unix::fs::FileExt as _,
     path::Path,
     sync::{
         Arc,
@@ -183,4 +185,15 @@ pub(super) fn eventually(what: &str, holds: impl Fn() -> bool) {
         assert!(since.elapsed() < PATIENCE, "it never came that {what}");
         let _ = nothing.recv_timeout(Duration::from_millis(1));
     }
+}
+
+/// Flips a bit in the middle of the first value of many sevens, under a store that writes elsewhere.
+pub(super) fn flip(file: &Path) {
+    let bytes = fs::read(file).expect("read");
+    let at = bytes.windows(2000).position(|part| part == [7; 2000]);
+    let at = at.expect("the value is there") + 1000;
+    let file = fs::File::options().write(true).open(file);
+    let file = file.expect("opened");
+    file.write_all_at(&[bytes[at] ^ 1], at as u64)
+        .expect("written");
 }
