@@ -138,7 +138,8 @@ fn a_file_that_is_cut_off_is_refused_by_name_by_a_running_and_by_a_new_node() {
     site.until_unhealthy_for("damaged");
     assert!(!site.submit());
     site.verify_finds("damaged");
-    drop(node);
+    assert!(!node.terminate(), "nobody knows what is left");
+    assert!(site.log().contains("store stats"));
     site.refuses_to_start("damaged");
     site.verify_finds("damaged");
     assert_eq!(
