@@ -309,12 +309,9 @@ impl BufferState {
             Phase::Ready(_) => user.waiting_for(),
         };
         let deadline = self.args.config.commit_deadline;
-        let hung = StoreError::Hung {
-            place: user.store().place().to_owned(),
-            waited,
-        };
         if waited >= deadline {
-            return Err(hung);
+            let place = user.store().place().to_owned();
+            return Err(StoreError::Hung { place, waited });
         }
         let latest = user.store().fault();
         if let (Phase::Loading(loading), Some(fault)) = (&mut self.phase, latest)
@@ -322,9 +319,16 @@ impl BufferState {
         {
             loading.fails_with(fault);
         }
-        let damage = self.commits.user().store().damage();
+        let store = self.commits.user().store();
+        // Whoever else waits, the bridge say, waits for the same disk, and has no health of its own.
+        let longest = waited.max(store.waiting_for());
+        let damage = store.damage();
         let fault = match &self.phase {
-            _ if waited >= deadline / 2 => Some(hung.to_string()),
+            _ if longest >= deadline / 2 => {
+                let place = store.place().to_owned();
+                let waited = longest;
+                Some(StoreError::Hung { place, waited }.to_string())
+            }
             Phase::Loading(loading) => loading.fault().map(ToString::to_string),
             Phase::Ready(_) => damage.map(|damage| damage.to_string()),
         };

@@ -206,6 +206,19 @@ impl Store {
         self.shared().lock().fault.clone()
     }
 
+    /// For how long the oldest batch or look-up of any user has been waiting; zero without one. It
+    /// never waits for the disk.
+    #[must_use]
+    pub fn waiting_for(&self) -> Duration {
+        let state = self.shared().lock();
+        let look_ups = state.reading.look_ups();
+        let since = state.queue.waiting().chain(look_ups.waiting());
+        since
+            .map(|(_, since)| since.elapsed())
+            .max()
+            .unwrap_or_default()
+    }
+
     /// What was found damaged since the last scrub that found nothing. It may be open all the same.
     #[must_use]
     pub fn damage(&self) -> Option<StoreError> {
