@@ -468,8 +468,8 @@ mod tests {
             "it came as a slice"
         );
         let subscribers = Subscribers {
-            bridge: Subscriber::new("nobody"),
-            chain: Subscriber::new("nobody"),
+            bridge: Subscriber::named::<crate::bridge::BridgeMessage>("nobody"),
+            chain: Subscriber::named::<crate::chain::ChainMessage>("nobody"),
         };
         let window = WindowConfig {
             messages: 8,
