@@ -98,8 +98,6 @@ pub(crate) struct BufferState {
     intake_closed: bool,
     adoption_allowed: bool,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
-    /// What health shows of the store.
-    shown: Option<String>,
     /// Times that the store was read.
     loads: u64,
 }
@@ -184,7 +182,6 @@ impl Actor for BufferActor {
             intake_closed: false,
             adoption_allowed: false,
             waiting_for_flush: Vec::new(),
-            shown: None,
             loads: 0,
         })
     }
@@ -336,11 +333,9 @@ impl BufferState {
         Ok(())
     }
 
-    fn show(&mut self, fault: Option<String>) {
-        if self.shown != fault {
-            self.shown.clone_from(&fault);
-            self.args.board.update(|status| status.store_fault = fault);
-        }
+    /// Each time: the board may show what a predecessor said that was killed since.
+    fn show(&self, fault: Option<String>) {
+        self.args.board.update(|status| status.store_fault = fault);
     }
 
     /// Nothing that rests on what was not committed is told to anyone: callers learn that it is
