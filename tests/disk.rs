@@ -138,7 +138,8 @@ fn a_file_that_is_cut_off_is_refused_by_name_by_a_running_and_by_a_new_node() {
     site.until_unhealthy_for("damaged");
     assert!(!site.submit());
     site.verify_finds("damaged");
-    drop(node);
+    assert!(!node.terminate(), "nobody knows what is left");
+    assert!(site.log().contains("store stats"));
     site.refuses_to_start("damaged");
     site.verify_finds("damaged");
     assert_eq!(
@@ -195,7 +196,7 @@ fn a_disk_that_hangs_shows_in_health_and_nothing_is_lost_when_it_comes_back() {
     };
     let node = site.started();
     site.accept(3);
-    disk.freeze(true);
+    let frozen = disk.freeze();
     let (id, form) = pegout_form(&site.federation, site.next);
     site.next += 1;
     let path = site.path().to_owned();
@@ -205,7 +206,7 @@ fn a_disk_that_hangs_shows_in_health_and_nothing_is_lost_when_it_comes_back() {
         let health = status["health"].to_string();
         health.contains("has not answered").then_some(())
     });
-    disk.freeze(false);
+    drop(frozen);
     until_healthy(site.path());
     // Whatever it was told, what it asked for was handed in and is committed: asked again, it is known.
     let _ = asking.join().expect("no panic");

@@ -1,4 +1,19 @@
 //! What was accepted survives the process, and a disk that fails loses nothing of it.
+//!
+//! Faults of the first version's store, and the tests that show each of them gone. A path without
+//! `tests/` is in `src/`.
+//!
+//! | | fault | tests |
+//! |---|---|---|
+//! | S1 | a failed sync that is taken for success | `storage/conformance/fault_tests.rs`: `a_failed_sync_loses_nothing_that_was_confirmed_later`; `one_phase_commits_on_a_bare_file_lose_it` shows the fault |
+//! | S2 | a damaged page leads to an older state | there: `a_flipped_bit_never_leads_to_an_older_state`; `a_flipped_bit_in_a_bare_file_does` shows the fault; `tests/disk.rs`: `damaged_pages_…` |
+//! | S3 | everything that ever was is read at a start | `tests/promises.rs`: `a_start_reads_what_is_open_and_nothing_of_what_is_settled` |
+//! | S4 | a store that vanished is made anew | here: `a_store_that_vanished_is_missed_and_not_made_anew`; `tests/disk.rs`: `a_file_that_is_removed_…`, `an_older_copy_…`, `a_file_that_is_cut_off_…` |
+//! | S5 | nothing ties the parts together | `tests/kill.rs` (`check_users` after each kill); `tests/store_commands.rs`: `the_store_of_another_node_chain_network_or_federation_is_refused_by_name`; `tests/disk.rs`: `the_store_of_another_making_…` |
+//! | S6 | a full disk: refused, and signed all the same | `tests/disk.rs`: `what_a_full_disk_refused_is_never_signed_and_the_node_goes_on_by_itself` |
+//! | S7 | dead letters and their frames in memory | `routing/router.rs`: `a_payload_does_not_keep_its_frame_in_memory`; `buffer/retained_tests.rs`: `dead_letters_are_bounded_in_bytes` |
+//! | S8 | work inside commits, unbounded intake, loads for the dead | `storage/store_tests/compactions.rs`: `users_go_on_while_free_space_is_given_back`; `tests/promises.rs`: `intake_is_bounded_while_the_store_loads`, `nobody_loads_for_the_dead_when_a_disk_comes_back`; `tests/disk.rs`: `a_disk_that_hangs_…` |
+//! | S9 | "nothing left" when nobody knows; open directories; no backup, no format | `tests/promises.rs`: `a_shutdown_without_a_store_says_that_it_is_not_known_what_is_left`; `tests/store_commands.rs`: `a_directory_that_others_may_enter_is_refused`, `a_backup_is_made_…`; `tests/formats.rs` |
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -105,8 +105,6 @@ pub(crate) struct BufferState {
     intake_closed: bool,
     adoption_allowed: bool,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
-    /// What health shows of the store.
-    shown: Option<String>,
     /// Times that the store was read.
     loads: u64,
 }
@@ -195,7 +193,6 @@ impl Actor for BufferActor {
             intake_closed: false,
             adoption_allowed: false,
             waiting_for_flush: Vec::new(),
-            shown: None,
             loads: 0,
         })
     }
@@ -320,12 +317,9 @@ impl BufferState {
             Phase::Ready(_) => user.waiting_for(),
         };
         let deadline = self.args.config.commit_deadline;
-        let hung = StoreError::Hung {
-            place: user.store().place().to_owned(),
-            waited,
-        };
         if waited >= deadline {
-            return Err(hung);
+            let place = user.store().place().to_owned();
+            return Err(StoreError::Hung { place, waited });
         }
         let latest = user.store().fault();
         if let (Phase::Loading(loading), Some(fault)) = (&mut self.phase, latest)
@@ -333,9 +327,16 @@ impl BufferState {
         {
             loading.fails_with(fault);
         }
-        let damage = self.commits.user().store().damage();
+        let store = self.commits.user().store();
+        // Whoever else waits, the bridge say, waits for the same disk, and has no health of its own.
+        let longest = waited.max(store.waiting_for());
+        let damage = store.damage();
         let fault = match &self.phase {
-            _ if waited >= deadline / 2 => Some(hung.to_string()),
+            _ if longest >= deadline / 2 => {
+                let place = store.place().to_owned();
+                let waited = longest;
+                Some(StoreError::Hung { place, waited }.to_string())
+            }
             Phase::Loading(loading) => loading.fault().map(ToString::to_string),
             Phase::Ready(_) => damage.map(|damage| damage.to_string()),
         };
@@ -343,11 +344,9 @@ impl BufferState {
         Ok(())
     }
 
-    fn show(&mut self, fault: Option<String>) {
-        if self.shown != fault {
-            self.shown.clone_from(&fault);
-            self.args.board.update(|status| status.store_fault = fault);
-        }
+    /// Each time: the board may show what a predecessor said that was killed since.
+    fn show(&self, fault: Option<String>) {
+        self.args.board.update(|status| status.store_fault = fault);
     }
 
     /// Nothing that rests on what was not committed is told to anyone: callers learn that it is

@@ -266,3 +266,25 @@ proptest! {
         }
     }
 }
+
+/// S7: letters of the largest size do not add up to gigabytes; the oldest go, on disk as well.
+#[test]
+fn dead_letters_are_bounded_in_bytes() {
+    let mut retained = Retained::new(None);
+    let size = 4 << 20;
+    for sequence in 1..=20 {
+        retained.apply(&Record::DeadLetter(DeadLetter {
+            lane: Lane::Pegin,
+            sequence,
+            message_id: MessageId::generate(),
+            occurrence_id: None,
+            kind: 0,
+            payload: Bytes::from(vec![0; size]),
+            reason: "of no use".to_owned(),
+            at: SystemTime::UNIX_EPOCH,
+        }));
+    }
+    let kept: Vec<u64> = retained.dead_letters.keys().copied().collect();
+    assert_eq!(kept, (13..=20).collect::<Vec<_>>());
+    assert_eq!(retained.dead_letter_bytes, MAX_DEAD_LETTER_BYTES);
+}

@@ -443,3 +443,56 @@ fn rejected(lane: Lane, arrived: Arrived, reason: String) -> HandledMessage {
         trace: arrived.trace,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    /// S7: ten bytes in a frame of a mebibyte keep ten bytes in memory.
+    #[test]
+    fn a_payload_does_not_keep_its_frame_in_memory() {
+        let message = |sequence, payload: Vec<u8>| proto::SequencedMessage {
+            lane: proto::Lane::Pegin.into(),
+            sequence,
+            message_id: MessageId::generate().to_bytes().to_vec().into(),
+            occurrence_id: OccurrenceId::generate().to_bytes().to_vec().into(),
+            kind: proto::Kind::PeginAck.into(),
+            payload: payload.into(),
+            ..Default::default()
+        };
+        let frame = proto::StreamResponse {
+            messages: vec![message(1, vec![0xff; 10]), message(2, vec![0xff; 1 << 20])],
+            ..Default::default()
+        };
+        let frame = Bytes::from(frame.encode_to_vec());
+        let addresses = frame.as_ptr_range();
+        let decoded = proto::StreamResponse::decode(frame.clone()).expect("decodes");
+        let first = decoded.messages.into_iter().next().expect("two");
+        assert!(
+            addresses.contains(&first.payload.as_ptr()),
+            "it came as a slice"
+        );
+        let subscribers = Subscribers {
+            bridge: Subscriber::named::<crate::bridge::BridgeMessage>("nobody"),
+            chain: Subscriber::named::<crate::chain::ChainMessage>("nobody"),
+        };
+        let window = WindowConfig {
+            messages: 8,
+            bytes: 4 << 20,
+        };
+        let mut router = Router::new(subscribers, window, Metrics::default(), |_| (0, None));
+        router.accept(first).expect("in order");
+        let Some(Step::Discard(arrived)) = router
+            .inboxes
+            .get_mut(Lane::Pegin)
+            .inbox
+            .next_step(Instant::now())
+        else {
+            panic!("it cannot be used");
+        };
+        assert_eq!(arrived.payload.as_ref(), [0xff; 10]);
+        assert!(!addresses.contains(&arrived.payload.as_ptr()));
+    }
+}

@@ -162,7 +162,13 @@ pub(super) fn work(shared: &Shared, pool: Pool) {
             looked = Some(Instant::now());
             continue;
         };
-        let snapshot = shared.snapshot(job.generation);
+        // A disk that hung comes back to what whole generations of users asked for before they were
+        // given up. Nobody waits for that any more.
+        let snapshot = if shared.lock().is_registered(job.who) {
+            shared.snapshot(job.generation)
+        } else {
+            Err(StoreError::Ended)
+        };
         match catch_unwind(AssertUnwindSafe(|| job.run(snapshot))) {
             Ok(None) => {}
             Ok(Some(fault)) => shared.note_fault(Operation::Read, &fault),

@@ -175,6 +175,11 @@ impl State {
         )
     }
 
+    /// Whether somebody waits for what this user asked for. Whoever is no user waits by himself.
+    pub(super) fn is_registered(&self, who: Who) -> bool {
+        who.id == 0 || self.users.contains_key(&who.id)
+    }
+
     fn user(&self, id: u64) -> Told {
         let user = self.users.get(&id);
         Told(

@@ -206,7 +206,21 @@ impl Store {
         self.shared().lock().fault.clone()
     }
 
-    /// What was found damaged, and no later scrub found whole; what a read found damaged stays. It may be open all the same.
+    /// For how long the oldest batch or look-up of any user has been waiting; zero without one. It
+    /// never waits for the disk.
+    #[must_use]
+    pub fn waiting_for(&self) -> Duration {
+        let state = self.shared().lock();
+        let look_ups = state.reading.look_ups();
+        let since = state.queue.waiting().chain(look_ups.waiting());
+        since
+            .map(|(_, since)| since.elapsed())
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// What was found damaged, and no later scrub found whole; what a read found damaged stays until
+    /// the next start. It may be open all the same.
     #[must_use]
     pub fn damage(&self) -> Option<StoreError> {
         self.shared().lock().upkeep.damage().cloned()

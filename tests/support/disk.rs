@@ -50,11 +50,26 @@ impl Mounted {
         assert!(done.expect("runs").success());
     }
 
-    pub fn freeze(&self, freeze: bool) {
-        let mut command = Command::new("fsfreeze");
-        let done = command.arg(if freeze { "-f" } else { "-u" }).arg(&self.0);
-        assert!(done.status().expect("runs").success());
+    /// Nothing is written to it until what this returns is dropped. Have that happen before a node
+    /// is waited for: a process that waits for a frozen disk cannot be killed.
+    pub fn freeze(&self) -> Frozen<'_> {
+        freeze("-f", &self.0);
+        Frozen(&self.0)
     }
+}
+
+/// A file system that is frozen.
+pub struct Frozen<'a>(&'a Path);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        freeze("-u", self.0);
+    }
+}
+
+fn freeze(how: &str, at: &Path) {
+    let done = Command::new("fsfreeze").arg(how).arg(at).status();
+    assert!(done.expect("runs").success());
 }
 
 /// Has the node of `site` keep its data on `disk`.
@@ -67,11 +82,6 @@ pub fn link_data(site: &Site, disk: &Path) {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("fsfreeze")
-            .arg("-u")
-            .arg(&self.0)
-            .stderr(Stdio::null())
-            .status();
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
