@@ -1,6 +1,7 @@
 //! What the store costs and promises while it is slow, gone or hangs, within one process.
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "a test that cannot go on fails"
 )]

@@ -12,8 +12,9 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use governance_stream::{
-    ConnectionPhase,
+    ConnectionPhase, StreamError,
     config::Config,
+    history,
     message::{OutboxId, SignatureRequest},
     proto::{self, ErrorCode, Kind, Lane, stream_request, stream_response::Control},
     simulator::{FederationView, OutboxStanding, RotationPlan, Simulator, SimulatorConfig},
@@ -436,8 +437,15 @@ async fn a_node_whose_store_is_new_is_quarantined_before_and_after_the_permissio
     simulator.assert_clean();
 }
 
+/// The epoch that the node has made durable.
+async fn epoch_of(node: &Node) -> u64 {
+    let store = node.stream.store().expect("open");
+    let facts = history::view(&store, |history| history.facts()).await;
+    facts.expect("readable").identity.expect("committed").epoch
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_whose_store_is_retired_or_went_back_says_so() {
+async fn a_node_whose_store_went_back_says_so_and_no_resume_leads_out() {
     let simulator = governance().await;
     let node = Node::with(impatient(&simulator)).await;
     node.until("connected", |status| status.is_connected())
@@ -460,10 +468,35 @@ async fn a_node_whose_store_is_retired_or_went_back_says_so() {
     })
     .await;
     quarantine(&node).await;
+    let before = epoch_of(&node).await;
+    node.stream.resume().expect("running");
+    node.until("held back by itself", |status| {
+        let fault = status.connection.last_fault.as_deref();
+        fault.is_some_and(|fault| fault.contains("governance has seen more of it"))
+    })
+    .await;
+    quarantine(&node).await;
+    let refused = node.stream.resume_restored().await;
+    assert_eq!(refused, Err(StreamError::NotRestored));
+    let federation = simulator.federation(1).expect("the first");
+    let refused = node
+        .stream
+        .request_signatures(support::pegout(&federation, 1));
+    assert_eq!(refused.await.map(drop), Err(StreamError::Restoring));
+    assert_eq!(epoch_of(&node).await, before, "it is not raised");
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_store_is_retired_says_so() {
+    let simulator = governance().await;
+    let node = Node::with(impatient(&simulator)).await;
+    node.until("connected", |status| status.is_connected())
+        .await;
     simulator
         .allow_outbox(NODE, OutboxId::generate())
         .expect("a new one");
-    node.stream.resume().expect("running");
     node.until("retired", |status| {
         let fault = status.connection.last_fault.as_deref();
         fault.is_some_and(|fault| fault.contains("never served again"))

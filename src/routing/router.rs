@@ -468,7 +468,7 @@ mod tests {
         };
         let frame = Bytes::from(frame.encode_to_vec());
         let addresses = frame.as_ptr_range();
-        let decoded = proto::StreamResponse::decode(frame.clone()).expect("decodes");
+        let decoded = proto::StreamResponse::decode(frame).expect("decodes");
         let first = decoded.messages.into_iter().next().expect("two");
         assert!(
             addresses.contains(&first.payload.as_ptr()),
