@@ -479,9 +479,7 @@ async fn a_node_whose_store_went_back_says_so_and_no_resume_leads_out() {
     let refused = node.stream.resume_restored().await;
     assert_eq!(refused, Err(StreamError::NotRestored));
     let federation = simulator.federation(1).expect("the first");
-    let refused = node
-        .stream
-        .request_signatures(pegout(&federation, 1));
+    let refused = node.stream.request_signatures(pegout(&federation, 1));
     assert_eq!(refused.await.map(drop), Err(StreamError::Restoring));
     assert_eq!(epoch_of(&node).await, before, "it is not raised");
     node.stop().await;

@@ -1,7 +1,7 @@
 //! What an input makes of a bridge's peg-outs: changes in memory, and the units that make them
 //! durable. Pure, but for what it counts and logs.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use tracing::{info, warn};
 
@@ -247,13 +247,24 @@ impl Decider<'_> {
         } else {
             self.memory.pauses.clear();
         }
+        self.change_pauses(unit, &before);
+    }
+
+    /// Stops peg-outs, since the store lacked some.
+    pub(super) fn pause_for_restore(&mut self, unit: &mut Unit) {
+        let before = self.memory.pauses.clone();
+        self.memory.pauses.insert(Pause::Restore);
+        self.change_pauses(unit, &before);
+    }
+
+    fn change_pauses(&mut self, unit: &mut Unit, before: &BTreeSet<Pause>) {
         for pause in Pause::ALL {
             let now = self.memory.pauses.contains(&pause);
             if now != before.contains(&pause) {
                 tables::put_pause(&mut unit.batch, pause, now);
             }
         }
-        if self.memory.pauses != before {
+        if self.memory.pauses != *before {
             unit.pauses = Some(self.memory.pauses.clone());
             unit.effects.push(Effect::TakeUp);
         }

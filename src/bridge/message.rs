@@ -71,6 +71,13 @@ pub enum PegoutRefusal {
     /// It is not known to be durable: ask again, with the same id.
     #[error(transparent)]
     AskAgain(#[from] AskAgain),
+    /// The store was restored, or went back, and what it lacks is not recalled yet: another peg-out
+    /// may pay these burns, or have this id.
+    #[error(
+        "the store may lack peg-outs that were signed; nothing new is begun until governance has recalled \
+         them (`status` says how far that is)"
+    )]
+    Restoring,
     /// The id is taken.
     #[error("request {0} is another peg-out already; use a new id")]
     Conflict(RequestId),

@@ -53,6 +53,7 @@ use tokio::sync::Semaphore;
 use tracing::{error, warn};
 
 use crate::{
+    Restoration,
     chain::Federations,
     storage::{Generation, StoreError, StoreEvent, User},
     timer::Timer,
@@ -413,6 +414,9 @@ impl BridgeState {
     fn work(&mut self, message: BridgeMessage) -> Result<(), Fault> {
         match message {
             BridgeMessage::Deliver(delivery) => self.take(Input::Deliver(delivery))?,
+            BridgeMessage::InitiatePegout { reply, .. } if self.is_restoring() => {
+                let _ = reply.send(Err(PegoutRefusal::Restoring));
+            }
             BridgeMessage::InitiatePegout {
                 request,
                 span,
@@ -438,6 +442,11 @@ impl BridgeState {
             question => self.answer(question),
         }
         Ok(())
+    }
+
+    /// Whether governance has yet to recall what this store lacks.
+    fn is_restoring(&self) -> bool {
+        self.args.stream.status().restoration != Restoration::None
     }
 
     fn take(&mut self, input: Input) -> Result<(), Fault> {

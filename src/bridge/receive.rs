@@ -105,6 +105,8 @@ impl Decider<'_> {
             None => {
                 info!(%request_id, txid = %request.txid(), "a peg-out that this store lacked");
                 self.hold_new(unit, Pegout::recalled(request.clone(), self.now));
+                // A lost store is paused as a restored one is: an operator looks before it goes on.
+                self.pause_for_restore(unit);
                 let (request_id, stage) = (request_id.clone(), PegoutStage::SignaturesRequested);
                 let follow = Effect::Act(request_id.clone(), Action::Follow);
                 let tell = Effect::Tell(PegoutEvent::Stage { request_id, stage });

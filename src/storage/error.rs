@@ -18,7 +18,7 @@ pub enum StoreError {
     },
     /// There is one already, or something else.
     #[error(
-        "store `{place}`: it is not made, since {found} is there already; choose an empty directory"
+        "store `{place}`: it is not made, since {found} is there already. A node that has its store is started with `run`; for a new node choose an empty directory, or say `--beside-others` where other files belong there"
     )]
     Occupied {
         /// Where it was to be made.
@@ -66,7 +66,7 @@ pub enum StoreError {
     #[error(
         "store `{place}`: its last commit is {found}, and {confirmed} was confirmed; it was replaced \
          by an older copy, or its disk lost what it had promised to keep. Nothing is done with it; \
-         put the newer one back, or restore it with `governance-stream restore`"
+         put the newer one back; if it is lost, stop the node and run `governance-stream restore --in-place`, which marks this one as restored"
     )]
     WentBack {
         /// Where it is.
