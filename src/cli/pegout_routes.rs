@@ -32,6 +32,9 @@ const BRIDGE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a new peg-out's answer waits for the stream's word on it.
 const WORD: Duration = Duration::from_secs(2);
 
+/// How long a question about peg-outs waits for the bridge to have read what is open.
+const LOAD_DEADLINE: Duration = Duration::from_secs(5);
+
 /// A peg-out to be signed.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +109,7 @@ async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) 
 async fn pegouts(State(operated): State<Operated>, uri: Uri) -> Reply {
     let (before, limit) = (parameter(&uri, "before")?, parameter(&uri, "limit")?);
     let limit = limit.unwrap_or(PegoutPage::MOST);
+    operated.until_loaded().await?;
     let page = operated.bridge_store.pegouts(before, limit).await?;
     let pegouts = page.pegouts.iter().map(|pegout| operated.shown(pegout));
     let open = operated.bridge_store.open_pegouts();
@@ -220,7 +224,26 @@ impl Operated {
         (!by.is_empty()).then(|| by.join(" and "))
     }
 
+    /// Waits a moment until the bridge has read what is open: before that nobody knows who has
+    /// paused peg-outs.
+    async fn until_loaded(&self) -> Result<(), Refusal> {
+        let mut changed = self.bridge_store.watch();
+        let loaded = async {
+            while self.bridge.is_some() && !self.bridge_store.is_loaded() {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let waited = timeout(LOAD_DEADLINE, loaded).await;
+        waited.map_err(|_| {
+            let reading = "the bridge is still reading what it keeps; ask again shortly";
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reading)
+        })
+    }
+
     async fn find(&self, request_id: &RequestId) -> Result<Arc<Pegout>, Refusal> {
+        self.until_loaded().await?;
         let found = self.bridge_store.pegout(request_id).await?;
         found.ok_or_else(|| {
             let unknown = format!("no peg-out of this node is {request_id}");
