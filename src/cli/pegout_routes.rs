@@ -94,7 +94,14 @@ async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) 
         Err(PegoutRefusal::AskAgain(busy)) => return Err(busy.into()),
         Err(refusal) => return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, refusal)),
     }
-    let pegout = operated.word_on(&request_id).await?;
+    // It is durable by now: that it cannot be looked at just now is no refusal.
+    let Ok(pegout) = operated.word_on(&request_id).await else {
+        return Ok(Json(json!({
+            "request_id": request_id,
+            "accepted": true,
+            "state": state(&PegoutStage::Requested),
+        })));
+    };
     if let PegoutStage::Failed(PegoutFailure::NotAccepted(reason)) = pegout.stage() {
         return Err(Refusal::new(StatusCode::CONFLICT, reason));
     }
@@ -123,6 +130,7 @@ async fn pegouts(State(operated): State<Operated>, uri: Uri) -> Reply {
 }
 
 async fn one(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
+    operated.until_loaded().await?;
     let pegout = operated.find(&id(&text)?).await?;
     Ok(Json(operated.shown(&pegout)))
 }
@@ -243,7 +251,6 @@ impl Operated {
     }
 
     async fn find(&self, request_id: &RequestId) -> Result<Arc<Pegout>, Refusal> {
-        self.until_loaded().await?;
         let found = self.bridge_store.pegout(request_id).await?;
         found.ok_or_else(|| {
             let unknown = format!("no peg-out of this node is {request_id}");
