@@ -165,18 +165,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // What was accepted is in here: the next process goes on with it.
     let directory = std::env::temp_dir().join(format!("embed-{}", std::process::id()));
-    let (supervisor, node) = Actor::spawn(Some("node".to_owned()), NodeSupervisor, ()).await?;
-    let me = supervisor.get_cell();
-    let handled = directory.join("bridge.handled");
-    // A bridge verifies each signature first; `governance_stream::bridge` shows how.
-    let answer = |_: &BridgeEvent| None;
-    let actor = NodeActor { handled, answer };
-    let (bridge, _) = Actor::spawn_linked(Some("bridge".to_owned()), actor, (), me.clone()).await?;
-    let handled = directory.join("chain.handled");
-    let answer = chain;
-    let actor = NodeActor { handled, answer };
-    Actor::spawn_linked(Some("chain".to_owned()), actor, (), me).await?;
-
     let endpoints = governance
         .endpoints()
         .iter()
@@ -193,6 +181,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
         endpoints,
     );
     let store = Store::create(&directory, &Owner::of(&config.node), true)?;
+
+    let (supervisor, node) = Actor::spawn(Some("node".to_owned()), NodeSupervisor, ()).await?;
+    let me = supervisor.get_cell();
+    let handled = directory.join("bridge.handled");
+    // A bridge verifies each signature first; `governance_stream::bridge` shows how.
+    let answer = |_: &BridgeEvent| None;
+    let actor = NodeActor { handled, answer };
+    let (bridge, _) = Actor::spawn_linked(Some("bridge".to_owned()), actor, (), me.clone()).await?;
+    let handled = directory.join("chain.handled");
+    let answer = chain;
+    let actor = NodeActor { handled, answer };
+    Actor::spawn_linked(Some("chain".to_owned()), actor, (), me).await?;
+
     let arguments = StreamArguments {
         bridge: Subscriber::named::<NodeMessage<BridgeEvent>>("bridge"),
         chain: Subscriber::named::<NodeMessage<ChainEvent>>("chain"),
