@@ -1,10 +1,11 @@
 //! The layout of a checksummed file: what lies where, and what vouches for it.
 //!
 //! ```text
-//! page 0      preamble: magic, layout, block size, the file's random salt, checksum
+//! page 0      preamble: magic, layout, block size, the file's random salt, bytes of an area, checksum
 //! page 1, 3   both copies of the headers with even numbers
 //! page 2, 4   both copies of the headers with odd numbers
 //! page 5      the preamble again
+//! then        both areas of the log
 //! then        blocks 1, 2, 3 ...: 4096 bytes of data and 8 of checksum each
 //! ```
 //!
@@ -20,8 +21,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub(super) const BLOCK: usize = 4096;
 /// Bytes of a block in the file: its data, then its checksum.
 pub(super) const STORED: usize = BLOCK + CHECKSUM;
-/// Where block 1 begins in the file.
-pub(super) const DATA_START: u64 = 6 * BLOCK as u64;
+/// Where the log begins in the file.
+const LOG_START: u64 = 6 * BLOCK as u64;
 /// Where the copies of the preamble are.
 pub(super) const PREAMBLES: [u64; 2] = [0, 5 * BLOCK as u64];
 /// Bytes of a preamble.
@@ -37,6 +38,7 @@ const LAYOUT: u32 = 1;
 /// Keeps the checksums of preambles and headers apart from those of blocks.
 const OF_PREAMBLES: u64 = 1 << 62;
 const OF_HEADERS: u64 = 1 << 63;
+const OF_LOGS: u64 = 3 << 62;
 
 /// What tells this file's blocks from those of any other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,11 @@ pub(super) enum Flaw {
 impl Salt {
     pub(super) fn random() -> Self {
         Self(rand::random())
+    }
+
+    /// What vouches for bytes of the log at `place` of the file.
+    pub(super) fn of_log(self, place: u64, bytes: &[u8]) -> [u8; CHECKSUM] {
+        self.checksum(OF_LOGS | place, bytes)
     }
 
     fn checksum(self, place: u64, bytes: &[u8]) -> [u8; CHECKSUM] {
@@ -81,36 +88,79 @@ impl Salt {
     }
 }
 
-/// Where a block is in the file. Block 0 is in the headers.
-pub(super) fn physical(block: u64) -> u64 {
-    DATA_START.saturating_add(block.saturating_sub(1).saturating_mul(STORED as u64))
+/// What a file's preamble says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) salt: Salt,
+    /// Bytes of one area of the log: whole blocks. Without any there is no log.
+    pub(super) area: u64,
 }
 
-/// The file's length for so many bytes of data.
-pub(super) fn physical_length(length: u64) -> u64 {
-    physical((length / BLOCK as u64).max(1))
-}
-
-/// Bytes of data in a file of this length. `None` if no file of ours has it.
-pub(super) fn logical_length(physical: u64) -> Option<u64> {
-    let stored = physical.checked_sub(DATA_START)?;
-    if !stored.is_multiple_of(STORED as u64) {
-        return None;
+impl Layout {
+    /// Where an area of the log begins in the file.
+    pub(super) fn area_start(self, area: Area) -> u64 {
+        match area {
+            Area::First => LOG_START,
+            Area::Second => LOG_START.saturating_add(self.area),
+        }
     }
-    match stored / STORED as u64 {
-        0 => Some(0),
-        blocks => (blocks + 1).checked_mul(BLOCK as u64),
+
+    /// Where block 1 begins in the file.
+    pub(super) fn data_start(self) -> u64 {
+        LOG_START.saturating_add(self.area.saturating_mul(2))
+    }
+
+    /// Where a block is in the file. Block 0 is in the headers.
+    pub(super) fn physical(self, block: u64) -> u64 {
+        let before = block.saturating_sub(1).saturating_mul(STORED as u64);
+        self.data_start().saturating_add(before)
+    }
+
+    /// The file's length for so many bytes of data.
+    pub(super) fn physical_length(self, length: u64) -> u64 {
+        self.physical((length / BLOCK as u64).max(1))
+    }
+
+    /// Bytes of data in a file of this length. `None` if no file of ours has it.
+    pub(super) fn logical_length(self, physical: u64) -> Option<u64> {
+        let stored = physical.checked_sub(self.data_start())?;
+        if !stored.is_multiple_of(STORED as u64) {
+            return None;
+        }
+        match stored / STORED as u64 {
+            0 => Some(0),
+            blocks => (blocks + 1).checked_mul(BLOCK as u64),
+        }
+    }
+}
+
+/// A half of the log. One is written while what the other has goes into the tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Area {
+    #[default]
+    First,
+    Second,
+}
+
+impl Area {
+    pub(super) const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
     }
 }
 
 /// A preamble as it is stored.
-pub(super) fn preamble(salt: Salt) -> Vec<u8> {
+pub(super) fn preamble(layout: Layout) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(PREAMBLE);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&LAYOUT.to_le_bytes());
     bytes.extend_from_slice(&(BLOCK as u32).to_le_bytes());
-    bytes.extend_from_slice(&salt.0.to_le_bytes());
-    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(&layout.salt.0.to_le_bytes());
+    bytes.extend_from_slice(&layout.area.to_le_bytes());
     let checksum = Salt(0).checksum(OF_PREAMBLES, &bytes);
     bytes.extend_from_slice(&checksum);
     bytes
@@ -119,8 +169,8 @@ pub(super) fn preamble(salt: Salt) -> Vec<u8> {
 /// What a preamble says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Preamble {
-    /// This file's salt.
-    Ours(Salt),
+    /// This file's.
+    Ours(Layout),
     /// Written whole, in a layout of another version.
     OtherLayout(u32),
     /// Not a preamble of ours, or a damaged one.
@@ -139,11 +189,17 @@ pub(super) fn read_preamble(bytes: &[u8]) -> Preamble {
         number(content, 16, 4),
         number(content, 20, 4),
         number(content, 24, 8),
+        number(content, 32, 8),
     ) {
-        (Some(layout), Some(block), Some(salt))
-            if layout == u64::from(LAYOUT) && block == BLOCK as u64 =>
+        (Some(layout), Some(block), Some(salt), Some(area))
+            if layout == u64::from(LAYOUT)
+                && block == BLOCK as u64
+                && area.is_multiple_of(BLOCK as u64) =>
         {
-            Preamble::Ours(Salt(salt))
+            Preamble::Ours(Layout {
+                salt: Salt(salt),
+                area,
+            })
         }
         (Some(layout), ..) => Preamble::OtherLayout(layout as u32),
         _ => Preamble::Unreadable,
@@ -204,7 +260,8 @@ pub(super) fn places(number: u64) -> [u64; 2] {
     [first * BLOCK as u64, (first + 2) * BLOCK as u64]
 }
 
-fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
+/// The number that `length` bytes from `at` on are.
+pub(super) fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
     let bytes = bytes.get(at..)?.get(..length)?;
     Some(
         bytes
@@ -259,19 +316,31 @@ mod tests {
 
     #[test]
     fn lengths_go_forth_and_back() {
-        for blocks in [0_u64, 2, 3, 1000] {
-            let length = blocks * BLOCK as u64;
-            assert_eq!(logical_length(physical_length(length)), Some(length));
+        for area in [0, 3 * BLOCK as u64] {
+            let layout = Layout {
+                salt: Salt(7),
+                area,
+            };
+            for blocks in [0_u64, 2, 3, 1000] {
+                let length = blocks * BLOCK as u64;
+                let physical = layout.physical_length(length);
+                assert_eq!(layout.logical_length(physical), Some(length));
+            }
+            let odd = layout.physical_length(8192) + 1;
+            assert_eq!(layout.logical_length(odd), None);
+            assert_eq!(layout.logical_length(layout.data_start() - 1), None);
         }
-        assert_eq!(logical_length(physical_length(8192) + 1), None);
-        assert_eq!(logical_length(DATA_START - 1), None);
     }
 
     #[test]
     fn a_preamble_says_whose_it_is() {
-        let bytes = preamble(Salt(7));
+        let layout = Layout {
+            salt: Salt(7),
+            area: 5 * BLOCK as u64,
+        };
+        let bytes = preamble(layout);
         assert_eq!(bytes.len(), PREAMBLE);
-        assert_eq!(read_preamble(&bytes), Preamble::Ours(Salt(7)));
+        assert_eq!(read_preamble(&bytes), Preamble::Ours(layout));
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);

@@ -12,8 +12,9 @@ use std::{
 use redb::StorageBackend;
 
 use super::{
-    blocks::{self, BLOCK, DATA_START, Flaw, Header, PAYLOAD, PREAMBLES, STORED, Salt},
-    copies::{damage, read_headers, read_salt, write_header},
+    blocks::{self, Area, BLOCK, Flaw, Header, Layout, PAYLOAD, PREAMBLE, PREAMBLES, STORED, Salt},
+    copies::{damage, read_headers, read_layout, write_header},
+    medium::Medium,
     scrub::Scrubbed,
 };
 
@@ -29,8 +30,8 @@ const SCRATCH_BYTES: usize = 64 * STORED;
 pub(super) struct Checksummed(Arc<Shared>);
 
 struct Shared {
-    storage: Box<dyn StorageBackend>,
-    salt: Salt,
+    storage: Medium,
+    layout: Layout,
     header: Mutex<Header>,
     /// Bytes of data: what the engine takes for the file's length.
     length: AtomicU64,
@@ -55,16 +56,20 @@ impl fmt::Debug for Checksummed {
 }
 
 impl Checksummed {
-    /// Makes an empty file of `storage`, which holds nothing.
+    /// Makes an empty file of `storage`, which holds nothing, with so many bytes for each area of
+    /// its log.
     ///
     /// # Errors
     ///
     /// When it cannot be written or synced.
-    pub(super) fn create(storage: Box<dyn StorageBackend>) -> io::Result<Self> {
-        let salt = Salt::random();
-        storage.set_len(DATA_START)?;
+    pub(super) fn create(storage: Medium, area: u64) -> io::Result<Self> {
+        let layout = Layout {
+            salt: Salt::random(),
+            area,
+        };
+        storage.set_len(layout.data_start())?;
         for place in PREAMBLES {
-            storage.write(place, &blocks::preamble(salt))?;
+            storage.write(place, &blocks::preamble(layout))?;
         }
         let header = |number| Header {
             number,
@@ -72,10 +77,10 @@ impl Checksummed {
             payload: Vec::new(),
         };
         for header in [header(0), header(1)] {
-            write_header(storage.as_ref(), salt, &header)?;
+            write_header(&storage, layout.salt, &header)?;
         }
         storage.sync_data()?;
-        Ok(Self::over(storage, salt, header(1), 0, false, 0))
+        Ok(Self::over(storage, layout, header(1), 0, false, 0))
     }
 
     /// Opens a file, and makes sure that what was read of its header is on the disk: after a
@@ -85,15 +90,15 @@ impl Checksummed {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidData`] when it is not what was written.
-    pub(super) fn open(storage: Box<dyn StorageBackend>) -> io::Result<Self> {
+    pub(super) fn open(storage: Medium) -> io::Result<Self> {
         let opened = Self::open_with(storage, false)?;
         let shared = &opened.0;
-        write_header(shared.storage.as_ref(), shared.salt, &shared.header())?;
+        write_header(&shared.storage, shared.layout.salt, &shared.header())?;
         if shared.damaged_copies > 0 {
             for place in PREAMBLES {
                 shared
                     .storage
-                    .write(place, &blocks::preamble(shared.salt))?;
+                    .write(place, &blocks::preamble(shared.layout))?;
             }
         }
         shared.storage.sync_data()?;
@@ -105,36 +110,49 @@ impl Checksummed {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    pub(super) fn open_read_only(storage: Box<dyn StorageBackend>) -> io::Result<Self> {
+    pub(super) fn open_read_only(storage: Medium) -> io::Result<Self> {
         Self::open_with(storage, true)
     }
 
-    fn open_with(storage: Box<dyn StorageBackend>, read_only: bool) -> io::Result<Self> {
+    fn open_with(storage: Medium, read_only: bool) -> io::Result<Self> {
         let physical = storage.len()?;
-        if physical < DATA_START {
-            return Err(damage(format!(
+        let cut_off = || {
+            damage(format!(
                 "the file is cut off at {physical} bytes, before its first block"
-            )));
+            ))
+        };
+        if physical
+            < PREAMBLES
+                .iter()
+                .map(|at| at + PREAMBLE as u64)
+                .max()
+                .unwrap_or(0)
+        {
+            return Err(cut_off());
         }
-        let (salt, damaged_preambles) = read_salt(storage.as_ref())?;
-        let (header, damaged_headers) = read_headers(storage.as_ref(), salt)?;
-        let length = blocks::logical_length(physical)
+        let (layout, damaged_preambles) = read_layout(&storage)?;
+        if physical < layout.data_start() {
+            return Err(cut_off());
+        }
+        let (header, damaged_headers) = read_headers(&storage, layout.salt)?;
+        let length = layout
+            .logical_length(physical)
             .filter(|length| *length >= header.length)
             .ok_or_else(|| {
-                let expected = blocks::physical_length(header.length);
+                let expected = layout.physical_length(header.length);
                 damage(format!(
                     "the file has {physical} bytes, and had {expected} or some whole blocks more"
                 ))
             })?;
         let damaged = damaged_preambles + damaged_headers;
         Ok(Self::over(
-            storage, salt, header, length, read_only, damaged,
+            storage, layout, header, length, read_only, damaged,
         ))
     }
 
     fn over(
-        storage: Box<dyn StorageBackend>,
-        salt: Salt,
+        storage: Medium,
+        layout: Layout,
         header: Header,
         length: u64,
         read_only: bool,
@@ -142,7 +160,7 @@ impl Checksummed {
     ) -> Self {
         Self(Arc::new(Shared {
             storage,
-            salt,
+            layout,
             header: Mutex::new(header),
             length: AtomicU64::new(length),
             writing: RwLock::default(),
@@ -180,7 +198,43 @@ impl Checksummed {
 
     /// Bytes that the file has.
     pub(super) fn file_length(&self) -> u64 {
-        blocks::physical_length(self.0.length())
+        self.0.layout.physical_length(self.0.length())
+    }
+
+    /// What its preamble says.
+    pub(super) fn layout(&self) -> Layout {
+        self.0.layout
+    }
+
+    /// Bytes of both areas of the log, and the copies of what vouches for the file.
+    pub(super) fn overhead(&self) -> u64 {
+        self.0.layout.data_start()
+    }
+
+    /// Reads an area of the log. A block of it that cannot be read is zeros: what is missing then
+    /// shows by its number.
+    pub(super) fn read_log(&self, area: Area) -> Vec<u8> {
+        let layout = self.0.layout;
+        let start = layout.area_start(area);
+        let mut bytes = vec![0; usize::try_from(layout.area).unwrap_or_default()];
+        if self.0.storage.read(start, &mut bytes).is_err() {
+            for (at, block) in (start..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
+                if self.0.storage.read(at, block).is_err() {
+                    block.fill(0);
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Writes to the log at byte `at` of the file, and returns once that is on the disk, whatever
+    /// else is on its way there.
+    ///
+    /// # Errors
+    ///
+    /// When it is not known to be there. Nothing more can be done with the file then.
+    pub(super) fn write_log(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.change(|| self.0.storage.write_through(at, bytes))
     }
 
     /// Blocks that the file has, with block 0.
@@ -269,7 +323,7 @@ impl Shared {
             length,
             payload: payload.map_or_else(|| header.payload.clone(), <[u8]>::to_vec),
         };
-        write_header(self.storage.as_ref(), self.salt, &next)?;
+        write_header(&self.storage, self.layout.salt, &next)?;
         *header = next;
         Ok(())
     }
@@ -283,7 +337,7 @@ impl Shared {
     }
 
     fn read_blocks(&self, first: u64, out: &mut [u8]) -> io::Result<()> {
-        let at = blocks::physical(first);
+        let at = self.layout.physical(first);
         with_scratch(|stored| {
             stored.resize(out.len() / BLOCK * STORED, 0);
             self.storage.read(at, stored).map_err(|error| {
@@ -292,8 +346,10 @@ impl Shared {
             })?;
             let blocks = out.chunks_exact_mut(BLOCK).zip(stored.chunks_exact(STORED));
             for (block, (out, stored)) in (first..).zip(blocks) {
-                let data = self.salt.unseal(block, stored);
-                out.copy_from_slice(data.map_err(|flaw| damaged_block(block, flaw))?);
+                let data = self.layout.salt.unseal(block, stored);
+                out.copy_from_slice(
+                    data.map_err(|flaw| damaged_block(block, self.layout.physical(block), flaw))?,
+                );
             }
             Ok(())
         })
@@ -307,15 +363,15 @@ impl Shared {
                 self.check_copies()
             } else {
                 let mut stored = vec![0; STORED];
-                let at = blocks::physical(block);
+                let at = self.layout.physical(block);
                 self.storage.read(at, &mut stored).map_err(|error| {
                     damage(format!(
                         "block {block} at byte {at} cannot be read: {error}"
                     ))
                 })?;
-                match self.salt.unseal(block, &stored) {
+                match self.layout.salt.unseal(block, &stored) {
                     Ok(_) | Err(Flaw::NeverWritten) => Ok(()),
-                    Err(flaw) => Err(damaged_block(block, flaw)),
+                    Err(flaw) => Err(damaged_block(block, at, flaw)),
                 }
             }
         };
@@ -330,8 +386,8 @@ impl Shared {
     }
 
     fn check_copies(&self) -> io::Result<()> {
-        let (_, preambles) = read_salt(self.storage.as_ref())?;
-        let (_, headers) = read_headers(self.storage.as_ref(), self.salt)?;
+        let (_, preambles) = read_layout(&self.storage)?;
+        let (_, headers) = read_headers(&self.storage, self.layout.salt)?;
         match preambles + headers {
             0 => Ok(()),
             damaged => Err(damage(format!(
@@ -377,7 +433,9 @@ impl StorageBackend for Checksummed {
                 shared.write_header(None, length)?;
                 shared.storage.sync_data()?;
             }
-            shared.storage.set_len(blocks::physical_length(length))?;
+            shared
+                .storage
+                .set_len(shared.layout.physical_length(length))?;
             shared.length.store(length, Ordering::SeqCst);
             Ok(())
         })
@@ -403,9 +461,9 @@ impl StorageBackend for Checksummed {
             with_scratch(|stored| {
                 stored.clear();
                 for (block, data) in (first..).zip(data.chunks_exact(BLOCK)) {
-                    shared.salt.seal(block, data, stored);
+                    shared.layout.salt.seal(block, data, stored);
                 }
-                shared.storage.write(blocks::physical(first), stored)
+                shared.storage.write(shared.layout.physical(first), stored)
             })
         })
     }
@@ -439,8 +497,7 @@ fn whole_blocks(offset: u64, length: usize) -> io::Result<u64> {
     Ok(offset / block)
 }
 
-fn damaged_block(block: u64, flaw: Flaw) -> io::Error {
-    let at = blocks::physical(block);
+fn damaged_block(block: u64, at: u64, flaw: Flaw) -> io::Error {
     damage(match flaw {
         Flaw::NeverWritten => {
             format!("block {block} at byte {at} is all zeros, and was written once")

@@ -8,7 +8,7 @@ const PAGE: u64 = BLOCK as u64;
 
 fn made(blocks: u64) -> (FaultyDisk, Checksummed) {
     let disk = FaultyDisk::default();
-    let file = Checksummed::create(Box::new(disk.clone())).expect("made");
+    let file = Checksummed::create(Medium::other(Box::new(disk.clone())), 0).expect("made");
     file.set_len(blocks * PAGE).expect("longer");
     file.write(0, b"header").expect("written");
     file.sync_data().expect("synced");
@@ -16,7 +16,7 @@ fn made(blocks: u64) -> (FaultyDisk, Checksummed) {
 }
 
 fn opened(disk: &FaultyDisk) -> io::Result<Checksummed> {
-    Checksummed::open(Box::new(disk.clone()))
+    Checksummed::open(Medium::other(Box::new(disk.clone())))
 }
 
 fn page(fill: u8) -> Vec<u8> {
@@ -81,7 +81,7 @@ fn a_block_in_the_place_of_another_is_found() {
     file.write(PAGE, &[page(1), page(2)].concat())
         .expect("written");
     let bytes = disk.bytes();
-    let at = |block| blocks::physical(block) as usize;
+    let at = |block| file.layout().physical(block) as usize;
     disk.scribble(at(2), &bytes[at(1)..at(2)]);
     assert!(told(read(&file, 2)).contains("block 2 at byte 28680"));
     let (other, second) = made(9);
@@ -95,9 +95,9 @@ fn each_flipped_bit_of_a_block_is_found() {
     let (disk, file) = made(3);
     file.write(PAGE, &page(1)).expect("written");
     for bit in (0..STORED * 8).step_by(11) {
-        disk.flip(DATA_START as usize * 8 + bit);
+        disk.flip(file.layout().data_start() as usize * 8 + bit);
         assert!(read(&file, 1).is_err(), "bit {bit}");
-        disk.flip(DATA_START as usize * 8 + bit);
+        disk.flip(file.layout().data_start() as usize * 8 + bit);
     }
     assert_eq!(read(&file, 1).expect("mended"), 1);
 }
@@ -251,7 +251,7 @@ fn what_was_revoked_reads_and_writes_no_more() {
 fn what_is_read_only_stays_as_it_is() {
     let (disk, _) = made(3);
     let before = disk.bytes();
-    let file = Checksummed::open_read_only(Box::new(disk.clone())).expect("whole");
+    let file = Checksummed::open_read_only(Medium::other(Box::new(disk.clone()))).expect("whole");
     assert!(file.write(PAGE, &page(1)).is_err());
     assert!(file.write(0, b"late").is_err());
     assert!(file.set_len(0).is_err());
@@ -290,7 +290,7 @@ fn scrubbing_goes_on_where_it_stopped() {
             .expect("written");
     }
     for block in [4, 11] {
-        disk.flip(blocks::physical(block) as usize * 8 + 5);
+        disk.flip(file.layout().physical(block) as usize * 8 + 5);
     }
     disk.flip(3 * BLOCK * 8);
     let (mut next, mut suspects, mut blocks) = (Some(0), Vec::new(), 0);
@@ -314,7 +314,7 @@ fn scrubbing_beside_writes_takes_none_for_damage() {
         .open(directory.path().join("file"))
         .expect("made");
     let storage = redb::backends::FileBackend::new(file).expect("a file");
-    let file = Checksummed::create(Box::new(storage)).expect("made");
+    let file = Checksummed::create(Medium::other(Box::new(storage)), 0).expect("made");
     file.set_len(64 * PAGE).expect("longer");
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {

@@ -4,7 +4,7 @@ use std::io;
 
 use redb::StorageBackend;
 
-use super::blocks::{self, HEADER, Header, PREAMBLE, PREAMBLES, Preamble, Salt};
+use super::blocks::{self, HEADER, Header, Layout, PREAMBLE, PREAMBLES, Preamble, Salt};
 
 /// Writes both copies of a header.
 pub(super) fn write_header(
@@ -18,18 +18,18 @@ pub(super) fn write_header(
     Ok(())
 }
 
-/// The file's salt, and how many copies of the preamble are damaged.
-pub(super) fn read_salt(storage: &dyn StorageBackend) -> io::Result<(Salt, u64)> {
+/// The file's layout, and how many copies of the preamble are damaged.
+pub(super) fn read_layout(storage: &dyn StorageBackend) -> io::Result<(Layout, u64)> {
     let mut found = Vec::new();
     for place in PREAMBLES {
         let mut bytes = [0; PREAMBLE];
         let read = storage.read(place, &mut bytes);
         found.push(read.map_or(Preamble::Unreadable, |()| blocks::read_preamble(&bytes)));
     }
-    let salts: Vec<Salt> = found
+    let layouts: Vec<Layout> = found
         .iter()
         .filter_map(|preamble| match preamble {
-            Preamble::Ours(salt) => Some(*salt),
+            Preamble::Ours(layout) => Some(*layout),
             Preamble::OtherLayout(_) | Preamble::Unreadable => None,
         })
         .collect();
@@ -37,9 +37,9 @@ pub(super) fn read_salt(storage: &dyn StorageBackend) -> io::Result<(Salt, u64)>
         Preamble::OtherLayout(layout) => Some(layout),
         Preamble::Ours(_) | Preamble::Unreadable => None,
     });
-    match (salts.as_slice(), other) {
-        ([salt], None) => Ok((*salt, 1)),
-        ([salt, second], _) if salt == second => Ok((*salt, 0)),
+    match (layouts.as_slice(), other) {
+        ([layout], None) => Ok((*layout, 1)),
+        ([layout, second], _) if layout == second => Ok((*layout, 0)),
         ([], Some(layout)) => Err(damage(format!(
             "its blocks are laid out in version {layout}, which this program does not read"
         ))),

@@ -1,33 +1,45 @@
-//! The embedded engine: one redb file of checksummed blocks in a directory of its own.
+//! The embedded engine: one redb file of checksummed blocks, with a log, in a directory of its own.
+//!
+//! A commit is written to the log and synced, and its rows stay in memory, over the tables. When an
+//! area of the log is full they go into the tables, in one durable commit of redb's, while later
+//! commits go to the other area. An opening reads what the tables lack from the log.
 
 mod bookkeeping;
 mod copy;
 mod fault;
 mod home;
+mod log;
+mod logged;
+mod open;
+mod recent;
 mod snapshot;
 mod verify;
 
 use std::{
     fmt,
     fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use redb::{Database, StorageBackend, TableDefinition, backends::FileBackend};
+use redb::{Database, StorageBackend};
 
 use self::{
     bookkeeping::Bookkeeping,
     fault::{Faults, damaged, io_error},
-    home::{FileId, Home},
-    snapshot::FileSnapshot,
+    home::Home,
+    logged::Position,
+    open::Open,
 };
 use super::{
-    batch::{Batch, Change},
+    batch::Batch,
     checksummed::Checksummed,
     engine::{Engine, Limits, Snapshot, Usage},
     error::StoreError,
+    medium::Medium,
     scrub::{Scrubbed, Verified},
 };
 
@@ -36,11 +48,13 @@ pub use verify::{ReadOnlyFile, verify_file, verify_stopped};
 
 /// Pages that the engine may keep in memory.
 const CACHE_BYTES: usize = 32 << 20;
+/// Bytes of an area of the log in storage that is no file: tests fill it.
+const SMALL_AREA: u64 = 64 << 10;
 /// What an empty file tells.
 const EMPTY: &str = "the file is empty; what it held is lost";
 
-/// Keeps rows in a file: they survive `kill -9` and the loss of power. A commit returns once its
-/// rows, and then the header that makes them count, are synced to the disk.
+/// Keeps rows in a file: they survive `kill -9` and the loss of power. A commit returns once it is
+/// in the file's log, synced to the disk.
 ///
 /// The directory belongs to one process at a time, for as long as this value lives. There is no
 /// orderly end: a stop leaves what a crash leaves, so that there is one way to open.
@@ -50,8 +64,10 @@ pub struct RedbEngine {
     /// How commits are made: as they should be, but for tests that show what it is for.
     discipline: Discipline,
     open: RwLock<Option<Arc<Open>>>,
-    /// The last commit that is known to be there; held while one is made.
-    last: Mutex<Bookkeeping>,
+    /// Where the log goes on; held while a commit is made.
+    position: Mutex<Position>,
+    /// Whether the last opening ended with a failure.
+    has_failed: AtomicBool,
 }
 
 enum Disk {
@@ -72,27 +88,10 @@ pub(super) enum Discipline {
     Plain,
 }
 
-/// One opening of the file.
-struct Open {
-    /// `None` once it is closed.
-    database: Option<Database>,
-    storage: Option<Checksummed>,
-    faults: Faults,
-    /// The file that it is, whatever its path leads to by now.
-    file: Option<FileId>,
-}
-
-impl Drop for Open {
+impl Drop for RedbEngine {
     fn drop(&mut self) {
-        // First, so that the engine's last words never reach a file that is opened again.
-        if let Some(storage) = &self.storage {
-            storage.revoke();
-        }
-        let database = self.database.take();
-        let closed = catch_unwind(AssertUnwindSafe(|| drop(database)));
-        if closed.is_err() {
-            tracing::debug!("the engine stumbled while it was closed");
-        }
+        // Before the directory is another one's.
+        self.close();
     }
 }
 
@@ -166,7 +165,8 @@ impl RedbEngine {
             disk,
             discipline,
             open: RwLock::default(),
-            last: Mutex::default(),
+            position: Mutex::default(),
+            has_failed: AtomicBool::default(),
         }
     }
 
@@ -210,7 +210,7 @@ impl RedbEngine {
     /// When it cannot be written or synced.
     #[doc(hidden)]
     pub fn format(place: &str, storage: Box<dyn StorageBackend>) -> Result<(), StoreError> {
-        CopyWriter::on(place, storage)?.finish(0)
+        CopyWriter::on(place, Medium::other(storage), SMALL_AREA)?.finish(0)
     }
 
     /// Closes the store, puts the file at `path`, a finished copy of its last commit on the same
@@ -221,21 +221,22 @@ impl RedbEngine {
     /// [`StoreError::WentBack`] when the copy is of another commit; nothing has changed then. As
     /// [`Engine::open`] otherwise.
     pub fn replace_with(&self, path: &Path) -> Result<u64, StoreError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut position = self.position();
         let Disk::Directory(home) = &self.disk else {
             return Err(self.closed());
         };
+        let confirmed = self.opened()?.commit_number();
         let found = ReadOnlyFile::open(path)?.snapshot()?.commit();
-        if found != last.commit {
+        if found != confirmed {
             return Err(StoreError::WentBack {
                 place: home::shown(path),
-                confirmed: last.commit,
+                confirmed,
                 found,
             });
         }
         self.close();
         home.put(path)?;
-        self.open_file(&mut last)
+        self.open_file(&mut position)
     }
 
     /// Reads `count` blocks from block `from` on, beside commits: rot is found before it is read.
@@ -258,8 +259,15 @@ impl RedbEngine {
     ///
     /// When it cannot be told. What is damaged is in the result.
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified, StoreError> {
-        let _none = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let _none = self.position();
+        if let Ok(open) = self.opened() {
+            open.wait_for_flush()?;
+        }
         verify::verify(&self.place, self.storage(false)?, progress)
+    }
+
+    fn position(&self) -> MutexGuard<'_, Position> {
+        self.position.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn closed(&self) -> StoreError {
@@ -271,9 +279,9 @@ impl RedbEngine {
     fn close(&self) {
         let open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let closed = { open }.take();
-        if let Some(storage) = closed.as_ref().and_then(|open| open.storage.as_ref()) {
+        if let Some(open) = closed {
             // Whoever takes a snapshot just now may hold it for longer.
-            storage.revoke();
+            open.revoke();
         }
     }
 
@@ -306,22 +314,25 @@ impl RedbEngine {
         open.clone().ok_or_else(|| self.closed())
     }
 
-    fn storage(&self, write: bool) -> Result<Box<dyn StorageBackend>, StoreError> {
+    fn storage(&self, write: bool) -> Result<Medium, StoreError> {
         match &self.disk {
             Disk::Directory(home) => {
                 home.check()?;
-                file_storage(home::open_file(&home.file(), write)?, &self.place)
+                let path = home.file();
+                file_storage(home::open_file(&path, write)?, &path, write)
             }
-            Disk::Other(make) => make().map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => StoreError::Absent {
-                    place: self.place.clone(),
-                },
-                _ => io_error(&self.place, "open it", &error),
-            }),
+            Disk::Other(make) => make()
+                .map(Medium::other)
+                .map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => StoreError::Absent {
+                        place: self.place.clone(),
+                    },
+                    _ => io_error(&self.place, "open it", &error),
+                }),
         }
     }
 
-    fn open_file(&self, last: &mut Bookkeeping) -> Result<u64, StoreError> {
+    fn open_file(&self, position: &mut Position) -> Result<u64, StoreError> {
         self.close();
         let failed = |error| io_error(&self.place, "open it", &error);
         // Before it is opened: if another one takes its place in between, that shows at a commit.
@@ -339,7 +350,7 @@ impl RedbEngine {
                 (Some(storage.clone()), Box::new(storage))
             }
             #[cfg(test)]
-            Discipline::Plain => (None, storage),
+            Discipline::Plain => (None, Box::new(storage)),
         };
         if backend.len().map_err(failed)? == 0 {
             return Err(damaged(&self.place, EMPTY));
@@ -348,76 +359,19 @@ impl RedbEngine {
         let database = faults.guard("open it", || {
             Ok(builder().create_with_backend(Boxed(backend))?)
         })?;
-        let open = Open {
-            database: Some(database),
-            storage: checksummed,
-            faults,
-            file,
-        };
-        *last = open.snapshot()?.bookkeeping();
-        if let Some(damaged) = open.storage.as_ref().map(Checksummed::damaged_copies)
-            && damaged > 0
-        {
-            tracing::warn!(
-                file = self.place,
-                damaged,
-                "copies of the file's preamble or headers were damaged; the preamble's and the last header's were written again from their twins"
-            );
+        let (open, found) = Open::over(&self.place, self.discipline, database, checksummed, file)?;
+        *position = found;
+        if self.has_failed.load(Ordering::SeqCst) {
+            // The disk shows that it takes writes again before anyone is told that the store is
+            // open: the log alone may have room left on a disk that is full.
+            *position = open.settle().inspect_err(|_| open.revoke())?;
+            self.has_failed.store(false, Ordering::SeqCst);
         }
+        let commit = open.commit_number();
         let mut current = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(Arc::new(open));
-        Ok(last.commit)
+        *current = Some(open);
+        Ok(commit)
     }
-}
-
-impl Open {
-    fn database(&self) -> Result<&Database, redb::Error> {
-        self.database.as_ref().ok_or(redb::Error::DatabaseClosed)
-    }
-
-    fn snapshot(&self) -> Result<FileSnapshot, StoreError> {
-        let database = self.faults.guard("read it", || self.database())?;
-        FileSnapshot::of(database, self.faults.clone())
-    }
-
-    fn commit(
-        &self,
-        discipline: Discipline,
-        mut bookkeeping: Bookkeeping,
-        batches: &[Batch],
-    ) -> Result<Bookkeeping, redb::Error> {
-        let mut transaction = self.database()?.begin_write()?;
-        let is_full = discipline == Discipline::Full;
-        transaction.set_two_phase_commit(is_full);
-        transaction.set_quick_repair(is_full);
-        let changes = in_order(batches);
-        for changes in changes.chunk_by(|one, next| one.table == next.table) {
-            let name = changes.first().map_or("", |change| change.table.as_ref());
-            let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(name);
-            let mut table = transaction.open_table(definition)?;
-            for change in changes {
-                let key = change.key.as_slice();
-                let old = match &change.value {
-                    Some(value) => table.insert(key, value.as_slice())?,
-                    None => table.remove(key)?,
-                };
-                let old = old.map(|old| old.value().len());
-                bookkeeping.count(key, old, change.value.as_ref().map(Vec::len));
-            }
-        }
-        bookkeeping::write(&transaction, bookkeeping)?;
-        transaction.commit()?;
-        Ok(bookkeeping)
-    }
-}
-
-/// The last change of each row, in the order of tables and keys, in which the engine is fastest.
-fn in_order(batches: &[Batch]) -> Vec<&Change> {
-    let mut changes: Vec<&Change> = batches.iter().flat_map(Batch::changes).rev().collect();
-    // Stable: of one row's changes the last one comes first, and the others go.
-    changes.sort_by(|one, other| (&one.table, &one.key).cmp(&(&other.table, &other.key)));
-    changes.dedup_by(|one, other| one.table == other.table && one.key == other.key);
-    changes
 }
 
 impl Engine for RedbEngine {
@@ -453,36 +407,33 @@ impl Engine for RedbEngine {
     }
 
     fn open(&self) -> Result<u64, StoreError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        self.open_file(&mut last)
+        let mut position = self.position();
+        self.open_file(&mut position)
     }
 
     fn commit(&self, number: u64, batches: &[Batch]) -> Result<(), StoreError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut position = self.position();
         let open = self.opened()?;
-        let next = Bookkeeping {
-            commit: number,
-            ..*last
-        };
-        let committed = if last.commit.checked_add(1) == Some(number) {
-            let commit = || open.commit(self.discipline, next, batches);
+        let last = open.commit_number();
+        let committed = if last.checked_add(1) == Some(number) {
             // After it is synced as well: what went into a file that was replaced meanwhile is no
             // commit of the store that is found at the next opening.
             self.check_in_place(&open)
-                .and_then(|()| open.faults.guard("commit", commit))
-                .and_then(|done| self.check_in_place(&open).map(|()| done))
+                .and_then(|()| open.commit(*position, number, batches))
+                .and_then(|next| self.check_in_place(&open).map(|()| next))
         } else {
             Err(damaged(
                 &self.place,
-                format!("commit {number} was to follow commit {}", last.commit),
+                format!("commit {number} was to follow commit {last}"),
             ))
         };
         match committed {
-            Ok(bookkeeping) => {
-                *last = bookkeeping;
+            Ok(next) => {
+                *position = next;
                 Ok(())
             }
             Err(error) => {
+                self.has_failed.store(true, Ordering::SeqCst);
                 self.close();
                 Err(error)
             }
@@ -496,25 +447,27 @@ impl Engine for RedbEngine {
     fn usage(&self) -> Result<Usage, StoreError> {
         let open = self.opened()?;
         self.check_in_place(&open)?;
-        let bytes = match &open.storage {
-            Some(storage) => storage.file_length(),
-            None => 0,
-        };
         let available = match &self.disk {
             Disk::Directory(home) => home.available(),
             Disk::Other(_) => None,
         };
-        Ok(usage(bytes, open.snapshot()?.bookkeeping(), available))
+        let snapshot = open.snapshot()?;
+        match &open.storage {
+            Some(storage) => Ok(usage(storage, snapshot.bookkeeping(), available)),
+            None => Ok(Usage::default()),
+        }
     }
 }
 
 /// What a file takes up. What is free is estimated: what the file has beyond its rows, four fifths
 /// full, as a copy in the order of the keys leaves them.
-fn usage(bytes: u64, bookkeeping: Bookkeeping, available_bytes: Option<u64>) -> Usage {
+fn usage(file: &Checksummed, bookkeeping: Bookkeeping, available_bytes: Option<u64>) -> Usage {
     let rows = bookkeeping.bytes + ROW_OVERHEAD * bookkeeping.rows;
+    let bytes = file.file_length();
+    let needed = rows + rows / 4 + file.overhead() + LEAST;
     Usage {
         bytes,
-        free_bytes: bytes.saturating_sub(rows + rows / 4).saturating_sub(LEAST),
+        free_bytes: bytes.saturating_sub(needed),
         available_bytes,
     }
 }
@@ -555,10 +508,10 @@ fn builder() -> redb::Builder {
     builder
 }
 
-fn file_storage(file: File, place: &str) -> Result<Box<dyn StorageBackend>, StoreError> {
-    let faults = Faults::of(place, None);
-    let backend = faults.guard("open it", || Ok(FileBackend::new(file)?))?;
-    Ok(Box::new(backend))
+/// A file that is open already, as storage.
+fn file_storage(file: File, path: &Path, write: bool) -> Result<Medium, StoreError> {
+    let faults = Faults::of(&home::shown(path), None);
+    faults.guard("open it", || Medium::file(file, path, write))
 }
 
 #[cfg(test)]

@@ -219,8 +219,9 @@ fn damage_is_told_with_file_block_and_place() {
     let at = at.expect("row 77 is there");
     bytes[at] ^= 1;
     disk.scribble(at, &bytes[at..=at]);
-    let block = (at as u64 - 24576) / 4104 + 1;
-    let says = format!("block {block} at byte {}", 24576 + (block - 1) * 4104);
+    let start = 24576 + 2 * SMALL_AREA;
+    let block = (at as u64 - start) / 4104 + 1;
+    let says = format!("block {block} at byte {}", start + (block - 1) * 4104);
     // A debug build of redb reads every page at the opening.
     let fails = || {
         let read = || {

@@ -32,6 +32,7 @@ mod faulty_disk;
 mod filled;
 mod format;
 mod index;
+mod medium;
 mod memory;
 mod metrics;
 mod noted;

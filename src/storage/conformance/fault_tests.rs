@@ -65,8 +65,7 @@ fn a_failed_sync(discipline: Discipline) -> Vec<String> {
             }
             rig.commits(100);
             let mut chance = chance(round);
-            rig.disk
-                .lose_power(|_| round % 2 == 0 && chance().is_multiple_of(2));
+            rig.lose_power(|_| round % 2 == 0 && chance().is_multiple_of(2));
             rig.restart();
             if judge(rig.open()) {
                 judge(rig.recover());
@@ -91,8 +90,12 @@ fn one_phase_commits_on_a_bare_file_lose_it() {
 fn flipped_bits(discipline: Discipline, every: usize) -> (Vec<String>, usize, usize) {
     let mut rig = rig(discipline);
     rig.commits(60);
+    rig.engine.close();
     let before = rig.disk.bytes();
-    rig.commits(3);
+    assert_eq!(rig.open(), Ok(Kept::Whole));
+    // Enough to fill an area of the log, and have it written to the tables.
+    rig.commits(12);
+    rig.engine.close();
     let after = rig.disk.bytes();
     let mut bits: Vec<usize> = Vec::new();
     let headers: Vec<std::ops::Range<usize>> = match discipline {
@@ -160,10 +163,7 @@ fn every() -> usize {
 fn a_flipped_bit_never_leads_to_an_older_state() {
     let (broken, refused, total) = flipped_bits(Discipline::Full, every());
     assert_eq!(broken, Vec::<String>::new());
-    assert!(
-        refused * 4 > total,
-        "{refused} of {total}: most are in what counts"
-    );
+    assert!(refused > 0 && refused < total, "{refused} of {total}");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_change_that_fails_loses_nothing() {
             assert_eq!(rig.recover(), Ok(Kept::Whole), "{fault:?} {change}");
             rig.commits(5);
             let mut chance = chance(change);
-            rig.disk.lose_power(|_| chance().is_multiple_of(2));
+            rig.lose_power(|_| chance().is_multiple_of(2));
             rig.restart();
             assert_eq!(rig.recover(), Ok(Kept::Whole), "{fault:?} {change}");
             assert_eq!(rig.look(), Ok(Kept::Whole));
@@ -241,7 +241,7 @@ proptest! {
                 works = works && rig.commit().is_ok();
             }
             let mut index = 0;
-            rig.disk.lose_power(|_| {
+            rig.lose_power(|_| {
                 index += 1;
                 round.keeps[index % round.keeps.len()]
             });

@@ -78,6 +78,13 @@ impl Rig {
         self.disk = disk;
     }
 
+    /// The power goes, and with it whatever the process was doing. Of what no sync covered the disk
+    /// has what `keeps` picks.
+    pub(super) fn lose_power(&self, keeps: impl FnMut(usize) -> bool) {
+        self.engine.close();
+        self.disk.lose_power(keeps);
+    }
+
     /// Opens it, and judges what is there.
     pub(super) fn open(&mut self) -> Result<Kept, Broken> {
         match self.engine.open() {

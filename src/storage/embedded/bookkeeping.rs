@@ -1,6 +1,6 @@
 //! The engine's own row: the number of the last commit, and what its rows amount to.
 
-use redb::{ReadTransaction, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 /// The engine's own table. Users' tables have a slash in their names.
 pub(super) const TABLE: &str = "engine";
@@ -56,7 +56,17 @@ impl Bookkeeping {
 
 /// What the last commit wrote.
 pub(super) fn read(transaction: &ReadTransaction) -> Result<Bookkeeping, redb::Error> {
-    let table = transaction.open_table(ROWS)?;
+    read_from(&transaction.open_table(ROWS)?)
+}
+
+/// As [`read`], of what is about to be written over.
+pub(super) fn before(transaction: &WriteTransaction) -> Result<Bookkeeping, redb::Error> {
+    read_from(&transaction.open_table(ROWS)?)
+}
+
+fn read_from(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+) -> Result<Bookkeeping, redb::Error> {
     let row = table.get(KEY)?;
     row.and_then(|row| Bookkeeping::decode(row.value()))
         .ok_or_else(|| redb::Error::Corrupted("it has no commit number".to_owned()))

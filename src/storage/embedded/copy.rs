@@ -2,16 +2,21 @@
 
 use std::{fs, io, path::Path};
 
-use redb::{Database, StorageBackend, TableDefinition};
+use redb::{Database, StorageBackend as _, TableDefinition};
 
 use super::{
     bookkeeping::{self, Bookkeeping},
     builder,
     fault::{Faults, io_error},
     home,
+    recent::Layers,
     snapshot::FileSnapshot,
 };
-use crate::storage::{checksummed::Checksummed, error::StoreError};
+use crate::storage::{checksummed::Checksummed, error::StoreError, medium::Medium};
+
+/// Bytes of an area of the log. The most that is read into memory at an opening, and that is kept
+/// there until it is in the tables, is a little more than these.
+const AREA: u64 = 8 << 20;
 
 /// Bytes of rows that are written at once.
 const AT_ONCE: usize = 8 << 20;
@@ -44,8 +49,8 @@ impl CopyWriter {
             Ok(()) | Err(_) => {}
         }
         let file = home::create_file(path)?;
-        let storage = super::file_storage(file, &place)?;
-        Self::on(&place, storage)
+        let storage = super::file_storage(file, path, true)?;
+        Self::on(&place, storage, AREA)
     }
 
     /// Goes on with a file that was finished, as [`finish`](Self::finish) left it. Nobody else has
@@ -56,21 +61,23 @@ impl CopyWriter {
     /// When it cannot be opened, or is not what was written.
     pub(in crate::storage) fn resume(path: &Path) -> Result<Self, StoreError> {
         let place = home::shown(path);
-        let storage = super::file_storage(home::open_file(path, true)?, &place)?;
+        let storage = super::file_storage(home::open_file(path, true)?, path, true)?;
         let storage =
             Checksummed::open(storage).map_err(|error| io_error(&place, "open it", &error))?;
         let writer = Self::over(&place, storage, "open it")?;
-        let bookkeeping = FileSnapshot::of(&writer.database, writer.faults.clone())?.bookkeeping();
+        let bookkeeping =
+            FileSnapshot::of(&writer.database, Layers::default(), writer.faults.clone())?
+                .bookkeeping();
         Ok(Self {
             bookkeeping,
             ..writer
         })
     }
 
-    /// As [`create`](Self::create), on empty storage.
-    pub(super) fn on(place: &str, storage: Box<dyn StorageBackend>) -> Result<Self, StoreError> {
-        let storage =
-            Checksummed::create(storage).map_err(|error| io_error(place, "create it", &error))?;
+    /// As [`create`](Self::create), on empty storage, with so many bytes for each area of the log.
+    pub(super) fn on(place: &str, storage: Medium, area: u64) -> Result<Self, StoreError> {
+        let storage = Checksummed::create(storage, area)
+            .map_err(|error| io_error(place, "create it", &error))?;
         Self::over(place, storage, "create it")
     }
 

@@ -1,5 +1,7 @@
 //! One commit's state, read beside later commits.
 
+use std::collections::BTreeMap;
+
 use redb::{
     ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTableMetadata as _, TableDefinition,
     TableError, TableHandle as _,
@@ -8,6 +10,7 @@ use redb::{
 use super::{
     bookkeeping::{self, Bookkeeping},
     fault::Faults,
+    recent::Layers,
 };
 use crate::storage::{
     engine::{Row, Scan, Snapshot},
@@ -18,19 +21,26 @@ use crate::storage::{
 /// The engine's snapshot. It may fail once the file is opened again.
 pub(super) struct FileSnapshot {
     transaction: ReadTransaction,
+    /// The tables'.
     bookkeeping: Bookkeeping,
+    /// What was committed since these were written.
+    layers: Layers,
     faults: Faults,
 }
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl FileSnapshot {
-    /// The state of the last commit.
+    /// The state of the last commit, which `layers` have what the tables may lack of.
     ///
     /// # Errors
     ///
     /// When it cannot be read, or is not a store of ours.
-    pub(super) fn of(database: &impl ReadableDatabase, faults: Faults) -> Result<Self, StoreError> {
+    pub(super) fn of(
+        database: &impl ReadableDatabase,
+        layers: Layers,
+        faults: Faults,
+    ) -> Result<Self, StoreError> {
         let (transaction, bookkeeping) = faults.guard("read it", || {
             let transaction = database.begin_read()?;
             let bookkeeping = bookkeeping::read(&transaction)?;
@@ -39,10 +49,12 @@ impl FileSnapshot {
         Ok(Self {
             transaction,
             bookkeeping,
+            layers,
             faults,
         })
     }
 
+    /// What the tables amount to, without what came since they were written.
     pub(super) fn bookkeeping(&self) -> Bookkeeping {
         self.bookkeeping
     }
@@ -59,10 +71,13 @@ impl FileSnapshot {
 
 impl Snapshot for FileSnapshot {
     fn commit(&self) -> u64 {
-        self.bookkeeping.commit
+        self.bookkeeping.commit.max(self.layers.commit)
     }
 
     fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        if let Some(value) = self.layers.get(table, key) {
+            return Ok(value);
+        }
         self.faults.guard("read it", || {
             let Some(rows) = self.open(table)? else {
                 return Ok(None);
@@ -76,38 +91,47 @@ impl Snapshot for FileSnapshot {
             return Ok(Vec::new());
         }
         self.faults.guard("read it", || {
-            let Some(rows) = self.open(table)? else {
-                return Ok(Vec::new());
+            let rows = match self.open(table)? {
+                Some(rows) => Some(rows.range::<&[u8]>((scan.from, scan.to))?),
+                None => None,
             };
-            let rows = rows.range::<&[u8]>((scan.from, scan.to))?;
             let owned = |row: Result<(redb::AccessGuard<'_, _>, redb::AccessGuard<'_, _>), _>| {
                 let (key, value): (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>) =
                     row?;
                 Ok((key.value().to_vec(), value.value().to_vec()))
             };
-            if scan.backwards {
-                scan.collect(rows.rev().map(owned))
-            } else {
-                scan.collect(rows.map(owned))
-            }
+            let base: Box<dyn Iterator<Item = Result<Row, redb::Error>>> = match rows {
+                Some(rows) if scan.backwards => Box::new(rows.rev().map(owned)),
+                Some(rows) => Box::new(rows.map(owned)),
+                None => Box::new(std::iter::empty()),
+            };
+            scan.collect(self.layers.over(table, &scan, base))
         })
     }
 
     fn tables(&self) -> Result<Vec<(String, u64)>, StoreError> {
         self.faults.guard("read it", || {
-            let mut tables = Vec::new();
+            let mut tables = BTreeMap::new();
             for handle in self.transaction.list_tables()? {
                 let name = handle.name().to_owned();
-                if name == bookkeeping::TABLE {
-                    continue;
-                }
-                let rows = self.transaction.open_untyped_table(handle)?.len()?;
-                if rows > 0 {
-                    tables.push((name, rows));
+                if name != bookkeeping::TABLE {
+                    let rows = self.transaction.open_untyped_table(handle)?.len()?;
+                    tables.insert(name, rows);
                 }
             }
-            tables.sort();
-            Ok(tables)
+            for (name, keys) in self.layers.changed() {
+                let base = self.open(&name)?;
+                let rows = tables.entry(name).or_default();
+                for (key, is_there) in keys {
+                    let was_there = match &base {
+                        Some(base) => base.get(key.as_slice())?.is_some(),
+                        None => false,
+                    };
+                    *rows = (*rows + u64::from(is_there)).saturating_sub(u64::from(was_there));
+                }
+            }
+            tables.retain(|_, rows| *rows > 0);
+            Ok(tables.into_iter().collect())
         })
     }
 }

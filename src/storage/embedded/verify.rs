@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{Database, StorageBackend};
+use redb::{Database, StorageBackend as _};
 
 use super::{
     builder,
     fault::{Faults, damaged, io_error},
     home,
+    logged::Logged,
+    recent::Layers,
     snapshot::FileSnapshot,
 };
 use crate::storage::{
     checksummed::Checksummed,
     engine::{Snapshot, Usage},
     error::StoreError,
+    medium::Medium,
     overlay::Overlay,
     owner::StoreIdentity,
     scrub::Verified,
@@ -32,6 +35,7 @@ pub struct ReadOnlyFile {
     overlay: Overlay,
     faults: Faults,
     database: Database,
+    layers: Layers,
 }
 
 impl ReadOnlyFile {
@@ -45,7 +49,7 @@ impl ReadOnlyFile {
         let file = home::open_file(path, false)?;
         Ok(Self {
             directory: path.parent().map(Path::to_owned),
-            ..Self::on(&place, super::file_storage(file, &place)?)?
+            ..Self::on(&place, super::file_storage(file, path, false)?)?
         })
     }
 
@@ -58,7 +62,7 @@ impl ReadOnlyFile {
         Self::open(&home::unheld(directory)?)
     }
 
-    pub(super) fn on(place: &str, storage: Box<dyn StorageBackend>) -> Result<Self, StoreError> {
+    pub(super) fn on(place: &str, storage: Medium) -> Result<Self, StoreError> {
         Self::over(place, open_blocks(place, storage)?)
     }
 
@@ -69,7 +73,10 @@ impl ReadOnlyFile {
         let database = faults.guard("open it", || {
             Ok(builder().create_with_backend(overlay.clone())?)
         })?;
+        let tables = FileSnapshot::of(&database, Layers::default(), faults.clone())?;
+        let logged = Logged::read(place, &file, tables.commit())?;
         Ok(Self {
+            layers: logged.layers,
             place: place.to_owned(),
             directory: None,
             file,
@@ -85,7 +92,7 @@ impl ReadOnlyFile {
     ///
     /// When it is not a store of ours, or cannot be read.
     pub fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
-        let snapshot = FileSnapshot::of(&self.database, self.faults.clone())?;
+        let snapshot = FileSnapshot::of(&self.database, self.layers.clone(), self.faults.clone())?;
         Ok(Box::new(snapshot))
     }
 
@@ -110,10 +117,9 @@ impl ReadOnlyFile {
     ///
     /// When it is not a store of ours, or cannot be read.
     pub fn usage(&self) -> Result<Usage, StoreError> {
-        let snapshot = FileSnapshot::of(&self.database, self.faults.clone())?;
+        let snapshot = FileSnapshot::of(&self.database, self.layers.clone(), self.faults.clone())?;
         let available = self.directory.as_deref().and_then(home::available);
-        let bytes = self.file.file_length();
-        Ok(super::usage(bytes, snapshot.bookkeeping(), available))
+        Ok(super::usage(&self.file, snapshot.bookkeeping(), available))
     }
 
     /// Has the engine check everything that it can reach. Says what it found wrong.
@@ -144,7 +150,7 @@ pub fn verify_file(
 ) -> Result<Verified, StoreError> {
     let place = home::shown(path);
     let file = home::open_file(path, false)?;
-    verify(&place, super::file_storage(file, &place)?, progress)
+    verify(&place, super::file_storage(file, path, false)?, progress)
 }
 
 /// As [`verify_file`], of the store in `directory`, which no process has.
@@ -162,7 +168,7 @@ pub fn verify_stopped(
 /// As [`verify_file`], for storage of any sort.
 pub(super) fn verify(
     place: &str,
-    storage: Box<dyn StorageBackend>,
+    storage: Medium,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, StoreError> {
     let file = open_blocks(place, storage)?;
@@ -209,7 +215,7 @@ pub(super) fn verify(
 }
 
 /// Opens the blocks of a file that holds something, to be read.
-fn open_blocks(place: &str, storage: Box<dyn StorageBackend>) -> Result<Checksummed, StoreError> {
+fn open_blocks(place: &str, storage: Medium) -> Result<Checksummed, StoreError> {
     let failed = |error| io_error(place, "open it", &error);
     let is_empty = storage.len().map_err(failed)? == 0;
     if is_empty {

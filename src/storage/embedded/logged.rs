@@ -1,0 +1,81 @@
+//! What the log of a file holds beyond its tables.
+
+use std::sync::Arc;
+
+use super::{
+    fault::damaged,
+    log,
+    recent::{Layers, Recent},
+};
+use crate::storage::{blocks::Area, checksummed::Checksummed, error::StoreError};
+
+/// Where the next entry goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Position {
+    pub(super) area: Area,
+    /// Bytes from the beginning of the area.
+    pub(super) at: u64,
+}
+
+/// A log as it was found.
+#[derive(Debug)]
+pub(super) struct Logged {
+    /// What is in it. Of two areas the older one's changes are frozen: they were on their way into
+    /// the tables.
+    pub(super) layers: Layers,
+    /// The last commit whose changes are frozen.
+    pub(super) frozen: Option<u64>,
+    pub(super) position: Position,
+    /// What it was read as, by place, to be written once more.
+    pub(super) entries: Vec<(u64, Vec<u8>)>,
+    /// Copies that are damaged, with a twin that is whole.
+    pub(super) damaged_copies: u64,
+}
+
+impl Logged {
+    /// Reads the log of a file whose tables are those of commit `tables`.
+    ///
+    /// # Errors
+    ///
+    /// When a commit that was confirmed is missing in it.
+    pub(super) fn read(place: &str, file: &Checksummed, tables: u64) -> Result<Self, StoreError> {
+        let layout = file.layout();
+        let areas = Area::BOTH.map(|area| file.read_log(area));
+        let found = log::read(layout, areas, tables).map_err(|reason| damaged(place, reason))?;
+        let mut logged = Self {
+            layers: Layers {
+                commit: tables,
+                active: Arc::default(),
+                frozen: None,
+            },
+            frozen: None,
+            position: Position::default(),
+            entries: Vec::new(),
+            damaged_copies: found.damaged_copies,
+        };
+        for (area, entry) in found.entries {
+            let is_first = logged.entries.is_empty();
+            if !is_first && area != logged.position.area {
+                let full: Arc<Recent> = std::mem::take(&mut logged.layers.active);
+                logged.layers.frozen = Some(full);
+                logged.frozen = Some(logged.layers.commit);
+            }
+            let changes: Vec<_> = entry.changes.iter().collect();
+            let bytes = log::encode(layout.salt, entry.number, entry.place, &changes);
+            logged.layers.active.add(entry.number, &entry.changes);
+            logged.layers.commit = entry.number;
+            let end = entry.place + bytes.len() as u64;
+            logged.position = Position {
+                area,
+                at: end.saturating_sub(layout.area_start(area)),
+            };
+            match logged.entries.last_mut() {
+                Some((start, before)) if *start + before.len() as u64 == entry.place => {
+                    before.extend_from_slice(&bytes);
+                }
+                _ => logged.entries.push((entry.place, bytes)),
+            }
+        }
+        Ok(logged)
+    }
+}

@@ -1,0 +1,364 @@
+//! One opening of the file: its tables, what lies over them, and what goes from there into them.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    },
+    thread,
+};
+
+use redb::{Database, TableDefinition, WriteTransaction};
+
+use super::{
+    Discipline,
+    bookkeeping::{self, Bookkeeping},
+    fault::{Faults, damaged, io_error},
+    home::FileId,
+    log,
+    logged::{Logged, Position},
+    recent::Layers,
+    snapshot::FileSnapshot,
+};
+use crate::storage::{
+    batch::{Batch, Change},
+    checksummed::Checksummed,
+    error::StoreError,
+};
+
+/// One opening of the file.
+pub(super) struct Open {
+    place: String,
+    /// How commits are made: as they should be, but for tests that show what it is for.
+    discipline: Discipline,
+    /// `None` once it is closed.
+    database: Option<Database>,
+    pub(super) storage: Option<Checksummed>,
+    pub(super) faults: Faults,
+    /// The file that it is, whatever its path leads to by now.
+    pub(super) file: Option<FileId>,
+    layers: RwLock<Layers>,
+    flush: Flush,
+}
+
+/// What goes from memory into the tables.
+#[derive(Debug, Default)]
+struct Flush {
+    state: Mutex<FlushState>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum FlushState {
+    #[default]
+    Idle,
+    Busy,
+    Failed(StoreError),
+}
+
+impl Flush {
+    fn state(&self) -> MutexGuard<'_, FlushState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        match &*self.state() {
+            FlushState::Failed(error) => Err(error.clone()),
+            FlushState::Idle | FlushState::Busy => Ok(()),
+        }
+    }
+
+    fn wait(&self) -> Result<(), StoreError> {
+        let mut state = self.state();
+        while matches!(*state, FlushState::Busy) {
+            let woken = self.ended.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.check()
+    }
+
+    fn end(&self, result: Result<(), StoreError>) {
+        *self.state() = match result {
+            Ok(()) => FlushState::Idle,
+            Err(error) => FlushState::Failed(error),
+        };
+        self.ended.notify_all();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // First, so that the engine's last words never reach a file that is opened again.
+        if let Some(storage) = &self.storage {
+            storage.revoke();
+        }
+        let database = self.database.take();
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(database)));
+        if closed.is_err() {
+            tracing::debug!("the engine stumbled while it was closed");
+        }
+    }
+}
+
+impl Open {
+    /// Takes a database whose tables may lack what the log has, and makes sure that what was read
+    /// of the log is on the disk: after a failed write a read shows what a power loss would undo.
+    ///
+    /// # Errors
+    ///
+    /// When the log is not what was written, or cannot be written.
+    pub(super) fn over(
+        place: &str,
+        discipline: Discipline,
+        database: Database,
+        storage: Option<Checksummed>,
+        file: Option<FileId>,
+    ) -> Result<(Arc<Self>, Position), StoreError> {
+        let faults = Faults::of(place, storage.clone());
+        let tables = FileSnapshot::of(&database, Layers::default(), faults.clone())?;
+        let tables = tables.bookkeeping().commit;
+        let mut position = Position::default();
+        let mut layers = Layers {
+            commit: tables,
+            ..Layers::default()
+        };
+        let mut frozen = None;
+        if let Some(storage) = &storage {
+            let logged = Logged::read(place, storage, tables)?;
+            let damaged = storage.damaged_copies() + logged.damaged_copies;
+            if damaged > 0 {
+                tracing::warn!(
+                    file = place,
+                    damaged,
+                    "copies of what the file's beginning and its log hold were damaged; they were written again from their twins"
+                );
+            }
+            for (at, entries) in &logged.entries {
+                storage
+                    .write_log(*at, entries)
+                    .map_err(|error| io_error(place, "open it", &error))?;
+            }
+            layers = logged.layers;
+            frozen = logged.frozen;
+            position = logged.position;
+        }
+        let open = Arc::new(Self {
+            place: place.to_owned(),
+            discipline,
+            database: Some(database),
+            storage,
+            faults,
+            file,
+            layers: RwLock::new(layers),
+            flush: Flush::default(),
+        });
+        if let Some(number) = frozen {
+            open.start_flush(number)?;
+        }
+        Ok((open, position))
+    }
+
+    fn database(&self) -> Result<&Database, redb::Error> {
+        self.database.as_ref().ok_or(redb::Error::DatabaseClosed)
+    }
+
+    fn layers(&self) -> RwLockReadGuard<'_, Layers> {
+        self.layers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn layers_mut(&self) -> RwLockWriteGuard<'_, Layers> {
+        self.layers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last commit.
+    pub(super) fn commit_number(&self) -> u64 {
+        self.layers().commit
+    }
+
+    pub(super) fn snapshot(&self) -> Result<FileSnapshot, StoreError> {
+        let database = self.faults.guard("read it", || self.database())?;
+        // Held meanwhile: the tables are never further than these say.
+        let layers = self.layers();
+        FileSnapshot::of(database, layers.clone(), self.faults.clone())
+    }
+
+    /// Has nothing written any more, and returns once nothing is.
+    pub(super) fn revoke(&self) {
+        if let Some(storage) = &self.storage {
+            storage.revoke();
+        }
+        let _is_over = self.flush.wait();
+    }
+
+    /// Returns once nothing is on its way into the tables.
+    ///
+    /// # Errors
+    ///
+    /// When it did not get there.
+    pub(super) fn wait_for_flush(&self) -> Result<(), StoreError> {
+        self.flush.wait()
+    }
+
+    /// Makes commit `number`. Says where the next one's entry goes.
+    ///
+    /// # Errors
+    ///
+    /// When it is not known to have happened, or an earlier one did not get into the tables. This
+    /// opening is of no more use then.
+    pub(super) fn commit(
+        self: &Arc<Self>,
+        position: Position,
+        number: u64,
+        batches: &[Batch],
+    ) -> Result<Position, StoreError> {
+        self.flush.check()?;
+        let changes = in_order(batches);
+        let bytes = log::entry_bytes(&changes) as u64;
+        let Some(storage) = self.storage.as_ref() else {
+            return self.commit_to_tables(number, &changes);
+        };
+        let layout = storage.layout();
+        if bytes > layout.area {
+            return self.commit_to_tables(number, &changes);
+        }
+        let mut position = position;
+        if position.at.saturating_add(bytes) > layout.area {
+            self.flush.wait()?;
+            let frozen = self.freeze();
+            self.start_flush(frozen)?;
+            position = Position {
+                area: position.area.other(),
+                at: 0,
+            };
+        }
+        let place = layout.area_start(position.area) + position.at;
+        let entry = log::encode(layout.salt, number, place, &changes);
+        storage
+            .write_log(place, &entry)
+            .map_err(|error| io_error(&self.place, "commit", &error))?;
+        let mut layers = self.layers_mut();
+        layers.active.add(number, changes);
+        layers.commit = number;
+        position.at += bytes;
+        Ok(position)
+    }
+
+    /// Makes a commit that the log has no room for.
+    fn commit_to_tables(
+        self: &Arc<Self>,
+        number: u64,
+        changes: &[&Change],
+    ) -> Result<Position, StoreError> {
+        let position = self.settle()?;
+        self.write_tables(number, |transaction, bookkeeping| {
+            for changes in changes.chunk_by(|one, next| one.table == next.table) {
+                let name = changes.first().map_or("", |change| change.table.as_ref());
+                let mut rows = changes.iter().map(|change| (&change.key, &change.value));
+                write_rows(transaction, bookkeeping, name, &mut rows)?;
+            }
+            Ok(())
+        })?;
+        self.layers_mut().commit = number;
+        Ok(position)
+    }
+
+    /// Brings everything into the tables. The log begins anew then.
+    ///
+    /// # Errors
+    ///
+    /// When it did not get there.
+    pub(super) fn settle(&self) -> Result<Position, StoreError> {
+        self.flush.wait()?;
+        if !self.layers().active.is_empty() {
+            let number = self.freeze();
+            self.flush_frozen(number)?;
+        }
+        Ok(Position::default())
+    }
+
+    /// Puts aside what was committed, to be brought into the tables. Returns the last commit's
+    /// number.
+    fn freeze(&self) -> u64 {
+        let mut layers = self.layers_mut();
+        layers.frozen = Some(std::mem::take(&mut layers.active));
+        layers.commit
+    }
+
+    fn start_flush(self: &Arc<Self>, number: u64) -> Result<(), StoreError> {
+        *self.flush.state() = FlushState::Busy;
+        let open = Arc::clone(self);
+        let flush = move || {
+            let flushed = catch_unwind(AssertUnwindSafe(|| open.flush_frozen(number)));
+            let panicked = |_| Err(damaged(&open.place, "the flush of its log panicked"));
+            open.flush.end(flushed.unwrap_or_else(panicked));
+        };
+        let started = thread::Builder::new()
+            .name("store-flush".to_owned())
+            .spawn(flush);
+        started.map(drop).map_err(|error| {
+            let error = io_error(&self.place, "start a thread", &error);
+            self.flush.end(Err(error.clone()));
+            error
+        })
+    }
+
+    fn flush_frozen(&self, number: u64) -> Result<(), StoreError> {
+        let frozen = self.layers().frozen.clone();
+        if let Some(frozen) = frozen {
+            self.write_tables(number, |transaction, bookkeeping| {
+                frozen.last_values(|name, rows| write_rows(transaction, bookkeeping, name, rows))
+            })?;
+        }
+        self.layers_mut().frozen = None;
+        Ok(())
+    }
+
+    /// Writes to the tables, which are those of commit `number` once it returns.
+    fn write_tables(
+        &self,
+        number: u64,
+        fill: impl FnOnce(&WriteTransaction, &mut Bookkeeping) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        self.faults.guard("commit", || {
+            let mut transaction = self.database()?.begin_write()?;
+            let is_full = self.discipline == Discipline::Full;
+            transaction.set_two_phase_commit(is_full);
+            transaction.set_quick_repair(is_full);
+            let mut bookkeeping = bookkeeping::before(&transaction)?;
+            fill(&transaction, &mut bookkeeping)?;
+            bookkeeping.commit = number;
+            bookkeeping::write(&transaction, bookkeeping)?;
+            Ok(transaction.commit()?)
+        })
+    }
+}
+
+fn write_rows<'a>(
+    transaction: &WriteTransaction,
+    bookkeeping: &mut Bookkeeping,
+    table: &str,
+    rows: &mut dyn Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>,
+) -> Result<(), redb::Error> {
+    let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(table);
+    let mut table = transaction.open_table(definition)?;
+    for (key, value) in rows {
+        let key = key.as_slice();
+        let old = match value {
+            Some(value) => table.insert(key, value.as_slice())?,
+            None => table.remove(key)?,
+        };
+        let old = old.map(|old| old.value().len());
+        bookkeeping.count(key, old, value.as_ref().map(Vec::len));
+    }
+    Ok(())
+}
+
+/// The last change of each row, in the order of tables and keys, in which the engine is fastest.
+fn in_order(batches: &[Batch]) -> Vec<&Change> {
+    let mut changes: Vec<&Change> = batches.iter().flat_map(Batch::changes).rev().collect();
+    // Stable: of one row's changes the last one comes first, and the others go.
+    changes.sort_by(|one, other| (&one.table, &one.key).cmp(&(&other.table, &other.key)));
+    changes.dedup_by(|one, other| one.table == other.table && one.key == other.key);
+    changes
+}
