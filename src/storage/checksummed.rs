@@ -227,6 +227,13 @@ impl Checksummed {
         bytes
     }
 
+    /// Does something while nothing is written.
+    pub(super) fn undisturbed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let writing = self.0.writing.write();
+        let _none = writing.unwrap_or_else(PoisonError::into_inner);
+        work()
+    }
+
     /// Writes to the log at byte `at` of the file, and returns once that is on the disk, whatever
     /// else is on its way there.
     ///

@@ -10,8 +10,8 @@ mod fault;
 mod home;
 mod log;
 mod logged;
+mod memtable;
 mod open;
-mod recent;
 mod snapshot;
 mod verify;
 
@@ -247,9 +247,14 @@ impl RedbEngine {
     pub fn scrub(&self, from: u64, count: u64) -> Result<Scrubbed, StoreError> {
         let open = self.opened()?;
         let storage = open.storage.as_ref().ok_or_else(|| self.closed())?;
-        storage
-            .scrub(from, count)
-            .map_err(|error| io_error(&self.place, "read it", &error))
+        let scrubbed = storage.scrub(from, count);
+        let mut scrubbed = scrubbed.map_err(|error| io_error(&self.place, "read it", &error))?;
+        if from == 0
+            && let Some(reason) = open.scrub_log()
+        {
+            scrubbed.suspects.insert(0, (0, reason));
+        }
+        Ok(scrubbed)
     }
 
     /// Reads every block, and has the engine check everything that it can reach. No commit is made
@@ -261,7 +266,7 @@ impl RedbEngine {
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified, StoreError> {
         let _none = self.position();
         if let Ok(open) = self.opened() {
-            open.wait_for_flush()?;
+            open.wait_for_checkpoint()?;
         }
         verify::verify(&self.place, self.storage(false)?, progress)
     }
@@ -364,7 +369,7 @@ impl RedbEngine {
         if self.has_failed.load(Ordering::SeqCst) {
             // The disk shows that it takes writes again before anyone is told that the store is
             // open: the log alone may have room left on a disk that is full.
-            *position = open.settle().inspect_err(|_| open.revoke())?;
+            *position = open.checkpoint_all().inspect_err(|_| open.revoke())?;
             self.has_failed.store(false, Ordering::SeqCst);
         }
         let commit = open.commit_number();
@@ -437,6 +442,17 @@ impl Engine for RedbEngine {
                 self.close();
                 Err(error)
             }
+        }
+    }
+
+    fn checkpoint(&self) {
+        let Ok(mut position) = self.position.try_lock() else {
+            return;
+        };
+        if let Ok(open) = self.opened()
+            && let Ok(next) = open.begin_checkpoint(*position)
+        {
+            *position = next;
         }
     }
 

@@ -48,6 +48,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// When it is closed, or cannot be read.
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError>;
 
+    /// Begins to bring what was committed lately to where it stays, beside commits: the next opening
+    /// has less to read, and [`usage`](Self::usage) says what compaction would give back. Called now
+    /// and then. Nothing needs to be done for an engine that has no such thing.
+    fn checkpoint(&self) {}
+
     /// What it takes up.
     ///
     /// # Errors

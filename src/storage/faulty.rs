@@ -333,6 +333,10 @@ impl Engine for FaultyEngine {
         }))
     }
 
+    fn checkpoint(&self) {
+        self.0.engine().checkpoint();
+    }
+
     fn usage(&self) -> Result<Usage, StoreError> {
         let usage = self.0.lock().usage;
         usage.map_or_else(|| self.0.engine().usage(), Ok)

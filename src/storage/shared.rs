@@ -432,7 +432,10 @@ impl Shared {
 
     /// Looks at what the engine takes up.
     pub(super) fn look(&self) {
-        let usage = guarded(&self.place, "usage", || self.engine.usage());
+        let usage = guarded(&self.place, "usage", || {
+            self.engine.checkpoint();
+            self.engine.usage()
+        });
         let tables = self.snapshot(None);
         let tables = tables.and_then(|shown| guarded(&self.place, "tables", || shown.tables()));
         if usage.is_err() {

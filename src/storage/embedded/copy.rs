@@ -9,7 +9,7 @@ use super::{
     builder,
     fault::{Faults, io_error},
     home,
-    recent::Layers,
+    memtable::Layers,
     snapshot::FileSnapshot,
 };
 use crate::storage::{checksummed::Checksummed, error::StoreError, medium::Medium};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     fault::damaged,
     log,
-    recent::{Layers, Recent},
+    memtable::{Layers, Memtable},
 };
 use crate::storage::{blocks::Area, checksummed::Checksummed, error::StoreError};
 
@@ -56,7 +56,7 @@ impl Logged {
         for (area, entry) in found.entries {
             let is_first = logged.entries.is_empty();
             if !is_first && area != logged.position.area {
-                let full: Arc<Recent> = std::mem::take(&mut logged.layers.active);
+                let full: Arc<Memtable> = std::mem::take(&mut logged.layers.active);
                 logged.layers.frozen = Some(full);
                 logged.frozen = Some(logged.layers.commit);
             }

@@ -4,6 +4,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
     },
     thread,
 };
@@ -17,7 +18,7 @@ use super::{
     home::FileId,
     log,
     logged::{Logged, Position},
-    recent::Layers,
+    memtable::Layers,
     snapshot::FileSnapshot,
 };
 use crate::storage::{
@@ -38,39 +39,45 @@ pub(super) struct Open {
     /// The file that it is, whatever its path leads to by now.
     pub(super) file: Option<FileId>,
     layers: RwLock<Layers>,
-    flush: Flush,
+    /// The commit whose state is in the tables for good.
+    in_tables: AtomicU64,
+    checkpoint: Checkpoint,
 }
 
-/// What goes from memory into the tables.
+/// How far it is with bringing what is frozen into the tables.
 #[derive(Debug, Default)]
-struct Flush {
-    state: Mutex<FlushState>,
+struct Checkpoint {
+    state: Mutex<CheckpointState>,
     ended: Condvar,
 }
 
 #[derive(Debug, Default)]
-enum FlushState {
+enum CheckpointState {
     #[default]
     Idle,
     Busy,
     Failed(StoreError),
 }
 
-impl Flush {
-    fn state(&self) -> MutexGuard<'_, FlushState> {
+impl Checkpoint {
+    fn state(&self) -> MutexGuard<'_, CheckpointState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self) -> Result<(), StoreError> {
         match &*self.state() {
-            FlushState::Failed(error) => Err(error.clone()),
-            FlushState::Idle | FlushState::Busy => Ok(()),
+            CheckpointState::Failed(error) => Err(error.clone()),
+            CheckpointState::Idle | CheckpointState::Busy => Ok(()),
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        matches!(*self.state(), CheckpointState::Busy)
     }
 
     fn wait(&self) -> Result<(), StoreError> {
         let mut state = self.state();
-        while matches!(*state, FlushState::Busy) {
+        while matches!(*state, CheckpointState::Busy) {
             let woken = self.ended.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }
@@ -80,8 +87,8 @@ impl Flush {
 
     fn end(&self, result: Result<(), StoreError>) {
         *self.state() = match result {
-            Ok(()) => FlushState::Idle,
-            Err(error) => FlushState::Failed(error),
+            Ok(()) => CheckpointState::Idle,
+            Err(error) => CheckpointState::Failed(error),
         };
         self.ended.notify_all();
     }
@@ -151,10 +158,11 @@ impl Open {
             faults,
             file,
             layers: RwLock::new(layers),
-            flush: Flush::default(),
+            in_tables: AtomicU64::new(tables),
+            checkpoint: Checkpoint::default(),
         });
         if let Some(number) = frozen {
-            open.start_flush(number)?;
+            open.start_checkpoint(number)?;
         }
         Ok((open, position))
     }
@@ -188,7 +196,7 @@ impl Open {
         if let Some(storage) = &self.storage {
             storage.revoke();
         }
-        let _is_over = self.flush.wait();
+        let _is_over = self.checkpoint.wait();
     }
 
     /// Returns once nothing is on its way into the tables.
@@ -196,8 +204,8 @@ impl Open {
     /// # Errors
     ///
     /// When it did not get there.
-    pub(super) fn wait_for_flush(&self) -> Result<(), StoreError> {
-        self.flush.wait()
+    pub(super) fn wait_for_checkpoint(&self) -> Result<(), StoreError> {
+        self.checkpoint.wait()
     }
 
     /// Makes commit `number`. Says where the next one's entry goes.
@@ -212,7 +220,7 @@ impl Open {
         number: u64,
         batches: &[Batch],
     ) -> Result<Position, StoreError> {
-        self.flush.check()?;
+        self.checkpoint.check()?;
         let changes = in_order(batches);
         let bytes = log::entry_bytes(&changes) as u64;
         let Some(storage) = self.storage.as_ref() else {
@@ -224,13 +232,8 @@ impl Open {
         }
         let mut position = position;
         if position.at.saturating_add(bytes) > layout.area {
-            self.flush.wait()?;
-            let frozen = self.freeze();
-            self.start_flush(frozen)?;
-            position = Position {
-                area: position.area.other(),
-                at: 0,
-            };
+            self.checkpoint.wait()?;
+            position = self.begin_checkpoint(position)?;
         }
         let place = layout.area_start(position.area) + position.at;
         let entry = log::encode(layout.salt, number, place, &changes);
@@ -250,7 +253,7 @@ impl Open {
         number: u64,
         changes: &[&Change],
     ) -> Result<Position, StoreError> {
-        let position = self.settle()?;
+        let position = self.checkpoint_all()?;
         self.write_tables(number, |transaction, bookkeeping| {
             for changes in changes.chunk_by(|one, next| one.table == next.table) {
                 let name = changes.first().map_or("", |change| change.table.as_ref());
@@ -268,11 +271,11 @@ impl Open {
     /// # Errors
     ///
     /// When it did not get there.
-    pub(super) fn settle(&self) -> Result<Position, StoreError> {
-        self.flush.wait()?;
+    pub(super) fn checkpoint_all(&self) -> Result<Position, StoreError> {
+        self.checkpoint.wait()?;
         if !self.layers().active.is_empty() {
             let number = self.freeze();
-            self.flush_frozen(number)?;
+            self.checkpoint_frozen(number)?;
         }
         Ok(Position::default())
     }
@@ -285,25 +288,46 @@ impl Open {
         layers.commit
     }
 
-    fn start_flush(self: &Arc<Self>, number: u64) -> Result<(), StoreError> {
-        *self.flush.state() = FlushState::Busy;
+    /// Starts to bring what is in the log into the tables, if nothing is on its way there already.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started, or an earlier one failed.
+    pub(super) fn begin_checkpoint(
+        self: &Arc<Self>,
+        position: Position,
+    ) -> Result<Position, StoreError> {
+        self.checkpoint.check()?;
+        if self.storage.is_none() || self.checkpoint.is_busy() || self.layers().active.is_empty() {
+            return Ok(position);
+        }
+        let number = self.freeze();
+        self.start_checkpoint(number)?;
+        Ok(Position {
+            area: position.area.other(),
+            at: 0,
+        })
+    }
+
+    fn start_checkpoint(self: &Arc<Self>, number: u64) -> Result<(), StoreError> {
+        *self.checkpoint.state() = CheckpointState::Busy;
         let open = Arc::clone(self);
-        let flush = move || {
-            let flushed = catch_unwind(AssertUnwindSafe(|| open.flush_frozen(number)));
-            let panicked = |_| Err(damaged(&open.place, "the flush of its log panicked"));
-            open.flush.end(flushed.unwrap_or_else(panicked));
+        let work = move || {
+            let done = catch_unwind(AssertUnwindSafe(|| open.checkpoint_frozen(number)));
+            let panicked = |_| Err(damaged(&open.place, "its checkpoint panicked"));
+            open.checkpoint.end(done.unwrap_or_else(panicked));
         };
         let started = thread::Builder::new()
-            .name("store-flush".to_owned())
-            .spawn(flush);
+            .name("store-checkpoint".to_owned())
+            .spawn(work);
         started.map(drop).map_err(|error| {
             let error = io_error(&self.place, "start a thread", &error);
-            self.flush.end(Err(error.clone()));
+            self.checkpoint.end(Err(error.clone()));
             error
         })
     }
 
-    fn flush_frozen(&self, number: u64) -> Result<(), StoreError> {
+    fn checkpoint_frozen(&self, number: u64) -> Result<(), StoreError> {
         let frozen = self.layers().frozen.clone();
         if let Some(frozen) = frozen {
             self.write_tables(number, |transaction, bookkeeping| {
@@ -330,7 +354,31 @@ impl Open {
             bookkeeping.commit = number;
             bookkeeping::write(&transaction, bookkeeping)?;
             Ok(transaction.commit()?)
-        })
+        })?;
+        self.in_tables.store(number, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Reads the log once more: what of it counts, and is not what was written.
+    pub(super) fn scrub_log(&self) -> Option<String> {
+        let storage = self.storage.as_ref()?;
+        let look = || {
+            let in_tables = self.in_tables.load(Ordering::SeqCst);
+            Logged::read(&self.place, storage, in_tables).map(|logged| logged.damaged_copies)
+        };
+        // An entry that is being written reads torn.
+        let found = match look() {
+            Ok(0) => Ok(0),
+            _ => storage.undisturbed(look),
+        };
+        match found {
+            Ok(0) => None,
+            Ok(damaged) => Some(format!(
+                "{damaged} copies in the file's log are damaged, each with a whole twin"
+            )),
+            Err(StoreError::Damaged { reason, .. }) => Some(reason),
+            Err(error) => Some(error.to_string()),
+        }
     }
 }
 

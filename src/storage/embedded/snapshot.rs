@@ -10,7 +10,7 @@ use redb::{
 use super::{
     bookkeeping::{self, Bookkeeping},
     fault::Faults,
-    recent::Layers,
+    memtable::Layers,
 };
 use crate::storage::{
     engine::{Row, Scan, Snapshot},

@@ -9,7 +9,7 @@ use super::{
     fault::{Faults, damaged, io_error},
     home,
     logged::Logged,
-    recent::Layers,
+    memtable::Layers,
     snapshot::FileSnapshot,
 };
 use crate::storage::{

@@ -24,9 +24,9 @@ const CHUNK: usize = 256;
 
 /// The changes of some commits in a row. Its size is bounded by the area of the log that has them.
 #[derive(Debug, Default)]
-pub(super) struct Recent(RwLock<Tables>);
+pub(super) struct Memtable(RwLock<Tables>);
 
-impl Recent {
+impl Memtable {
     fn tables(&self) -> RwLockReadGuard<'_, Tables> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,19 +88,19 @@ fn as_of(versions: &Versions, commit: u64) -> Option<&Value> {
 pub(super) struct Layers {
     /// The last commit.
     pub(super) commit: u64,
-    pub(super) active: Arc<Recent>,
-    pub(super) frozen: Option<Arc<Recent>>,
+    pub(super) active: Arc<Memtable>,
+    pub(super) frozen: Option<Arc<Memtable>>,
 }
 
 impl Layers {
-    fn newest_first(&self) -> impl Iterator<Item = &Recent> {
+    fn newest_first(&self) -> impl Iterator<Item = &Memtable> {
         std::iter::once(self.active.as_ref()).chain(self.frozen.as_deref())
     }
 
     /// The row, if these say anything of it.
     pub(super) fn get(&self, table: &str, key: &[u8]) -> Option<Value> {
         self.newest_first()
-            .find_map(|recent| recent.get(table, key, self.commit))
+            .find_map(|memtable| memtable.get(table, key, self.commit))
     }
 
     /// The rows of a scan, where `base` has those of the tables beneath, in the scan's order.
@@ -120,7 +120,10 @@ impl Layers {
     /// What these change in each table that they have anything of: every key, and whether it is
     /// there now.
     pub(super) fn changed(&self) -> impl Iterator<Item = (String, Vec<(Vec<u8>, bool)>)> + '_ {
-        let mut names: Vec<String> = self.newest_first().flat_map(Recent::table_names).collect();
+        let mut names: Vec<String> = self
+            .newest_first()
+            .flat_map(Memtable::table_names)
+            .collect();
         names.sort();
         names.dedup();
         names.into_iter().map(|name| {
@@ -142,7 +145,7 @@ impl Layers {
         let mut base = base.peekable();
         let mut walks: Vec<_> = self
             .newest_first()
-            .map(|recent| Walk::new(recent, table, self.commit, scan).peekable())
+            .map(|memtable| Walk::new(memtable, table, self.commit, scan).peekable())
             .collect();
         let backwards = scan.backwards;
         std::iter::from_fn(move || {
@@ -174,7 +177,7 @@ impl Layers {
 
 /// Goes through the rows of one table, a few at a time: a commit never waits for a long scan.
 struct Walk<'a> {
-    recent: &'a Recent,
+    memtable: &'a Memtable,
     table: &'a str,
     commit: u64,
     from: Bound<Vec<u8>>,
@@ -185,9 +188,9 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(recent: &'a Recent, table: &'a str, commit: u64, scan: &Scan<'_>) -> Self {
+    fn new(memtable: &'a Memtable, table: &'a str, commit: u64, scan: &Scan<'_>) -> Self {
         Self {
-            recent,
+            memtable,
             table,
             commit,
             from: scan.from.map(<[u8]>::to_vec),
@@ -204,7 +207,7 @@ impl<'a> Walk<'a> {
             to: self.to.as_ref().map(Vec::as_slice),
             ..Scan::first(CHUNK)
         };
-        let tables = self.recent.tables();
+        let tables = self.memtable.tables();
         let rows = tables.get(self.table).filter(|_| !is_empty(&bounds));
         let Some(rows) = rows else {
             self.is_at_its_end = true;
