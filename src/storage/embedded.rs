@@ -296,7 +296,17 @@ impl RedbEngine {
         let (Disk::Directory(home), Some(file)) = (&self.disk, open.file) else {
             return Ok(());
         };
-        let found = home.look()?;
+        let look = || {
+            let found = home.look()?;
+            let length = open.storage.as_ref().map(Checksummed::file_length);
+            let length = length.filter(|length| found.length < *length);
+            Ok((found, length))
+        };
+        let (found, cut_off) = match (look()?, &open.storage) {
+            // It may be becoming longer or shorter just now.
+            ((_, Some(_)), Some(storage)) => storage.undisturbed(look)?,
+            (found, _) => found,
+        };
         if found.id != file {
             return Err(StoreError::Io {
                 place: self.place.clone(),
@@ -305,12 +315,12 @@ impl RedbEngine {
                 advice: "it is opened again, and refused unless it is the same store at the same commit",
             });
         }
-        match open.storage.as_ref().map(Checksummed::file_length) {
-            Some(length) if found.length < length => Err(damaged(
+        match cut_off {
+            Some(length) => Err(damaged(
                 &self.place,
                 format!("it has {} bytes of {length}: it was cut off", found.length),
             )),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

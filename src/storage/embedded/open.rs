@@ -39,8 +39,9 @@ pub(super) struct Open {
     /// The file that it is, whatever its path leads to by now.
     pub(super) file: Option<FileId>,
     layers: RwLock<Layers>,
-    /// The commit whose state is in the tables for good.
+    /// The last commit whose state is in the tables for good, and the last one.
     in_tables: AtomicU64,
+    last: AtomicU64,
     checkpoint: Checkpoint,
 }
 
@@ -150,6 +151,7 @@ impl Open {
             frozen = logged.frozen;
             position = logged.position;
         }
+        let last = layers.commit;
         let open = Arc::new(Self {
             place: place.to_owned(),
             discipline,
@@ -159,6 +161,7 @@ impl Open {
             file,
             layers: RwLock::new(layers),
             in_tables: AtomicU64::new(tables),
+            last: AtomicU64::new(last),
             checkpoint: Checkpoint::default(),
         });
         if let Some(number) = frozen {
@@ -181,7 +184,7 @@ impl Open {
 
     /// The last commit.
     pub(super) fn commit_number(&self) -> u64 {
-        self.layers().commit
+        self.last.load(Ordering::SeqCst)
     }
 
     pub(super) fn snapshot(&self) -> Result<FileSnapshot, StoreError> {
@@ -240,9 +243,7 @@ impl Open {
         storage
             .write_log(place, &entry)
             .map_err(|error| io_error(&self.place, "commit", &error))?;
-        let mut layers = self.layers_mut();
-        layers.active.add(number, changes);
-        layers.commit = number;
+        self.publish(number, &changes);
         position.at += bytes;
         Ok(position)
     }
@@ -262,8 +263,16 @@ impl Open {
             }
             Ok(())
         })?;
-        self.layers_mut().commit = number;
+        self.publish(number, &[]);
         Ok(position)
+    }
+
+    /// Shows what is durable.
+    fn publish(&self, number: u64, changes: &[&Change]) {
+        let mut layers = self.layers_mut();
+        layers.active.add(number, changes.iter().copied());
+        layers.commit = number;
+        self.last.store(number, Ordering::SeqCst);
     }
 
     /// Brings everything into the tables. The log begins anew then.
@@ -363,8 +372,14 @@ impl Open {
     pub(super) fn scrub_log(&self) -> Option<String> {
         let storage = self.storage.as_ref()?;
         let look = || {
+            let last = self.last.load(Ordering::SeqCst);
             let in_tables = self.in_tables.load(Ordering::SeqCst);
-            Logged::read(&self.place, storage, in_tables).map(|logged| logged.damaged_copies)
+            let logged = Logged::read(&self.place, storage, in_tables)?;
+            if logged.layers.commit < last {
+                let reason = format!("the log's entry of commit {last} is damaged");
+                return Err(damaged(&self.place, reason));
+            }
+            Ok(logged.damaged_copies)
         };
         // An entry that is being written reads torn.
         let found = match look() {

@@ -63,7 +63,7 @@ fn a_copy_that_is_damaged_is_found_before_it_takes_the_stores_place() {
         // engine.
         if told.stage == CopyStage::Checking && !is_flipped {
             is_flipped = true;
-            flip(&copy);
+            assert!(flip(&copy));
         }
         ControlFlow::Continue(())
     });

@@ -18,7 +18,8 @@ fn damage_on_the_disk_shows_until_it_is_left_behind() {
     assert!(report.is_sound(), "{report:?}");
     assert_eq!(report.blocks, told);
     assert!(store.condition().scrubbed_at.is_some());
-    flip(&home.join("store.redb"));
+    store.shared().look();
+    eventually("it is in the tables", || flip(&home.join("store.redb")));
     let report = store.scrub(&mut |_| {}).expect("read");
     assert_eq!(report.suspects.len(), 1, "{report:?}");
     assert!(store.condition().damage.is_some());

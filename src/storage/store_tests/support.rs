@@ -187,13 +187,18 @@ pub(super) fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// Flips a bit in the middle of the first value of many sevens, under a store that writes elsewhere.
-pub(super) fn flip(file: &Path) {
+/// Flips a bit in the middle of the value of many sevens that is in a file's tables. Says whether there
+/// is one.
+pub(super) fn flip(file: &Path) -> bool {
     let bytes = fs::read(file).expect("read");
-    let at = bytes.windows(2000).position(|part| part == [7; 2000]);
+    let at = bytes.windows(2000).rposition(|part| part == [7; 2000]);
     let at = at.expect("the value is there") + 1000;
-    let file = fs::File::options().write(true).open(file);
-    let file = file.expect("opened");
-    file.write_all_at(&[bytes[at] ^ 1], at as u64)
-        .expect("written");
+    let is_behind_the_log = at > 16 << 20;
+    if is_behind_the_log {
+        let file = fs::File::options().write(true).open(file);
+        let file = file.expect("opened");
+        file.write_all_at(&[bytes[at] ^ 1], at as u64)
+            .expect("written");
+    }
+    is_behind_the_log
 }
