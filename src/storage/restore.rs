@@ -18,7 +18,7 @@ use super::{
     error::StoreError,
     opening::Opening,
     owner::{META, Restored, StoreIdentity},
-    sidecar::{Backup, put, with_suffix},
+    sidecar::{Backup, Unfinished, put, with_suffix},
     user::Generation,
 };
 
@@ -86,6 +86,7 @@ pub fn restore(
         restored_at: now(),
     };
     let new = with_suffix(&place, ".restoring");
+    let unfinished = Unfinished::at(new.clone());
     let mut writer = CopyWriter::create(&new)?;
     copy_rows(&source, &mut writer, progress)?;
     for change in mark(&restored).changes() {
@@ -97,6 +98,7 @@ pub fn restore(
     check_restored(&new, &backup, &restored, progress)?;
     let replaced = keep_replaced(&place)?;
     put(&new, &place)?;
+    unfinished.is_put();
     Ok(RestoreReport {
         backup,
         restored,

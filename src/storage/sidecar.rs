@@ -10,6 +10,7 @@ use std::{
 
 use bitcoin::hashes::{Hash as _, HashEngine as _, sha256};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{
@@ -163,6 +164,31 @@ pub(super) fn remove(path: &Path) -> Result<(), BackupError> {
             Err(BackupError::file(path, "remove", &error))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// A file that is being made: it goes with this value, unless it was put in its place.
+#[derive(Debug)]
+pub(super) struct Unfinished(Option<PathBuf>);
+
+impl Unfinished {
+    pub(super) const fn at(path: PathBuf) -> Self {
+        Self(Some(path))
+    }
+
+    /// It is where it belongs; what comes under its name from now on is another's.
+    pub(super) fn is_put(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = remove(path)
+        {
+            warn!(%error, "what is left of a copy takes up room");
+        }
     }
 }
 
