@@ -337,7 +337,10 @@ impl BufferState {
                 let waited = longest;
                 Some(StoreError::Hung { place, waited }.to_string())
             }
-            Phase::Loading(loading) => loading.fault().map(ToString::to_string),
+            Phase::Loading(loading) => loading
+                .fault()
+                .or(ailment.as_ref())
+                .map(ToString::to_string),
             Phase::Ready(_) => ailment.map(|ailment| ailment.to_string()),
         };
         self.show(fault);
@@ -727,6 +730,8 @@ impl Ready {
     fn publish(&self, args: &BufferArguments) {
         let (open, parked) = self.retained.open_and_parked();
         args.metrics.set_requests(open, parked);
+        args.metrics
+            .set_restoration(self.retained.identity.restoration);
         for (lane, retained) in self.retained.lanes.iter() {
             args.metrics
                 .set_buffered(lane, retained.unacknowledged(), retained.bytes);
