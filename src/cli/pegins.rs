@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     ask::NodeArgs,
+    failure::CommandLine,
     out::{self, items, of, plain, time, unix_ms},
     question::{Part, Question, Shelf},
     source::Source,
@@ -57,9 +58,11 @@ pub(super) async fn run(args: PeginsArgs) -> anyhow::Result<ExitCode> {
     let which = match (list.open, list.answered) {
         (true, _) => Which::Open,
         (_, true) => Which::Answered,
-        _ if list.part.before.is_some() => anyhow::bail!(
-            "--before: open and answered deposits are numbered apart; add --open or --answered"
-        ),
+        _ if list.part.before.is_some() => {
+            let apart = "--before: open and answered deposits are numbered apart; add --open or \
+                         --answered";
+            return Err(CommandLine(apart.to_owned()).into());
+        }
         _ => Which::All,
     };
     let part = list.part;

@@ -196,13 +196,13 @@ impl Target {
         let described = Unfinished::at(new_sidecar.clone());
         backup.write(&new_sidecar)?;
         put_new(&self.new, &self.file)?;
-        new.is_put();
+        new.keep();
         if let Err(error) = put_new(&new_sidecar, &sidecar) {
             // It is this backup's own, which is none without it.
             remove(&self.file)?;
             return Err(error);
         }
-        described.is_put();
+        described.keep();
         Ok(backup)
     }
 }

@@ -84,7 +84,7 @@ pub(super) fn compact(
     let before = shared.engine.usage()?.bytes;
     let new = Unfinished::at(place.clone());
     replace(&source, &place, progress)?;
-    new.is_put();
+    new.keep();
     drop(source);
     shared.look();
     let after = shared.engine.usage()?.bytes;

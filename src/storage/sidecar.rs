@@ -76,6 +76,17 @@ impl Backup {
         })
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner {
+            node_id: self.node_id.clone(),
+            chain_id: self.chain_id.clone(),
+            network: self.network.clone(),
+            first_federation: self.first_federation.clone(),
+        }
+    }
+
     pub(super) fn of(
         identity: &StoreIdentity,
         format: u32,
@@ -177,7 +188,7 @@ impl Unfinished {
     }
 
     /// It is where it belongs; what comes under its name from now on is another's.
-    pub(super) fn is_put(mut self) {
+    pub(super) fn keep(mut self) {
         self.0 = None;
     }
 }
