@@ -416,6 +416,19 @@ fn a_list_goes_on_where_it_ended_and_says_that_there_is_more() {
             more.starts_with("there are more: go on with --open --before "),
             "{words}"
         );
+        let from = "2026-01-01T00:00:00Z";
+        for (part, count) in [
+            (["--since", "1h"], 5),
+            (["--until", "1h"], 0),
+            (["--since", from], 5),
+            (["--until", from], 0),
+        ] {
+            let list = operated.json(&[&["pegins", "list"][..], &part].concat());
+            let listed = list["pegins"].as_array().map(Vec::len);
+            assert_eq!(listed, Some(count), "{part:?}");
+        }
+        let nothing = operated.command(&["pegins", "list", "--since", "yesterday"]);
+        assert!(refused(&nothing, 2).contains("neither a time"));
         let which = operated.command(&["pegins", "list", "--before", "3"]);
         assert!(refused(&which, 2).contains("--open or --answered"));
     };
