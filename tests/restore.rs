@@ -63,7 +63,7 @@ impl Disk {
         let directory = self.path(name).join("store");
         std::fs::create_dir_all(self.path(name)).expect("made");
         let progress = &mut |_| ControlFlow::Continue(());
-        restore(file, &directory, Replace::Nothing, progress).expect("restored");
+        restore(file, &directory, Replace::Nothing, None, progress).expect("restored");
     }
 }
 
@@ -474,7 +474,7 @@ async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_
     wait_for_release(&disk, &simulator).await;
     let in_place = async {
         loop {
-            match restore_in_place(&disk.path("copy/store")) {
+            match restore_in_place(&disk.path("copy/store"), None) {
                 Ok(_) => return,
                 Err(error) => {
                     assert!(error.to_string().contains("use"), "{error}");

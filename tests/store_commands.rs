@@ -18,7 +18,9 @@ use std::{
 };
 
 use serde_json::Value;
-use support::process::{Process, ask, binary, data, governance, node, until_healthy, wait_for};
+use support::process::{
+    Process, ask, binary, data, free_port, get, governance, node, until_healthy, wait_for,
+};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml");
 
@@ -63,6 +65,17 @@ impl Operated {
 
     fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.words(&[args, &["--json"]].concat())).expect("JSON")
+    }
+
+    /// Writes a configuration: the example's, with this in the place of that.
+    fn config(&self, name: &str, that: &str, this: &str) -> String {
+        let file = self.path().join(name);
+        let here = format!("data_dir = {:?}", self.data());
+        let example = fs::read_to_string(EXAMPLE).expect("there");
+        let example = example.replace("data_dir = \"data\"", &here);
+        assert!(example.contains(that), "{that}");
+        fs::write(&file, example.replace(that, this)).expect("written");
+        file.to_str().expect("UTF-8").to_owned()
     }
 
     /// A command about the configuration.
@@ -180,7 +193,7 @@ fn the_store_of_another_node_chain_network_or_federation_is_refused_by_name() {
         ),
         ("federation.threshold=3", "its first federation is "),
     ] {
-        let foreign = refused(&operated.configured(&["run"], &[set]), 1);
+        let foreign = refused(&operated.configured(&["run"], &[set]), 10);
         assert!(foreign.contains(what), "{set}: {foreign}");
         assert!(
             foreign.contains("set the configuration as it was"),
@@ -403,8 +416,21 @@ fn a_list_goes_on_where_it_ended_and_says_that_there_is_more() {
             more.starts_with("there are more: go on with --open --before "),
             "{words}"
         );
+        let from = "2026-01-01T00:00:00Z";
+        for (part, count) in [
+            (["--since", "1h"], 5),
+            (["--until", "1h"], 0),
+            (["--since", from], 5),
+            (["--until", from], 0),
+        ] {
+            let list = operated.json(&[&["pegins", "list"][..], &part].concat());
+            let listed = list["pegins"].as_array().map(Vec::len);
+            assert_eq!(listed, Some(count), "{part:?}");
+        }
+        let nothing = operated.command(&["pegins", "list", "--since", "yesterday"]);
+        assert!(refused(&nothing, 2).contains("neither a time"));
         let which = operated.command(&["pegins", "list", "--before", "3"]);
-        assert!(refused(&which, 1).contains("--open or --answered"));
+        assert!(refused(&which, 2).contains("--open or --answered"));
     };
     check("node");
     drop(running);
@@ -433,18 +459,22 @@ fn damage_is_found_and_the_way_out_is_named() {
 
     let file = operated.data().join("store.redb");
     let mut damaged = fs::read(&file).expect("there");
-    for block in damaged.chunks_mut(4096).skip(2) {
+    // Behind the header and its copies.
+    for block in damaged.chunks_mut(4096).skip(16) {
         block[100] ^= 1;
     }
     fs::write(&file, &damaged).expect("written");
     let found = operated.command(&["store", "verify", "--json"]);
-    assert_eq!(found.status.code(), Some(1));
+    assert_eq!(found.status.code(), Some(6));
     let found: Value = serde_json::from_slice(&found.stdout).expect("JSON");
     assert_eq!(found["sound"], false);
-    assert!(
-        !found["damage"].as_array().expect("a list").is_empty(),
-        "{found}"
-    );
+    // It goes on behind the first damaged block.
+    assert!(found["blocks"].as_u64() > Some(16), "{found}");
+    let damage = found["damage"].as_array().expect("a list");
+    let blocks = damage
+        .iter()
+        .filter(|found| found.to_string().contains("block"));
+    assert!(blocks.count() > 1, "{found}");
     let advice = found["advice"].as_str().expect("advice");
     assert!(advice.contains("governance-stream restore"), "{advice}");
     let words = operated.command(&["store", "verify"]);
@@ -458,13 +488,9 @@ fn damage_is_found_and_the_way_out_is_named() {
 fn a_command_finds_the_directory_by_the_configuration_too() {
     let operated = Operated::new();
     assert!(operated.configured(&["init"], &[]).status.success());
-    let config = operated.path().join("config.toml");
-    let example = fs::read_to_string(EXAMPLE).expect("there");
-    let here = format!("data_dir = {:?}", operated.data());
-    fs::write(&config, example.replace("data_dir = \"data\"", &here)).expect("written");
+    let config = operated.config("config.toml", "node-1", "node-1");
     let done = binary()
-        .args(["store", "stats", "--json", "--config"])
-        .arg(&config)
+        .args(["store", "stats", "--json", "--config", &config])
         .output()
         .expect("runs");
     assert!(done.status.success(), "{}", text(&done.stderr));
@@ -511,7 +537,7 @@ fn a_backup_is_made_of_a_running_node_and_of_one_that_was_stopped() {
     damaged[middle] ^= 1;
     fs::write(&file, damaged).expect("written");
     let found = operated.command(&["backup", "--verify", file.to_str().expect("UTF-8")]);
-    assert!(refused(&found, 1).contains("SHA-256"));
+    assert!(refused(&found, 6).contains("SHA-256"));
 }
 
 #[test]
@@ -522,7 +548,7 @@ fn a_backup_is_restored_and_takes_no_newer_store_s_place_unless_told() {
     let file = operated.path().join("backup");
     let file = file.to_str().expect("UTF-8");
     operated.words(&["backup", file]);
-    let held = refused(&operated.command(&["restore", file, "--replace-newer"]), 1);
+    let held = refused(&operated.command(&["restore", file, "--replace-newer"]), 9);
     assert!(held.contains("in use by process"), "{held}");
     let compacted = operated.json(&["store", "compact"]);
     assert!(compacted["bytes_after"].is_u64(), "{compacted}");
@@ -530,12 +556,12 @@ fn a_backup_is_restored_and_takes_no_newer_store_s_place_unless_told() {
     assert!(simulator.terminate(), "no violation");
     let requests = operated.json(&["requests", "list"]);
 
-    let occupied = refused(&operated.command(&["restore", file]), 1);
+    let occupied = refused(&operated.command(&["restore", file]), 5);
     assert!(
         occupied.contains("is not empty") && occupied.contains("`--replace`"),
         "{occupied}"
     );
-    let newer = refused(&operated.command(&["restore", file, "--replace"]), 1);
+    let newer = refused(&operated.command(&["restore", file, "--replace"]), 5);
     assert!(newer.contains("is newer than the backup"), "{newer}");
     let done = operated.json(&["restore", file, "--replace-newer"]);
     let replaced = done["replaced"].as_str().expect("kept");
@@ -554,4 +580,150 @@ fn a_backup_is_restored_and_takes_no_newer_store_s_place_unless_told() {
     let words = elsewhere.words(&["restore", file]);
     assert!(words.contains("docs/operations.md"), "{words}");
     assert_eq!(elsewhere.json(&["requests", "list"]), requests);
+}
+
+/// Of everything that needs the store, at once and in one sentence.
+#[test]
+fn a_closed_store_says_that_it_is_why_and_what_to_do() {
+    let operated = Operated::new();
+    let (_simulator, running) = start(&operated);
+    operated.work();
+    let file = operated.data().join("store.redb");
+    let aside = operated.path().join("aside");
+    fs::rename(&file, &aside).expect("renamed");
+    wait_for("the store's fault", || {
+        let (_, status) = ask(operated.path(), "GET", "/status", &Value::Null)?;
+        let health = status["health"].to_string();
+        health.contains("there is none").then_some(())
+    });
+    let backup = operated.path().join("backup");
+    let backup = ["backup", backup.to_str().expect("UTF-8")];
+    let compact = ["store", "compact"];
+    let lists = LISTS
+        .into_iter()
+        .chain([&backup[..], &compact, &["export"]]);
+    let began = std::time::Instant::now();
+    for args in lists {
+        let said = refused(&operated.command(args), 4);
+        let last = said.lines().last().expect("a line");
+        assert!(
+            last.starts_with("error: the store is closed since it failed, and is opened again")
+                && last.contains("there is none")
+                && last.contains("look whether its disk is mounted"),
+            "{args:?}: {said}"
+        );
+        let error = operated.command(&[args, &["--json"]].concat());
+        let error: Value = serde_json::from_str(&refused(&error, 4)).expect("JSON");
+        assert_eq!(
+            (&error["kind"], &error["retry"]),
+            (&"no_store".into(), &"operator".into())
+        );
+    }
+    // A copy that is under way waits for a minute.
+    assert!(began.elapsed() < support::process::PATIENCE);
+    fs::rename(&aside, &file).expect("renamed");
+    until_healthy(operated.path());
+    operated.words(&backup);
+    assert!(running.terminate(), "drains and ends well");
+}
+
+#[test]
+fn a_second_node_is_told_that_the_store_is_in_use_and_not_that_its_address_is() {
+    let operated = Operated::new();
+    let listen = format!("http.listen=127.0.0.1:{}", free_port());
+    let _running = node(operated.path(), "http://127.0.0.1:1", &[&listen]);
+    wait_for("the socket", || {
+        ask(operated.path(), "GET", "/status", &Value::Null)
+    });
+    let second = operated.configured(&["run"], &[&listen, "features.http=true"]);
+    let said = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(9), "{said}");
+    assert!(said.contains("in use by process"), "{said}");
+}
+
+#[test]
+fn a_backup_of_another_node_is_refused_by_name_before_anything_is_touched() {
+    let operated = Operated::new();
+    assert!(operated.configured(&["init"], &[]).status.success());
+    let file = operated.path().join("backup");
+    let file = file.to_str().expect("UTF-8");
+    operated.words(&["backup", file]);
+    let before = fs::read(operated.data().join("store.redb")).expect("there");
+    for (that, this, what) in [
+        (
+            "node_id = \"node-1\"",
+            "node_id = \"node-2\"",
+            "its node is node-1, and node-2",
+        ),
+        (
+            "\"alys-regtest\"",
+            "\"alys-other\"",
+            "its chain is alys-regtest, and alys-other",
+        ),
+        (
+            "network = \"regtest\"",
+            "network = \"signet\"",
+            "its network is regtest, and signet",
+        ),
+    ] {
+        let config = operated.config("other.toml", that, this);
+        for args in [
+            &["restore", file, "--replace-newer"][..],
+            &["restore", "--in-place"],
+        ] {
+            let done = binary().args(args).args(["--config", &config]).output();
+            let said = refused(&done.expect("runs"), 10);
+            assert!(said.contains(what), "{args:?}: {said}");
+        }
+    }
+    let after = fs::read(operated.data().join("store.redb")).expect("there");
+    assert!(before == after, "nothing is touched");
+    let config = operated.config("own.toml", "node-1", "node-1");
+    let done = binary()
+        .args(["restore", file, "--replace", "--json", "--config", &config])
+        .output()
+        .expect("runs");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let done: Value = serde_json::from_slice(&done.stdout).expect("JSON");
+    assert_eq!(done["compared_with_configuration"], true);
+}
+
+#[test]
+fn a_restored_store_shows_in_status_and_metrics_with_the_next_step() {
+    let operated = Operated::new();
+    assert!(operated.configured(&["init"], &[]).status.success());
+    operated.words(&["restore", "--in-place"]);
+    let port = free_port();
+    let listen = format!("http.listen=127.0.0.1:{port}");
+    let _running = node(operated.path(), "http://127.0.0.1:1", &[&listen]);
+    wait_for("what it waits for", || {
+        let (_, status) = ask(operated.path(), "GET", "/status", &Value::Null)?;
+        (status["restoration"] == "waiting").then_some(())
+    });
+    let status = operated.command(&["status"]);
+    assert_eq!(status.status.code(), Some(1), "it is unhealthy");
+    let shown = text(&status.stdout);
+    let row = shown.lines().find(|line| line.starts_with("restoration "));
+    assert!(
+        row.is_some_and(|row| row.contains("`governance-stream resume --restored --yes`")),
+        "{shown}"
+    );
+    let (_, metrics) = get(port, "/metrics").expect("answers");
+    for sample in ["waiting\"} 1", "went_back\"} 0", "reconciling\"} 0"] {
+        let sample = format!("alys_stream_restoration{{state=\"{sample}");
+        assert!(metrics.contains(&sample), "{sample}: {metrics}");
+    }
+}
+
+#[test]
+fn the_exit_codes_stand_in_each_help() {
+    for args in [
+        &["--help"][..],
+        &["store", "--help"],
+        &["restore", "--help"],
+    ] {
+        let help = text(&binary().args(args).output().expect("runs").stdout);
+        assert!(help.contains("Exit codes:\n   0  done "), "{help}");
+        assert!(help.contains("\n   7  went_back "), "{help}");
+    }
 }

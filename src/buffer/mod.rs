@@ -330,15 +330,18 @@ impl BufferState {
         let store = self.commits.user().store();
         // Whoever else waits, the bridge say, waits for the same disk, and has no health of its own.
         let longest = waited.max(store.waiting_for());
-        let damage = store.damage();
+        let ailment = store.ailment();
         let fault = match &self.phase {
             _ if longest >= deadline / 2 => {
                 let place = store.place().to_owned();
                 let waited = longest;
                 Some(StoreError::Hung { place, waited }.to_string())
             }
-            Phase::Loading(loading) => loading.fault().map(ToString::to_string),
-            Phase::Ready(_) => damage.map(|damage| damage.to_string()),
+            Phase::Loading(loading) => loading
+                .fault()
+                .or(ailment.as_ref())
+                .map(ToString::to_string),
+            Phase::Ready(_) => ailment.map(|ailment| ailment.to_string()),
         };
         self.show(fault);
         Ok(())
@@ -378,8 +381,8 @@ impl BufferState {
     }
 
     fn loaded(&mut self, retained: Retained) {
-        let damage = self.commits.user().store().damage();
-        self.show(damage.map(|damage| damage.to_string()));
+        let ailment = self.commits.user().store().ailment();
+        self.show(ailment.map(|ailment| ailment.to_string()));
         self.loads += 1;
         self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
         let restored = self.args.store.restored().cloned();
@@ -727,6 +730,8 @@ impl Ready {
     fn publish(&self, args: &BufferArguments) {
         let (open, parked) = self.retained.open_and_parked();
         args.metrics.set_requests(open, parked);
+        args.metrics
+            .set_restoration(self.retained.identity.restoration);
         for (lane, retained) in self.retained.lanes.iter() {
             args.metrics
                 .set_buffered(lane, retained.unacknowledged(), retained.bytes);

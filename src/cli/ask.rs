@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use governance_stream::storage::Owner;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -14,7 +15,11 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::{failure::NoNode, socket::SOCKET};
+use super::{
+    failure::{Exit, NoNode},
+    node::owner,
+    socket::SOCKET,
+};
 
 /// Which node is asked.
 #[derive(Debug, Args)]
@@ -41,8 +46,7 @@ pub(super) struct NodeArgs {
 pub(super) struct Refused {
     pub error: String,
     pub retry: String,
-    /// What was asked about is not there.
-    pub is_unknown: bool,
+    pub kind: Exit,
 }
 
 impl NodeArgs {
@@ -53,6 +57,15 @@ impl NodeArgs {
             (None, Some(_)) => Ok(super::load(self.config.as_ref(), &[])?.data_dir),
             (None, None) => Ok(PathBuf::from("data")),
         }
+    }
+
+    /// The owner that the configuration describes, if one is named.
+    pub(super) fn owner(&self) -> anyhow::Result<Option<Owner>> {
+        if self.config.is_none() {
+            return Ok(None);
+        }
+        let settings = super::load(self.config.as_ref(), &[])?;
+        owner(&settings.stream.node, &settings.federation).map(Some)
     }
 
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -123,11 +136,18 @@ pub(super) async fn ask(
     if code.is_success() {
         return Ok(value);
     }
+    let other = if code == StatusCode::NOT_FOUND {
+        Exit::NotThere
+    } else {
+        Exit::Failed
+    };
     let word = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     Err(Refused {
         error: word("error").unwrap_or_else(text),
         retry: word("retry").unwrap_or_default(),
-        is_unknown: code == StatusCode::NOT_FOUND,
+        kind: word("kind")
+            .and_then(|word| Exit::of_word(&word))
+            .unwrap_or(other),
     }
     .into())
 }

@@ -11,7 +11,7 @@ use super::{
     ask::NodeArgs,
     failure::Unconfirmed,
     out::{self, items, of, plain, time, unix_ms},
-    question::{NoAnswer, Part, Question},
+    question::{List, NoAnswer, Part, Question},
     source::Source,
 };
 
@@ -94,7 +94,12 @@ async fn act(args: &LetterArgs, what: &str) -> anyhow::Result<()> {
 
 /// The answer to [`Question::DeadLetters`].
 pub(super) fn list(history: History<'_>, part: Part) -> Result<Value, StoreError> {
-    let mut letters = history.dead_letters(part.page())?;
+    let list = List {
+        read: &|page| history.dead_letters(page),
+        number: |(number, _)| *number,
+        at: |(_, letter)| letter.at,
+    };
+    let mut letters = part.of(&list, |_| true)?;
     let more = letters.len() > part.limit();
     letters.truncate(part.limit());
     let next = letters.last().filter(|_| more).map(|(number, _)| *number);

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     asked_to_stop,
-    node::{Node, NodePlan},
+    node::{Node, NodePlan, open_store, owner},
 };
 use report::{Latency, Report};
 use show::Show;
@@ -119,7 +119,7 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Where the demo's node keeps its journal; gone with it.
+/// Where the demo's node keeps its store; gone with it.
 struct DemoDirectory {
     path: PathBuf,
 }
@@ -173,7 +173,13 @@ impl Demo {
         });
         let bitcoin = Arc::new(EmbeddedBitcoin::default());
         let directory = DemoDirectory::new();
-        show.line(&format!("the journal lies in {}", directory.path.display()));
+        show.line(&format!("the store lies in {}", directory.path.display()));
+        let federation = FirstFederation {
+            threshold: u32::try_from(first.threshold)?,
+            members: members.collect::<anyhow::Result<_>>()?,
+        };
+        let owner = owner(&config.node, &federation)?;
+        let store = open_store(directory.path.clone(), owner, true).await?;
         let node = Node::start(NodePlan {
             config: config.clone(),
             features: Features {
@@ -181,12 +187,8 @@ impl Demo {
                 chain: true,
                 http: false,
             },
-            data_dir: Some(directory.path.clone()),
-            init: true,
-            federation: FirstFederation {
-                threshold: u32::try_from(first.threshold)?,
-                members: members.collect::<anyhow::Result<_>>()?,
-            },
+            store,
+            federation,
             policy: FederationPolicy::default(),
             bridge: BridgeConfig {
                 poll_interval: POLL,

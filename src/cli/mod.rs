@@ -197,7 +197,11 @@ fn wants_json(matches: &ArgMatches) -> bool {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let codes = failure::exit_codes();
+    let command = Cli::command().after_help(codes.clone());
+    let matches = command
+        .mut_subcommands(|command| command.after_help(codes.clone()))
+        .get_matches();
     let as_json = wants_json(&matches);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -30,10 +30,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct NodePlan {
     pub config: Config,
     pub features: Features,
-    /// Where everything lies that must survive the process; in memory when unset.
-    pub data_dir: Option<PathBuf>,
-    /// Whether a store is made there, should there be nothing at all.
-    pub init: bool,
+    /// What holds everything that must survive the process: this node's.
+    pub store: Store,
     pub federation: FirstFederation,
     pub policy: FederationPolicy,
     pub bridge: BridgeConfig,
@@ -60,8 +58,7 @@ impl Node {
         let NodePlan {
             config,
             features,
-            data_dir,
-            init,
+            store,
             federation,
             policy,
             bridge,
@@ -69,12 +66,7 @@ impl Node {
             metrics,
         } = plan;
         let first = first_federation(&config.node, &federation)?;
-        let owner = owner(&config.node, &federation)?;
         let schedule = Schedule::new(first, config.node.chain_id.clone(), policy);
-        let store = match &data_dir {
-            Some(directory) => open_store(directory.clone(), owner, init).await?,
-            None => Store::in_memory(),
-        };
         let bridge_store = BridgeStore::new(store.clone());
         let chain_store = ChainStore::open(&store, schedule).await?;
         let arguments = StreamArguments {
@@ -157,7 +149,11 @@ pub(super) fn owner(node: &NodeConfig, first: &FirstFederation) -> anyhow::Resul
 }
 
 /// Opens the store, or makes it where there is nothing yet and that is wanted.
-async fn open_store(directory: PathBuf, owner: Owner, init: bool) -> anyhow::Result<Store> {
+pub(super) async fn open_store(
+    directory: PathBuf,
+    owner: Owner,
+    init: bool,
+) -> anyhow::Result<Store> {
     let opening = tokio::task::spawn_blocking(move || match Store::open(&directory, &owner) {
         Err(StoreError::Absent { .. }) if init => Store::create(&directory, &owner, false),
         opened => opened,

@@ -1,18 +1,22 @@
 //! `pegins`: deposits that governance was told of, and what it said.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use governance_stream::{
-    bridge::find_pegin, history::PeginNotice, message::PeginStatus, storage::StoreError,
+    bridge::find_pegin,
+    history::{Page, PeginNotice},
+    message::PeginStatus,
+    storage::StoreError,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     ask::NodeArgs,
+    failure::CommandLine,
     out::{self, items, of, plain, time, unix_ms},
-    question::{Part, Question, Shelf},
+    question::{List, Part, Question, Shelf},
     source::Source,
 };
 
@@ -57,9 +61,11 @@ pub(super) async fn run(args: PeginsArgs) -> anyhow::Result<ExitCode> {
     let which = match (list.open, list.answered) {
         (true, _) => Which::Open,
         (_, true) => Which::Answered,
-        _ if list.part.before.is_some() => anyhow::bail!(
-            "--before: open and answered deposits are numbered apart; add --open or --answered"
-        ),
+        _ if list.part.before.is_some() => {
+            let apart = "--before: open and answered deposits are numbered apart; add --open or \
+                         --answered";
+            return Err(CommandLine(apart.to_owned()).into());
+        }
         _ => Which::All,
     };
     let part = list.part;
@@ -78,13 +84,26 @@ pub(super) fn list(shelf: &Shelf<'_>, which: Which, part: Part) -> Result<Value,
         let next = notices.last().filter(|_| more).map(|last| last.number);
         (notices, next)
     };
+    let by = |read: &dyn Fn(Page) -> _| {
+        let list = List {
+            read,
+            number: |notice: &PeginNotice| notice.number,
+            at: |notice| {
+                notice
+                    .accepted_at
+                    .or(notice.answered_at)
+                    .unwrap_or(UNIX_EPOCH)
+            },
+        };
+        part.of(&list, |_| true)
+    };
     let (mut notices, next_open) = match which {
         Which::Answered => (Vec::new(), None),
-        Which::All | Which::Open => next(history.open_pegins(part.page())?),
+        Which::All | Which::Open => next(by(&|page| history.open_pegins(page))?),
     };
     let (answered, next_answered) = match which {
         Which::Open => (Vec::new(), None),
-        Which::All | Which::Answered => next(history.answered_pegins(part.page())?),
+        Which::All | Which::Answered => next(by(&|page| history.answered_pegins(page))?),
     };
     notices.extend(answered);
     // A node whose bridge is another one has nothing there.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{
     ask::NodeArgs,
     out::{self, items, of, plain, time, unix_ms},
-    question::{NoAnswer, Part, Question},
+    question::{List, NoAnswer, Part, Question},
     source::Source,
 };
 
@@ -92,13 +92,23 @@ pub(super) async fn run(args: RequestsArgs) -> anyhow::Result<ExitCode> {
 
 /// The answer to [`Question::Requests`].
 pub(super) fn list(history: History<'_>, which: Which, part: Part) -> Result<Value, StoreError> {
+    let by = |read: &dyn Fn(Page) -> _, wanted: fn(&RequestRecord) -> bool| {
+        let list = List {
+            read,
+            number: |record: &RequestRecord| record.number,
+            at: |record| record.request.accepted_at,
+        };
+        part.of(&list, wanted)
+    };
+    let open = |page| history.open_requests(page);
+    let settled = |page| history.settled_requests(page);
     let mut requests = match which {
-        Which::Open => history.open_requests(part.page())?,
-        Which::Settled => history.settled_requests(part.page())?,
-        Which::Parked => parked(history, part.page())?,
+        Which::Open => by(&open, |_| true)?,
+        Which::Settled => by(&settled, |_| true)?,
+        Which::Parked => by(&open, |record| record.parked().is_some())?,
         Which::All => {
-            let mut both = history.open_requests(part.page())?;
-            both.extend(history.settled_requests(part.page())?);
+            let mut both = by(&open, |_| true)?;
+            both.extend(by(&settled, |_| true)?);
             both.sort_unstable_by_key(|record| std::cmp::Reverse(record.number));
             both
         }
@@ -108,26 +118,6 @@ pub(super) fn list(history: History<'_>, which: Which, part: Part) -> Result<Val
     let next = requests.last().filter(|_| more).map(|last| last.number);
     let requests: Vec<Value> = requests.iter().map(short).collect();
     Ok(json!({ "requests": requests, "more": more, "next_before": next }))
-}
-
-/// Requests that wait for an operator. There are few, among what is open.
-fn parked(history: History<'_>, page: Page) -> Result<Vec<RequestRecord>, StoreError> {
-    let (mut found, mut before) = (Vec::new(), page.before);
-    loop {
-        let open = history.open_requests(Page {
-            before,
-            ..Page::default()
-        })?;
-        let Some(last) = open.last() else {
-            return Ok(found);
-        };
-        before = Some(last.number);
-        found.extend(open.into_iter().filter(|record| record.parked().is_some()));
-        if found.len() >= page.limit {
-            found.truncate(page.limit);
-            return Ok(found);
-        }
-    }
 }
 
 /// The answer to [`Question::Request`].

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::bail;
 use clap::Args;
 use governance_stream::storage::{BackupError, Replace, Restored, restore, restore_in_place};
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     ask::NodeArgs,
     backup::progress,
+    failure::CommandLine,
     out::{self, of, plain, time, unix_ms},
 };
 
@@ -41,19 +41,28 @@ pub(super) async fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         (true, _) => Replace::Older,
         _ => Replace::Nothing,
     };
+    let owner = args.node.owner()?;
+    if owner.is_none() && !args.node.json {
+        eprintln!("no configuration is named: whether this is its node's is not compared");
+    }
     let (restored, replaced, store) = match &args.file {
-        _ if args.in_place => (restore_in_place(&directory)?, None, None),
+        _ if args.in_place => {
+            let marked = restore_in_place(&directory, owner.as_ref());
+            (marked.map_err(hint)?, None, None)
+        }
         Some(file) => {
-            let done = restore(file, &directory, replace, &mut progress).map_err(hint)?;
+            let done = restore(file, &directory, replace, owner.as_ref(), &mut progress);
+            let done = done.map_err(hint)?;
             (done.restored, done.replaced, Some(done.backup.store_id))
         }
-        None => bail!("name a backup, or --in-place"),
+        None => return Err(CommandLine("name a backup, or --in-place".to_owned()).into()),
     };
     let shown = shown(
         &directory,
         &restored,
         replaced,
         store.map(|id| id.to_string()),
+        owner.is_some(),
     );
     out::show(args.node.json, &shown, || words(&shown));
     Ok(ExitCode::SUCCESS)
@@ -78,6 +87,7 @@ fn shown(
     restored: &Restored,
     replaced: Option<PathBuf>,
     store_id: Option<String>,
+    compared: bool,
 ) -> Value {
     json!({
         "directory": directory,
@@ -87,6 +97,7 @@ fn shown(
         "backup_unix_ms": unix_ms(restored.backup_at),
         "restored_unix_ms": unix_ms(restored.restored_at),
         "replaced": replaced,
+        "compared_with_configuration": compared,
     })
 }
 

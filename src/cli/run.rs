@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use super::{
     ConfigArgs, asked_to_stop,
-    node::{Node, NodePlan},
+    node::{Node, NodePlan, open_store, owner},
 };
 
 #[derive(Debug, Args)]
@@ -69,6 +69,13 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let _telemetry = telemetry::install(&settings.telemetry)?;
     let mut registry = Registry::default();
     let metrics = telemetry::Metrics::register(&mut registry);
+    // First of all: whatever else is taken may be so because another node runs on it.
+    let store = open_store(
+        settings.data_dir.clone(),
+        owner(&settings.stream.node, &settings.federation)?,
+        args.init,
+    )
+    .await?;
     let backend = backend(&settings.bridge, settings.stream.node.network)?;
     #[cfg(unix)]
     let follows = backend.follows();
@@ -86,8 +93,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let node = Node::start(NodePlan {
         config: settings.stream,
         features: settings.features,
-        data_dir: Some(settings.data_dir.clone()),
-        init: args.init,
+        store,
         federation: settings.federation,
         policy: settings.federation_policy,
         bridge: settings.bridge.config,
@@ -99,7 +105,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     store.register_metrics(&mut registry);
     store.start_upkeep(upkeep(&settings.store))?;
     drop(store);
-    let stop = CancellationToken::new();
+    let (stopping, stop) = (CancellationToken::new(), CancellationToken::new());
     let http = listener.map(|listener| {
         info!(listen = ?listener.local_addr().ok(), "health, metrics and status over HTTP");
         let stopped = stop.clone().cancelled_owned();
@@ -119,6 +125,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             bridge_store: node.bridge_store.clone(),
             chain: settings.features.chain.then_some(subscribers.chain),
             chain_store: node.chain_store.clone(),
+            stopping: stopping.clone(),
             follows,
         };
         let directory = &settings.data_dir;
@@ -131,6 +138,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let code = tokio::select! {
         () = asked_to_stop() => {
             info!("stopping");
+            stopping.cancel();
             let leftover = node.shutdown().await?;
             info!(?leftover, "stopped");
             ExitCode::SUCCESS
@@ -140,6 +148,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         }
     };
+    stopping.cancel();
     stop.cancel();
     if let Some(http) = http {
         http.await??;

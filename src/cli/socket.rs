@@ -31,6 +31,8 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
+use super::failure::{self, Exit};
+
 /// Name of the socket in the data directory.
 pub(super) const SOCKET: &str = "operator.sock";
 /// How long one question for an outcome waits for it.
@@ -51,6 +53,8 @@ pub(super) struct Operated {
     /// Registry name of this crate's chain, where it runs.
     pub chain: Option<String>,
     pub chain_store: ChainStore,
+    /// Cancelled when the node is asked to stop: what takes long is given up.
+    pub stopping: CancellationToken,
 }
 
 /// A deposit.
@@ -148,6 +152,14 @@ impl Refusal {
     pub(super) fn with_retry(code: StatusCode, error: impl ToString, retry: &str) -> Self {
         Self(code, json!({ "error": error.to_string(), "retry": retry }))
     }
+
+    /// As this, with the word of the exit code that a command is to end with.
+    pub(super) fn ending(mut self, exit: Exit) -> Self {
+        if let Some(told) = self.1.as_object_mut() {
+            told.insert("kind".to_owned(), exit.word().into());
+        }
+        self
+    }
 }
 
 impl Refusal {
@@ -182,11 +194,11 @@ impl From<StreamError> for Refusal {
             StreamError::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        let error = error.to_string();
-        Self(
-            code,
-            json!({ "error": error, "retry": retry, "retry_after_ms": after }),
-        )
+        let told = json!({ "error": error.to_string(), "retry": retry, "retry_after_ms": after });
+        match &error {
+            StreamError::Store { fault, .. } => Self(code, told).ending(Exit::of_store(fault)),
+            _ => Self(code, told),
+        }
     }
 }
 
@@ -203,8 +215,10 @@ impl From<AskAgain> for Refusal {
 }
 
 impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        Self::again(error)
+    fn from(fault: StoreError) -> Self {
+        let exit = Exit::of_store(&fault);
+        let retry = failure::retry_of(&fault);
+        Self::with_retry(StatusCode::SERVICE_UNAVAILABLE, fault, retry).ending(exit)
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     ask::NodeArgs,
     asked_to_stop,
+    failure::Exit,
     out::{self, plain},
 };
 
@@ -48,8 +49,8 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(match status.pointer("/health/state") {
-        Some(state) if state != "unhealthy" => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+        Some(state) if state != "unhealthy" => Exit::Done.code(),
+        _ => Exit::Failed.code(),
     })
 }
 
@@ -89,6 +90,7 @@ fn words(status: &Value) -> String {
     let mut lines = vec![row("health", &plain(at("/health/state")))];
     let reasons = list("/health/reasons");
     lines.extend(reasons.iter().map(|reason| row("", &plain(reason))));
+    lines.push(row("restoration", &restoration(&plain(at("/restoration")))));
     lines.push(row("connection", &connection(at("/connection"))));
     lines.push(row("sessions", &plain(at("/connection/sessions"))));
     lines.push(row("switches", &plain(at("/connection/switches"))));
@@ -118,6 +120,27 @@ fn words(status: &Value) -> String {
         .skip(changes.len().saturating_sub(CHANGES_SHOWN));
     lines.extend(last.map(change));
     lines.join("\n")
+}
+
+/// What a store that may lack what this node did waits for, and the next step.
+fn restoration(state: &str) -> String {
+    match state {
+        "waiting" => {
+            "waiting: the store was restored. Have governance's operator permit its outbox, then \
+             `governance-stream resume --restored --yes`; docs/operations.md, \"Restore\""
+        }
+        "went_back" => {
+            "went back: the store is an older copy than governance has seen. Stop the node; put the \
+             newer one back, or `governance-stream restore --in-place`"
+        }
+        "reconciling" => {
+            "reconciling: governance tells what the store lacks; wait for it to end. If the \
+             connection is quarantined, have governance's operator permit the outbox, then \
+             `governance-stream resume --yes`"
+        }
+        other => other,
+    }
+    .to_owned()
 }
 
 fn row(name: &str, value: &str) -> String {

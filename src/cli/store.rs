@@ -24,7 +24,7 @@ pub(super) struct StoreArgs {
 enum StoreCommand {
     /// Which store it is, how much is in it, and how far everything has come.
     Stats(NodeArgs),
-    /// Read everything, and look whether it is what was written and fits together. Exits 1 if not.
+    /// Read everything, and look whether it is what was written and fits together. Exits 6 if not.
     Verify(VerifyArgs),
     /// Have a running node write its file anew without its free space, beside its work.
     Compact(NodeArgs),

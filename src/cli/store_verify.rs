@@ -5,12 +5,13 @@ use std::{
     process::ExitCode,
 };
 
-use governance_stream::storage::{StoreError, Verified, verify_stopped};
+use governance_stream::storage::{Verified, verify_stopped};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    ask::Refused,
+    ask,
+    failure::{self, Exit},
     out::{self, items, of},
     question::Question,
     source::Source,
@@ -52,8 +53,9 @@ pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
     match look(args, &mut report).await {
         Ok(()) => {}
-        // What is damaged may be damaged too much to be opened.
-        Err(error) if is_damage(&error) => report.damage.push(format!("{error:#}")),
+        // What is damaged may be damaged too much to be opened. Any other fault is no damage, and
+        // says itself what is to be done.
+        Err(error) if failure::kind(&error).0 == Exit::Damaged => report.unreadable(&error),
         Err(error) => return Err(error),
     }
     report.sound = report.damage.is_empty() && report.faults.is_empty();
@@ -67,27 +69,23 @@ pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let answer = serde_json::to_value(&report)?;
     out::show(args.node.json, &answer, || words(&report));
     Ok(if report.sound {
-        ExitCode::SUCCESS
+        Exit::Done.code()
     } else {
-        ExitCode::FAILURE
+        Exit::Damaged.code()
     })
 }
 
-fn is_damage(error: &anyhow::Error) -> bool {
-    let refused = error.downcast_ref::<Refused>();
-    matches!(error.downcast_ref(), Some(StoreError::Damaged { .. }))
-        || refused.is_some_and(|refused| refused.retry == "operator")
-}
-
 async fn look(args: &VerifyArgs, report: &mut Report) -> anyhow::Result<()> {
-    let source = Source::find(&args.node).await?;
-    report.source = source.name();
-    match &source {
-        Source::File(_) => {
-            report.blocks(verify_stopped(&args.node.directory()?, &mut progress)?);
-        }
-        Source::Node(_) => report.scrubbed(&args.node.post("/store/scrub", &json!({})).await?),
+    let directory = args.node.directory()?;
+    if ask::listens(&directory).await? {
+        report.source = "node";
+        report.scrubbed(&args.node.post("/store/scrub", &json!({})).await?);
+    } else {
+        report.source = "file";
+        // Before it is opened, which the first damaged block may prevent.
+        report.blocks(verify_stopped(&directory, &mut progress)?);
     }
+    let source = Source::find(&args.node).await?;
     let mut from: Option<String> = None;
     loop {
         let stretch = source.ask(&Question::Audit { from }).await?;
@@ -123,6 +121,14 @@ impl Report {
         self.used_blocks = Some(verified.used_blocks);
         self.damage.extend(verified.damage);
         self.harmless.extend(verified.harmless);
+    }
+
+    /// What cannot be read is what was found damaged, or the first sign of damage.
+    fn unreadable(&mut self, error: &anyhow::Error) {
+        let told = format!("{error:#}");
+        if !self.damage.iter().any(|found| told.contains(found)) {
+            self.damage.push(told);
+        }
     }
 
     /// A running node has much of its file in memory: that it can read all its rows does not show

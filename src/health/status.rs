@@ -177,7 +177,7 @@ pub struct StreamStatus {
     pub dead_letters: usize,
     /// Whether the store may lack what this node did, and what it waits for.
     pub restoration: Restoration,
-    /// Why the journal takes nothing, when it does not.
+    /// What is wrong with the store: why it takes nothing, or what is damaged or runs short.
     pub store_fault: Option<String>,
     /// Restarts by the supervisor since the start.
     pub actor_restarts: u64,

@@ -12,7 +12,7 @@ use super::{
     engine::Snapshot,
     owner::{StoreIdentity, read_format, unix_ms},
     shared::Shared,
-    sidecar::{Backup, put_new, remove, sum, with_suffix},
+    sidecar::{Backup, Unfinished, put_new, remove, sum, with_suffix},
     store::Store,
     upkeep,
 };
@@ -21,15 +21,15 @@ impl Store {
     /// Copies the store, as of one commit, into a file of the same format at `to`, with what it is
     /// in a file beside it ([`Backup`]), both for their owner only. Users go on meanwhile; their
     /// commits wait only while the last few rows are copied. The copy is read whole before it gets
-    /// its name. What is lost of it at a crash, or when it fails or is cancelled, is a file with
-    /// `.new` behind its name, which the next attempt replaces.
+    /// its name. One that fails or is cancelled leaves nothing; a crash leaves a file with `.new` behind
+    /// its name, which the next attempt replaces.
     ///
     /// Blocks for as long as that takes: it belongs on a thread of its own.
     ///
     /// # Errors
     ///
-    /// When `to` or its description is there already, another copy is being made, the store stays closed, or a disk
-    /// fails.
+    /// When `to` or its description is there already, another copy is being made, the store
+    /// is closed or stays so for a minute, or a disk fails.
     pub fn backup(&self, to: &Path, progress: &mut OnProgress<'_>) -> Result<Backup, BackupError> {
         let backup = backup(self.shared(), to, progress)?;
         let mut state = self.shared().lock();
@@ -47,6 +47,7 @@ fn backup(
 ) -> Result<Backup, BackupError> {
     let target = Target::at(to)?;
     let source = Live::begin(shared)?;
+    let new = Unfinished::at(target.new.clone());
     let mut writer = CopyWriter::create(&target.new)?;
     copy_rows(&source, &mut writer, progress)?;
     let (writer, copied, made_at) = copy_last(&source, writer, progress, |_, writer, copied| {
@@ -54,7 +55,7 @@ fn backup(
     })?;
     drop(source);
     writer.finish(copied.commit)?;
-    target.complete(&copied, made_at, progress)
+    target.complete(new, &copied, made_at, progress)
 }
 
 /// As [`Store::backup`], of the store in `directory`, which no process uses; none can use it until
@@ -72,10 +73,11 @@ pub fn backup_stopped(
     let held = RedbEngine::at(directory)?;
     let source = ReadOnlyFile::open(&held.file())?;
     let copied = Copied::of(&*source.snapshot()?)?;
+    let new = Unfinished::at(target.new.clone());
     let mut writer = CopyWriter::create(&target.new)?;
     copy_rows(&source, &mut writer, progress)?;
     writer.finish(copied.commit)?;
-    target.complete(&copied, now(), progress)
+    target.complete(new, &copied, now(), progress)
 }
 
 /// Reads a backup whole: that it is the file that was made, that each of its blocks and rows is what
@@ -173,6 +175,7 @@ impl Target {
     /// file without a description, which is refused by name.
     fn complete(
         &self,
+        new: Unfinished,
         copied: &Copied,
         made_at: SystemTime,
         progress: &mut OnProgress<'_>,
@@ -190,18 +193,16 @@ impl Target {
         let backup = Backup::of(&identity, format, copied.commit, made_at, summed, tables);
         let sidecar = Backup::place(&self.file);
         let new_sidecar = with_suffix(&sidecar, ".new");
+        let described = Unfinished::at(new_sidecar.clone());
         backup.write(&new_sidecar)?;
-        if let Err(error) = put_new(&self.new, &self.file) {
-            remove(&self.new)?;
-            remove(&new_sidecar)?;
-            return Err(error);
-        }
+        put_new(&self.new, &self.file)?;
+        new.keep();
         if let Err(error) = put_new(&new_sidecar, &sidecar) {
             // It is this backup's own, which is none without it.
             remove(&self.file)?;
-            remove(&new_sidecar)?;
             return Err(error);
         }
+        described.keep();
         Ok(backup)
     }
 }

@@ -55,6 +55,21 @@ pub enum BackupError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is another node's.
+    #[error(
+        "backup `{file}`: its {what} is {found}, and {expected} is expected; name the configuration \
+         of the node that it was made of, or another backup"
+    )]
+    Foreign {
+        /// The backup.
+        file: String,
+        /// `node`, `chain`, `network` or `first federation`.
+        what: &'static str,
+        /// What is written in it.
+        found: String,
+        /// What the configuration says.
+        expected: String,
+    },
     /// The file is not the one that was made.
     #[error(
         "backup `{file}`: its SHA-256 is {found}, and {expected} was written beside it; it was cut \

@@ -14,7 +14,7 @@ use super::{
     embedded::{CopyWriter, ReadOnlyFile},
     engine::Usage,
     shared::Shared,
-    sidecar::remove,
+    sidecar::Unfinished,
     store::Store,
 };
 
@@ -79,14 +79,12 @@ pub(super) fn compact(
     let Some(place) = shared.engine.copy_place() else {
         return Ok(None);
     };
+    // What is not finished goes before another copy can begin.
     let source = Live::begin(shared)?;
     let before = shared.engine.usage()?.bytes;
-    let done = replace(&source, &place, progress);
-    if let Err(error) = done {
-        // While no other copy can have begun.
-        remove(&place)?;
-        return Err(error);
-    }
+    let new = Unfinished::at(place.clone());
+    replace(&source, &place, progress)?;
+    new.keep();
     drop(source);
     shared.look();
     let after = shared.engine.usage()?.bytes;

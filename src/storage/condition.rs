@@ -13,6 +13,9 @@ use super::{engine::Usage, error::StoreError, shared::State, user::Who};
 pub struct StoreCondition {
     /// Why it is closed, if it is: it is being opened again.
     pub fault: Option<StoreError>,
+    /// Why its disk failed last, while less is left on it than a group of commits takes: it may be
+    /// open, and fails again as soon as a commit finds no room.
+    pub cramped: Option<StoreError>,
     /// The last commit that is known to be durable.
     pub confirmed: u64,
     /// For how long the oldest batch of each user has been waiting; zero for a user without one.
@@ -45,6 +48,7 @@ impl StoreCondition {
         };
         Self {
             fault: state.fault.clone(),
+            cramped: state.cramped.clone(),
             confirmed: state.confirmed,
             batches: oldest(&mut state.queue.waiting()),
             look_ups: oldest(&mut state.reading.look_ups().waiting()),

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     ops::ControlFlow,
     path::Path,
-    sync::{PoisonError, mpsc},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -63,6 +63,12 @@ pub(super) trait Source {
     /// Everything that is committed, as of now.
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError>;
 
+    /// Waits a little after this fault, if it is one that passes; whether it is.
+    fn outlasts(&self, fault: &StoreError) -> bool {
+        let _ = fault;
+        false
+    }
+
     /// Bytes of the names of what was committed since it was taken last.
     fn noted_bytes(&self) -> usize;
 
@@ -78,7 +84,11 @@ pub(super) struct Live<'a> {
 }
 
 impl<'a> Live<'a> {
+    /// # Errors
+    ///
+    /// While the store is closed, or another copy is made.
     pub(super) fn begin(shared: &'a Shared) -> Result<Self, BackupError> {
+        shared.readable(None)?;
         let mut state = shared.lock();
         if state.noted.is_some() {
             return Err(BackupError::Busy);
@@ -112,22 +122,18 @@ impl Drop for Live<'_> {
 }
 
 impl Source for Live<'_> {
-    /// Outlasts a failure of the store: what may have become of the commit that failed is noted.
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
-        let since = Instant::now();
-        loop {
-            let fault = match self.shared.snapshot(None) {
-                Ok(snapshot) => return Ok(snapshot),
-                Err(fault) => fault,
-            };
-            let state = self.shared.lock();
-            let passes = !state.is_open || fault == StoreError::Ended;
-            if state.closing || !passes || since.elapsed() > REOPEN_PATIENCE {
-                return Err(fault);
-            }
-            let woken = self.shared.ended.wait_timeout(state, LOOK);
-            drop(woken.unwrap_or_else(PoisonError::into_inner));
+        self.shared.snapshot(None)
+    }
+
+    /// A failure of the store passes: what may have become of the commit that failed is noted.
+    fn outlasts(&self, fault: &StoreError) -> bool {
+        let state = self.shared.lock();
+        if state.closing || (state.is_open && *fault != StoreError::Ended) {
+            return false;
         }
+        drop(self.shared.wait_for_end(state, LOOK));
+        true
     }
 
     fn noted_bytes(&self) -> usize {
@@ -155,13 +161,30 @@ impl Source for ReadOnlyFile {
     }
 }
 
+/// What `source` shows now. A store that fails meanwhile is waited for, until it is open again or
+/// `each_look` says that nobody wants it any more.
+fn shown(
+    source: &dyn Source,
+    each_look: &mut dyn FnMut() -> Result<(), BackupError>,
+) -> Result<Box<dyn Snapshot>, BackupError> {
+    let since = Instant::now();
+    loop {
+        match source.snapshot() {
+            Err(fault) if since.elapsed() < REOPEN_PATIENCE && source.outlasts(&fault) => {
+                each_look()?;
+            }
+            shown => return Ok(shown?),
+        }
+    }
+}
+
 /// Copies every row, and what is noted meanwhile until little is left.
 pub(super) fn copy_rows(
     source: &dyn Source,
     writer: &mut CopyWriter,
     progress: &mut OnProgress<'_>,
 ) -> Result<(), BackupError> {
-    let tables = source.snapshot()?.tables()?;
+    let tables = shown(source, &mut || go_on(progress, CopyStage::Copying, 0, 0))?.tables()?;
     let of = tables.iter().map(|(_, rows)| rows).sum();
     let mut done = 0;
     for (table, _) in &tables {
@@ -169,7 +192,8 @@ pub(super) fn copy_rows(
         loop {
             let page = Scan::first(PAGE_ROWS).within(PAGE_BYTES);
             let page = last.as_deref().map_or(page, |last| page.after(last));
-            let rows = source.snapshot()?.scan(table, page)?;
+            let mut each_look = || go_on(progress, CopyStage::Copying, done, of);
+            let rows = shown(source, &mut each_look)?.scan(table, page)?;
             let Some((key, _)) = rows.last() else {
                 break;
             };
@@ -180,7 +204,9 @@ pub(super) fn copy_rows(
             }
             go_on(progress, CopyStage::Copying, done, of)?;
             if source.noted_bytes() > NOTED_BYTES {
-                copy_noted(source, writer)?;
+                copy_noted(source, writer, &mut || {
+                    go_on(progress, CopyStage::Copying, done, of)
+                })?;
             }
         }
     }
@@ -199,7 +225,7 @@ pub(super) fn catch_up(
         if source.noted_bytes() <= LAST_BYTES {
             break;
         }
-        copy_noted(source, writer)?;
+        copy_noted(source, writer, each_round)?;
         each_round()?;
     }
     Ok(())
@@ -219,9 +245,13 @@ pub(super) fn go_on(
 }
 
 /// Copies what is noted. It is taken before the snapshot: what is committed in between is in both.
-fn copy_noted(source: &dyn Source, writer: &mut CopyWriter) -> Result<(), StoreError> {
+fn copy_noted(
+    source: &dyn Source,
+    writer: &mut CopyWriter,
+    each_look: &mut dyn FnMut() -> Result<(), BackupError>,
+) -> Result<(), BackupError> {
     let rows = source.take_noted();
-    copy_named(&*source.snapshot()?, rows, writer)
+    Ok(copy_named(&*shown(source, each_look)?, rows, writer)?)
 }
 
 fn copy_named(

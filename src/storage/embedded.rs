@@ -44,6 +44,7 @@ use super::{
 };
 
 pub use copy::CopyWriter;
+pub(super) use home::available;
 pub use verify::{ReadOnlyFile, verify_file, verify_stopped};
 
 /// Pages that the engine may keep in memory.

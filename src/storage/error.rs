@@ -146,7 +146,16 @@ pub enum StoreError {
     /// What it was asked for was asked before a failure, or by a user that has a successor.
     #[error("store: this was asked before it failed or by one that was replaced; ask again")]
     Ended,
-    /// It is being opened again after a failure, or is closed.
+    /// It failed, and is being opened again.
+    #[error(
+        "the store is closed since it failed, and is opened again by itself as soon as that is \
+         possible; what is wrong: {fault}"
+    )]
+    Reopening {
+        /// Why the last commit, or the last attempt to open it, failed.
+        fault: Box<Self>,
+    },
+    /// It is closed.
     #[error("store `{place}` is closed")]
     Closed {
         /// Where it is.
@@ -156,7 +165,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Every value of [`name`](Self::name).
-    pub(super) const NAMES: [&'static str; 15] = [
+    pub(super) const NAMES: [&'static str; 16] = [
         "absent",
         "occupied",
         "held",
@@ -171,8 +180,18 @@ impl StoreError {
         "foreign_table",
         "hung",
         "ended",
+        "reopening",
         "closed",
     ];
+
+    /// What is wrong: of a store that is being opened again, why it is.
+    #[must_use]
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::Reopening { fault } => fault.cause(),
+            fault => fault,
+        }
+    }
 
     /// Bounded label for metrics.
     #[must_use]
@@ -192,6 +211,7 @@ impl StoreError {
             Self::ForeignTable { .. } => "foreign_table",
             Self::Hung { .. } => "hung",
             Self::Ended => "ended",
+            Self::Reopening { .. } => "reopening",
             Self::Closed { .. } => "closed",
         }
     }

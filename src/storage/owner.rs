@@ -49,6 +49,25 @@ impl Owner {
         }
     }
 
+    /// The first thing in which `expected` is another one: what, of this one, of that one.
+    pub(super) fn difference(&self, expected: &Self) -> Option<(&'static str, String, String)> {
+        let pairs = [
+            ("node", &self.node_id, &expected.node_id),
+            ("chain", &self.chain_id, &expected.chain_id),
+            ("network", &self.network, &expected.network),
+        ];
+        let federations = self
+            .first_federation
+            .as_ref()
+            .zip(expected.first_federation.as_ref())
+            .map(|(found, expected)| ("first federation", found, expected));
+        pairs
+            .into_iter()
+            .chain(federations)
+            .find(|(_, found, expected)| found != expected)
+            .map(|(what, found, expected)| (what, found.clone(), expected.clone()))
+    }
+
     /// As this, with the first federation of its chain.
     #[must_use]
     pub fn with_first_federation(self, digest: &[u8]) -> Self {
@@ -219,17 +238,7 @@ impl StoreIdentity {
 
     /// Whether the store is `owner`'s.
     pub(super) fn check_owner(&self, place: &str, owner: &Owner) -> Result<(), StoreError> {
-        let (ours, theirs) = (&self.owner, owner);
-        let first = |owner: &Owner| owner.first_federation.clone();
-        let pairs = [
-            ("node", ours.node_id.clone(), theirs.node_id.clone()),
-            ("chain", ours.chain_id.clone(), theirs.chain_id.clone()),
-            ("network", ours.network.clone(), theirs.network.clone()),
-        ];
-        let federations = first(ours).zip(first(theirs));
-        let federations = federations.map(|(ours, theirs)| ("first federation", ours, theirs));
-        let mut all = pairs.into_iter().chain(federations);
-        match all.find(|(_, found, expected)| found != expected) {
+        match self.owner.difference(owner) {
             None => Ok(()),
             Some((what, found, expected)) => Err(StoreError::Foreign {
                 place: place.to_owned(),

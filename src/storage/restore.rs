@@ -17,8 +17,8 @@ use super::{
     engine::Engine as _,
     error::StoreError,
     opening::Opening,
-    owner::{META, Restored, StoreIdentity},
-    sidecar::{Backup, put, with_suffix},
+    owner::{META, Owner, Restored, StoreIdentity},
+    sidecar::{Backup, Unfinished, put, with_suffix},
     user::Generation,
 };
 
@@ -54,7 +54,8 @@ pub struct RestoreReport {
     pub replaced: Option<PathBuf>,
 }
 
-/// Makes the store of `directory` from a backup. The backup is checked first, whole; then its rows
+/// Makes the store of `directory` from a backup, which is to be `owner`'s where that is known: another
+/// one's is refused before anything else. The backup is checked first, whole; then its rows
 /// are copied, with the mark that they were restored ([`Restored`]) and one commit more than the
 /// backup has; that is checked in its turn, and only then does it get the store's name. A crash
 /// leaves what was there before; on a file system without hard links it may leave that under the
@@ -65,14 +66,25 @@ pub struct RestoreReport {
 ///
 /// # Errors
 ///
-/// When the backup is not what it should be, a process uses the directory, it holds what `replace`
+/// When the backup is another owner's or not what it should be, a process uses the directory, it holds what `replace`
 /// does not name, or a disk fails.
 pub fn restore(
     file: &Path,
     directory: &Path,
     replace: Replace,
+    owner: Option<&Owner>,
     progress: &mut OnProgress<'_>,
 ) -> Result<RestoreReport, BackupError> {
+    // What is beside it says the same as what is in it, or it is no backup.
+    let of_backup = Backup::beside(file)?.owner();
+    if let Some((what, found, expected)) = owner.and_then(|owner| of_backup.difference(owner)) {
+        return Err(BackupError::Foreign {
+            file: file.display().to_string(),
+            what,
+            found,
+            expected,
+        });
+    }
     let backup = verify_backup(file, progress)?;
     make_directory(directory)?;
     let held = RedbEngine::at(directory)?;
@@ -86,6 +98,7 @@ pub fn restore(
         restored_at: now(),
     };
     let new = with_suffix(&place, ".restoring");
+    let unfinished = Unfinished::at(new.clone());
     let mut writer = CopyWriter::create(&new)?;
     copy_rows(&source, &mut writer, progress)?;
     for change in mark(&restored).changes() {
@@ -97,6 +110,7 @@ pub fn restore(
     check_restored(&new, &backup, &restored, progress)?;
     let replaced = keep_replaced(&place)?;
     put(&new, &place)?;
+    unfinished.keep();
     Ok(RestoreReport {
         backup,
         restored,
@@ -104,15 +118,21 @@ pub fn restore(
     })
 }
 
-/// Marks the store in `directory` as restored: for one that went back without anybody calling it a
+/// Marks the store in `directory`, which is to be `owner`'s where that is known, as restored: for one that went back without anybody calling it a
 /// restore, as by a snapshot of its volume. One commit; nothing is copied.
 ///
 /// # Errors
 ///
-/// When there is no store, a process uses it, or it cannot be read or written.
-pub fn restore_in_place(directory: &Path) -> Result<Restored, BackupError> {
+/// When there is no store, a process uses it, it is another owner's, or it cannot be read or written.
+pub fn restore_in_place(directory: &Path, owner: Option<&Owner>) -> Result<Restored, BackupError> {
     let engine = RedbEngine::at(directory)?;
     let place = engine.file();
+    if let Some(owner) = owner {
+        // Before it is opened, which writes to it.
+        let file = ReadOnlyFile::open(&place)?;
+        let identity = StoreIdentity::read_of_any_format(file.place(), &*file.snapshot()?)?;
+        identity.check_owner(file.place(), owner)?;
+    }
     // Before it is opened: that is the last that is known of when it was written.
     let written_at = written_at(&place);
     let last = engine.open()?;

@@ -18,7 +18,7 @@ use super::{
     noted::Noted,
     opening::Opening,
     owner::{Restored, StoreIdentity},
-    queue::{Act, Queue},
+    queue::{Act, GROUP_BYTES, Queue},
     reader::{Pool, ReadJob, Readings},
     threads::Threads,
     upkeep::Upkeep,
@@ -52,6 +52,9 @@ pub(super) struct State {
     pub(super) generation: Generation,
     pub(super) is_open: bool,
     pub(super) fault: Option<StoreError>,
+    /// Why the disk failed last, until it has room for a group of commits: the commit with which an
+    /// opening begins fits where the next one does not.
+    pub(super) cramped: Option<StoreError>,
     /// The last commit that is known to be durable.
     pub(super) confirmed: u64,
     pub(super) queue: Queue,
@@ -98,6 +101,7 @@ impl State {
             generation: Generation(1),
             is_open: true,
             fault: None,
+            cramped: None,
             confirmed,
             queue: Queue::default(),
             users: BTreeMap::new(),
@@ -136,6 +140,9 @@ impl State {
     /// once.
     pub(super) fn fail(&mut self, fault: StoreError) -> Told {
         self.is_open = false;
+        if matches!(fault, StoreError::Io { .. }) {
+            self.cramped = Some(fault.clone());
+        }
         self.fault = Some(fault);
         self.queue.clear();
         let users = self.users.values_mut();
@@ -146,7 +153,7 @@ impl State {
     }
 
     /// The next generation begins. Who registers from now on has a welcome of its own.
-    pub(super) fn begin(&mut self, generation: Generation, confirmed: u64) -> Told {
+    fn begin(&mut self, generation: Generation, confirmed: u64) -> Told {
         self.confirmed = confirmed;
         self.generation = generation;
         self.is_open = true;
@@ -192,6 +199,17 @@ impl State {
     /// The names of those who are registered.
     pub(super) fn users(&self) -> impl Iterator<Item = &'static str> {
         self.users.values().map(|user| user.name)
+    }
+
+    /// What the engine takes up, as it was just measured.
+    pub(super) fn measured(&mut self, usage: Usage) {
+        let has_room = usage
+            .available_bytes
+            .is_none_or(|left| left >= GROUP_BYTES as u64);
+        if self.is_open && has_room {
+            self.cramped = None;
+        }
+        self.usage = usage;
     }
 
     /// Notes what was committed, or may have been, for a copy that is being made.
@@ -289,10 +307,13 @@ impl Shared {
         } else if state.is_open {
             Ok(state.generation)
         } else {
-            let fault = state.fault.clone();
-            Err(fault.unwrap_or_else(|| StoreError::Closed {
-                place: self.place.clone(),
-            }))
+            let fault = state.fault.clone().map(Box::new);
+            Err(fault.map_or_else(
+                || StoreError::Closed {
+                    place: self.place.clone(),
+                },
+                |fault| StoreError::Reopening { fault },
+            ))
         }
     }
 
@@ -415,7 +436,9 @@ impl Shared {
 
     /// Counts a read's fault, and remembers that something is damaged.
     pub(super) fn note_fault(&self, operation: Operation, fault: &StoreError) {
-        if matches!(fault, StoreError::Ended | StoreError::Closed { .. }) {
+        // Whoever reads a store that is closed finds nothing: its own attempts are counted.
+        if let StoreError::Ended | StoreError::Closed { .. } | StoreError::Reopening { .. } = fault
+        {
             return;
         }
         self.metrics.record_failure(operation, fault);
@@ -430,12 +453,13 @@ impl Shared {
         }
     }
 
-    /// Looks at what the engine takes up.
+    /// Looks at what the engine takes up. While it is closed, at what is left to it on its disk.
     pub(super) fn look(&self) {
         let usage = guarded(&self.place, "usage", || {
             self.engine.checkpoint();
             self.engine.usage()
         });
+        let available_bytes = self.available();
         let tables = self.snapshot(None);
         let tables = tables.and_then(|shown| guarded(&self.place, "tables", || shown.tables()));
         if usage.is_err() {
@@ -444,12 +468,33 @@ impl Shared {
             self.enqueue_own(Batch::default());
         }
         let mut state = self.lock();
-        if let Ok(usage) = usage {
-            state.usage = usage;
-        }
+        let usage = usage.unwrap_or(Usage {
+            available_bytes,
+            ..state.usage
+        });
+        state.measured(usage);
         if let Ok(tables) = tables {
             state.tables = tables;
         }
+    }
+
+    /// Bytes that are left on the engine's disk, open or closed, where it has one.
+    fn available(&self) -> Option<u64> {
+        let copy = self.engine.copy_place()?;
+        copy.parent().and_then(super::embedded::available)
+    }
+
+    /// The next generation begins; who is to be told.
+    pub(super) fn begin(&self, generation: Generation, confirmed: u64) -> Told {
+        let available_bytes = self.available();
+        let mut state = self.lock();
+        let told = state.begin(generation, confirmed);
+        let usage = Usage {
+            available_bytes: available_bytes.or(state.usage.available_bytes),
+            ..state.usage
+        };
+        state.measured(usage);
+        told
     }
 }
 

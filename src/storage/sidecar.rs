@@ -10,6 +10,7 @@ use std::{
 
 use bitcoin::hashes::{Hash as _, HashEngine as _, sha256};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{
@@ -73,6 +74,17 @@ impl Backup {
             sidecar: sidecar.display().to_string(),
             reason: error.to_string(),
         })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner {
+            node_id: self.node_id.clone(),
+            chain_id: self.chain_id.clone(),
+            network: self.network.clone(),
+            first_federation: self.first_federation.clone(),
+        }
     }
 
     pub(super) fn of(
@@ -163,6 +175,31 @@ pub(super) fn remove(path: &Path) -> Result<(), BackupError> {
             Err(BackupError::file(path, "remove", &error))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// A file that is being made: it goes with this value, unless it was put in its place.
+#[derive(Debug)]
+pub(super) struct Unfinished(Option<PathBuf>);
+
+impl Unfinished {
+    pub(super) const fn at(path: PathBuf) -> Self {
+        Self(Some(path))
+    }
+
+    /// It is where it belongs; what comes under its name from now on is another's.
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = remove(path)
+        {
+            warn!(%error, "what is left of a copy takes up room");
+        }
     }
 }
 

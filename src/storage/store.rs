@@ -23,6 +23,7 @@ use super::{
     owner::{FORMAT, Owner, Restored, StoreIdentity},
     reader::{self, Pool, ReadJob},
     shared::{Shared, State},
+    sidecar::Unfinished,
     threads::{Threads, spawn},
     upkeep::Upkeep,
     user::{Generation, StoreEvent, User, Who},
@@ -155,8 +156,10 @@ impl Store {
     ///
     /// When there is none, it cannot be read, it is not `owner`'s, or its format is newer.
     pub fn open_on(engine: Arc<dyn Engine>, owner: &Owner) -> Result<Self, StoreError> {
-        let found = engine.open()?;
         let place = engine.place();
+        // What a crash has left of a copy may take up the room that an opening needs.
+        drop(engine.copy_place().map(Unfinished::at));
+        let found = engine.open()?;
         if found == 0 {
             return Err(StoreError::Absent { place });
         }
@@ -219,11 +222,13 @@ impl Store {
             .unwrap_or_default()
     }
 
-    /// What was found damaged, and no later scrub found whole; what a read found damaged stays until
-    /// the next start. It may be open all the same.
+    /// What is wrong with it although it may be open: its disk failed and has no room yet
+    /// ([`StoreCondition::cramped`]), or something is damaged ([`StoreCondition::damage`]).
     #[must_use]
-    pub fn damage(&self) -> Option<StoreError> {
-        self.shared().lock().upkeep.damage().cloned()
+    pub fn ailment(&self) -> Option<StoreError> {
+        let state = self.shared().lock();
+        let damage = state.upkeep.damage();
+        state.cramped.as_ref().or(damage).cloned()
     }
 
     /// What names it.

@@ -100,7 +100,7 @@ fn open_again(shared: &Shared, ended: Generation, mut fault: StoreError) -> bool
         match open(shared, generation) {
             Ok(confirmed) => {
                 info!(commit = confirmed, "the store is open again");
-                let told = shared.lock().begin(generation, confirmed);
+                let told = shared.begin(generation, confirmed);
                 told.tell(&StoreEvent::Opened(generation));
                 return true;
             }

@@ -11,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{health::Reachability, message::Lane};
+use crate::{buffer::Restoration, health::Reachability, message::Lane};
 
 /// Label sets of bounded cardinality: endpoints and members come from the configuration, the rest
 /// from enums of this crate.
@@ -41,6 +41,7 @@ mod label {
         CauseResult { cause, result }
         Member { member }
         Result { result }
+        State { state }
     }
 }
 
@@ -134,6 +135,8 @@ metrics! {
     requests_open: Gauge = Gauge::default(), "requests_open";
     /// Requests that need an operator
     requests_parked: Gauge = Gauge::default(), "requests_parked";
+    /// What a store that may lack what this node did waits for: 1 for the state that it is in
+    restoration: Family<label::State, Gauge> = Family::default(), "restoration";
     /// Attempts, probes and sessions that ended in a fault, at any endpoint
     stream_errors: Family<label::Cause, Counter> = Family::default(), "stream_errors";
     /// Errors that governance reported
@@ -385,6 +388,20 @@ impl Metrics {
             .set(i64::try_from(parked).unwrap_or(i64::MAX));
     }
 
+    /// What a store that may lack what this node did waits for.
+    pub fn set_restoration(&self, restoration: Restoration) {
+        for (state, name) in [
+            (Restoration::Waiting, "waiting"),
+            (Restoration::WentBack, "went_back"),
+            (Restoration::Reconciling, "reconciling"),
+        ] {
+            let state_is = i64::from(restoration == state);
+            let state = name.to_owned();
+            let label = label::State { state };
+            self.0.restoration.get_or_create(&label).set(state_is);
+        }
+    }
+
     /// Governance reported an error.
     pub fn record_governance_error(&self, code: &str) {
         self.0
@@ -548,6 +565,7 @@ mod tests {
         metrics.record_request_timeout("pegout");
         metrics.record_request_completed("complete", moment);
         metrics.set_requests(1, 0);
+        metrics.set_restoration(Restoration::WentBack);
         metrics.record_governance_error("rate_limited");
         metrics.record_serialization_error(lane);
         metrics.record_dead_letter(lane);
@@ -571,6 +589,10 @@ mod tests {
                 text.contains(&format!("# HELP {name} ")),
                 "{name} is missing from:\n{text}"
             );
+        }
+        for (state, value) in [("waiting", 0), ("went_back", 1), ("reconciling", 0)] {
+            let sample = format!("alys_stream_restoration{{state=\"{state}\"}} {value}");
+            assert!(text.contains(&sample), "{sample}");
         }
         assert!(
             text.contains(r#"alys_stream_reconnections_total{endpoint="http://127.0.0.1:1"} 1"#)

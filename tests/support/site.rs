@@ -124,6 +124,11 @@ impl Site {
         });
     }
 
+    pub fn is_unhealthy(&self) -> bool {
+        let status = ask(self.path(), "GET", "/status", &Value::Null);
+        status.expect("answers").1["health"]["state"] == "unhealthy"
+    }
+
     /// Both ways in which a machine asks say that the node is unwell.
     pub fn is_told_unwell(&self) -> bool {
         let ready = get(self.http, "/readyz").expect("answers").0;
@@ -158,11 +163,11 @@ impl Site {
         value.parse().expect("a number")
     }
 
-    /// A node on this directory ends by itself, with this on its log.
-    pub fn refuses_to_start(&self, words: &str) {
+    /// A node on this directory ends by itself, with this code and this on its log.
+    pub fn refuses_to_start(&self, code: i32, words: &str) {
         let before = self.log().len();
         let ended = self.start().0.wait().expect("ends");
-        assert_eq!(ended.code(), Some(1));
+        assert_eq!(ended.code(), Some(code));
         let log = self.log();
         let said = log.get(before..).expect("it only grows");
         assert!(said.contains(words), "{words}: {said}");
@@ -172,13 +177,10 @@ impl Site {
         fs::read_to_string(self.path().join("node.log")).expect("readable")
     }
 
-    /// `store verify` finds something, and says this of it.
-    pub fn verify_finds(&self, words: &str) {
+    /// `store verify` ends with this code, and says this.
+    pub fn verify_finds(&self, code: i32, words: &str) {
         let verified = self.command(&["store", "verify"]);
-        assert!(
-            matches!(verified.status.code(), Some(1 | 4)),
-            "{verified:?}"
-        );
+        assert_eq!(verified.status.code(), Some(code), "{verified:?}");
         let said = [verified.stdout, verified.stderr].concat();
         let said = String::from_utf8(said).expect("UTF-8");
         assert!(said.contains(words), "{words}: {said}");

@@ -86,8 +86,9 @@ pub(super) fn io_error(place: &str, operation: &'static str, error: &io::Error) 
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "make room on that disk; what was accepted is kept, nothing more is accepted until then"
         }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "let this user write to that directory"
+        io::ErrorKind::PermissionDenied => "let this user write to that directory",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "its file system is read-only: the kernel's log says why; mount it writable again"
         }
         _ => "look at that disk and at the kernel's log; it is tried again",
     };

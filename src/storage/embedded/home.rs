@@ -188,7 +188,7 @@ impl Home {
 }
 
 /// Bytes that are left on the disk of `directory` to those without privileges.
-pub(super) fn available(directory: &Path) -> Option<u64> {
+pub(in crate::storage) fn available(directory: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         let disk = rustix::fs::statvfs(directory).ok()?;

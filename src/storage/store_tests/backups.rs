@@ -155,6 +155,42 @@ fn a_backup_outlasts_a_failure_of_the_store() {
 }
 
 #[test]
+fn a_closed_store_refuses_a_backup_at_once_and_one_that_waits_for_it_can_be_cancelled() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (faulty, store) = faulty_store();
+    let mut counting = Counting::begin(&store);
+    let file = directory.path().join("backup");
+    let mut told = 0;
+    let cancelled = store.backup(&file, &mut |_| {
+        told += 1;
+        if told == 2 {
+            faulty.fail_opens(Some(FaultyEngine::full()));
+            faulty.fail_commit(1, Kept::Nothing);
+            counting.hand_in();
+            counting.told.failed();
+        }
+        if told > 4 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    assert_eq!(cancelled, Err(BackupError::Cancelled));
+    let refused = store.backup(&file, &mut |_| panic!("nothing is copied"));
+    let refused = refused.expect_err("it is closed").to_string();
+    assert!(
+        refused.starts_with("the store is closed since it failed")
+            && refused.contains("no space left on device"),
+        "{refused}"
+    );
+    assert!(store.compact(&mut go_on).is_ok_and(|done| done.is_none()));
+    assert_eq!(fs::read_dir(directory.path()).expect("read").count(), 0);
+    faulty.fail_opens(None);
+    counting.told.opened();
+    store.backup(&file, &mut go_on).expect("made");
+}
+
+#[test]
 fn a_backup_that_is_cancelled_leaves_nothing_under_its_name() {
     let directory = tempfile::tempdir().expect("a directory");
     let (faulty, store) = faulty_store();

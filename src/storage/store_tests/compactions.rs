@@ -156,6 +156,26 @@ fn a_store_that_is_looked_after_gives_space_back_and_is_scrubbed_by_itself() {
 }
 
 #[test]
+fn what_is_left_of_a_copy_goes_when_it_fails_and_at_the_next_opening() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let home = directory.path().join("store");
+    let (faulty, store, a, _) = bloated(&home);
+    let copy = home.join("store.redb.new");
+    // Nobody catches it: what is in the way of a copy may be a bug of its own.
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        store.compact(&mut |_| {
+            assert!(!copy.exists(), "a panic in the middle of it");
+            ControlFlow::Continue(())
+        })
+    }));
+    assert!(died.is_err() && !copy.exists());
+    drop((faulty, store, a));
+    std::fs::write(&copy, vec![0; 1 << 20]).expect("written");
+    drop(reopened(&home));
+    assert!(!copy.exists());
+}
+
+#[test]
 fn an_engine_that_is_no_file_is_left_to_itself() {
     let store = Store::in_memory();
     assert_eq!(store.compact(&mut go_on), Ok(None));

@@ -61,7 +61,12 @@ fn a_store_that_cannot_be_opened_again_says_why_and_comes_back_by_itself() {
         });
         // One who comes meanwhile is told when it is open, and not before.
         let c = register(&store, "c");
-        assert_eq!(c.look_up(generation, "x").recv(), Ok(Err(opens)));
+        assert_eq!(
+            c.look_up(generation, "x").recv(),
+            Ok(Err(StoreError::Reopening {
+                fault: Box::new(opens)
+            }))
+        );
         faulty.fail_opens(None);
         eventually("the latest reason is known", || {
             store.condition().fault.as_ref() == Some(&fault)
@@ -90,7 +95,7 @@ fn an_engine_that_panics_has_failed() {
     assert_eq!(a.failed().name(), "io");
     let generation = a.opened();
     a.settles(generation);
-    assert_eq!(store.damage(), None, "a panic proves no damage");
+    assert_eq!(store.condition().damage, None, "a panic proves no damage");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a store shows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 
@@ -24,6 +24,67 @@ fn name(short: &str) -> String {
 }
 
 #[test]
+fn a_store_whose_disk_was_full_ails_until_there_is_room() {
+    let faulty = FaultyEngine::new(Arc::new(MemoryEngine::new()));
+    let claim = |bytes| {
+        faulty.claim_usage(Some(Usage {
+            available_bytes: Some(bytes),
+            ..Usage::default()
+        }));
+    };
+    claim(0);
+    let store = Store::create_on(Arc::new(faulty.handle()), &owner("one")).expect("made");
+    let a = register(&store, "a");
+    let generation = a.opened();
+    let left = |bytes| {
+        claim(bytes);
+        store.shared().look();
+    };
+    left(0);
+    assert_eq!(store.ailment(), None, "nothing has failed");
+    faulty.fail_commit_with(1, Kept::Nothing, FaultyEngine::full());
+    a.put(generation, "one");
+    a.failed();
+    let generation = a.opened();
+    // Its opening's commit came through, and so does one that finds a page.
+    let ticket = a.put(generation, "two");
+    a.committed(generation, ticket);
+    for bytes in [0, 1 << 20] {
+        left(bytes);
+        assert_eq!(store.ailment(), Some(FaultyEngine::full()));
+        assert_eq!(store.condition().cramped, Some(FaultyEngine::full()));
+        assert_eq!(store.fault(), None, "it is open");
+    }
+    left(4 << 20);
+    assert_eq!(store.ailment(), None);
+}
+
+#[test]
+fn what_is_left_on_the_disk_is_measured_while_the_store_is_closed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (faulty, store) = disk_store(&directory.path().join("store"));
+    let a = register(&store, "a");
+    let generation = a.opened();
+    let claimed = |usage: Option<u64>| {
+        faulty.claim_usage(usage.map(|bytes| Usage {
+            available_bytes: Some(bytes),
+            ..Usage::default()
+        }));
+        store.shared().look();
+        store.condition().usage.available_bytes
+    };
+    assert_eq!(claimed(Some(7)), Some(7));
+    faulty.fail_opens(Some(FaultyEngine::full()));
+    faulty.fail_commit(1, Kept::Nothing);
+    a.put(generation, "one");
+    a.failed();
+    eventually("it is closed", || {
+        store.fault() == Some(FaultyEngine::full())
+    });
+    assert!(claimed(None) > Some(7));
+}
+
+#[test]
 fn every_metric_moves() {
     let (faulty, store) = faulty_store();
     let mut registry = Registry::default();
@@ -38,7 +99,7 @@ fn every_metric_moves() {
         .iter()
         .filter(|(sample, _)| sample.starts_with(&name("failures_total")))
         .collect();
-    assert_eq!(failures.len(), 4 * 15);
+    assert_eq!(failures.len(), 4 * 16);
     assert!(failures.iter().all(|(_, value)| **value == 0.0));
     assert_eq!(get("oldest_batch_seconds{user=\"a\"}"), Some(0.0));
     assert_eq!(get("oldest_look_up_seconds{user=\"a\"}"), Some(0.0));

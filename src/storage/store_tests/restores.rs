@@ -41,7 +41,8 @@ impl Scene {
         store: &str,
         replace: Replace,
     ) -> Result<RestoreReport, BackupError> {
-        restore(&self.path(backup), &self.path(store), replace, &mut go_on)
+        let (backup, store) = (self.path(backup), self.path(store));
+        restore(&backup, &store, replace, Some(&owner("one")), &mut go_on)
     }
 }
 
@@ -123,6 +124,57 @@ fn what_is_in_the_way_is_told_by_name() {
 }
 
 #[test]
+fn another_owners_backup_or_store_is_refused_by_name_before_anything_is_touched() {
+    let scene = Scene::new();
+    scene.backed_up("store", "backup", "one");
+    let backup = scene.path("backup");
+    let others = [
+        ("node", owner("two")),
+        (
+            "chain",
+            Owner {
+                chain_id: "other".to_owned(),
+                ..owner("one")
+            },
+        ),
+        (
+            "network",
+            Owner {
+                network: "bitcoin".to_owned(),
+                ..owner("one")
+            },
+        ),
+    ];
+    let before = fs::read(scene.path("store").join("store.redb")).expect("read");
+    for (expected, other) in others {
+        for place in ["new", "store"] {
+            let place = scene.path(place);
+            let refused = restore(
+                &backup,
+                &place,
+                Replace::Anything,
+                Some(&other),
+                &mut |_| panic!("nothing is read"),
+            );
+            match refused {
+                Err(BackupError::Foreign { what, .. }) => assert_eq!(what, expected),
+                refused => panic!("{refused:?}"),
+            }
+        }
+        let refused = restore_in_place(&scene.path("store"), Some(&other));
+        let foreign = |error| matches!(error, BackupError::Store(StoreError::Foreign { what, .. }) if what == expected);
+        assert!(refused.is_err_and(foreign));
+    }
+    assert!(!scene.path("new").exists());
+    let after = ReadOnlyFile::inspect(&scene.path("store")).expect("opened");
+    assert_eq!(
+        Restored::read("store", &*after.snapshot().expect("read")),
+        Ok(None)
+    );
+    assert_eq!(before.len() as u64, after.usage().expect("read").bytes);
+}
+
+#[test]
 fn what_is_replaced_is_kept() {
     let scene = Scene::new();
     scene.backed_up("store", "backup", "one");
@@ -155,7 +207,7 @@ fn a_restore_that_is_cut_short_leaves_what_was_there() {
     for cut in 1.. {
         let mut told = 0;
         let (backup, new) = (scene.path("backup"), scene.path("new"));
-        let done = restore(&backup, &new, Replace::Nothing, &mut |_| {
+        let done = restore(&backup, &new, Replace::Nothing, None, &mut |_| {
             told += 1;
             if told == cut {
                 ControlFlow::Break(())
@@ -178,17 +230,17 @@ fn a_restore_that_is_cut_short_leaves_what_was_there() {
 fn a_store_that_went_back_unnoticed_is_marked_where_it_is() {
     let scene = Scene::new();
     let made = scene.backed_up("store", "backup", "one");
-    let first = restore_in_place(&scene.path("store")).expect("marked");
+    let first = restore_in_place(&scene.path("store"), None).expect("marked");
     assert!(first.backup_commit >= made.commit);
     let store = reopened(&scene.path("store"));
     assert_eq!(store.restored(), Some(&first));
     assert_eq!(keys(&store, "a"), ["one", "one'"]);
-    let held = restore_in_place(&scene.path("store"));
+    let held = restore_in_place(&scene.path("store"), None);
     assert!(matches!(
         held,
         Err(BackupError::Store(StoreError::Held { .. }))
     ));
     drop(store);
-    let second = restore_in_place(&scene.path("store")).expect("marked");
+    let second = restore_in_place(&scene.path("store"), None).expect("marked");
     assert_ne!(first.restore_id, second.restore_id);
 }

@@ -119,7 +119,7 @@ fn a_scrub_that_the_store_failed_meanwhile_or_is_closed_records_nothing() {
     let generation = Generation(generation.0 + 1);
     a.put(generation, "lost");
     a.failed();
-    let went_back = |fault| matches!(fault, StoreError::WentBack { .. });
+    let went_back = |fault: StoreError| matches!(fault.cause(), StoreError::WentBack { .. });
     eventually("it is refused", || {
         store.condition().fault.is_some_and(went_back)
     });
