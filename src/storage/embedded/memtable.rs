@@ -15,9 +15,23 @@ use crate::storage::{
 
 /// A row's value as of some commit; `None` once it is removed.
 type Value = Option<Vec<u8>>;
-/// A row's values, each with the commit that wrote it, oldest first.
-type Versions = Vec<(u64, Value)>;
 type Tables = BTreeMap<Cow<'static, str>, BTreeMap<Vec<u8>, Versions>>;
+
+/// A row's values, each with the commit that wrote it. Most rows have one.
+#[derive(Debug)]
+struct Versions {
+    last: (u64, Value),
+    /// Oldest first.
+    before: Vec<(u64, Value)>,
+}
+
+impl Versions {
+    fn as_of(&self, commit: u64) -> Option<&Value> {
+        let mut newest_first = std::iter::once(&self.last).chain(self.before.iter().rev());
+        let found = newest_first.find(|(number, _)| *number <= commit);
+        found.map(|(_, value)| value)
+    }
+}
 
 /// Rows that are looked at together with a lock held.
 const CHUNK: usize = 256;
@@ -39,8 +53,20 @@ impl Memtable {
                 Some(rows) => rows,
                 None => tables.entry(change.table.clone()).or_default(),
             };
-            let versions = rows.entry(change.key.clone()).or_default();
-            versions.push((number, change.value.clone()));
+            let value = (number, change.value.clone());
+            match rows.get_mut(&change.key) {
+                Some(versions) => {
+                    let before = std::mem::replace(&mut versions.last, value);
+                    versions.before.push(before);
+                }
+                None => {
+                    let versions = Versions {
+                        last: value,
+                        before: Vec::new(),
+                    };
+                    rows.insert(change.key.clone(), versions);
+                }
+            }
         }
     }
 
@@ -58,9 +84,7 @@ impl Memtable {
         ) -> Result<(), E>,
     ) -> Result<(), E> {
         for (table, rows) in self.tables().iter() {
-            let mut values = rows
-                .iter()
-                .filter_map(|(key, versions)| Some((key, &versions.last()?.1)));
+            let mut values = rows.iter().map(|(key, versions)| (key, &versions.last.1));
             each(table, &mut values)?;
         }
         Ok(())
@@ -69,18 +93,12 @@ impl Memtable {
     fn get(&self, table: &str, key: &[u8], commit: u64) -> Option<Value> {
         let tables = self.tables();
         let versions = tables.get(table)?.get(key)?;
-        as_of(versions, commit).cloned()
+        versions.as_of(commit).cloned()
     }
 
     fn table_names(&self) -> Vec<String> {
         self.tables().keys().map(ToString::to_string).collect()
     }
-}
-
-fn as_of(versions: &Versions, commit: u64) -> Option<&Value> {
-    let mut newest_first = versions.iter().rev();
-    let found = newest_first.find(|(number, _)| *number <= commit);
-    found.map(|(_, value)| value)
 }
 
 /// What lies over the tables of one opening: what goes into them just now, and what came since.
@@ -225,7 +243,7 @@ impl<'a> Walk<'a> {
                 self.is_at_its_end = true;
                 return;
             };
-            if let Some(value) = as_of(versions, self.commit) {
+            if let Some(value) = versions.as_of(self.commit) {
                 self.ready.push_back((key.clone(), value.clone()));
             }
             last = Some(key.clone());
