@@ -128,8 +128,12 @@ impl Bitcoind {
     }
 
     pub fn call(&self, method: &str, params: Value) -> Value {
-        let answer = self.ask(method, &params);
-        answer.unwrap_or_else(|error| panic!("{method} {params}: {error}"))
+        wait_for(method, || match self.ask(method, &params) {
+            Ok(answer) => Some(answer),
+            // A node may ask so much at a time that nobody else gets a word in.
+            Err(busy) if busy.contains("Work queue depth exceeded") => None,
+            Err(error) => panic!("{method} {params}: {error}"),
+        })
     }
 
     /// Mines to nobody.
