@@ -63,6 +63,9 @@ fn a_file_that_is_removed_from_a_running_node_is_missed_and_never_made_anew() {
     site.until_unhealthy_for("there is none");
     assert!(site.is_told_unwell());
     assert!(!site.submit());
+    wait_for("an opening without it", || {
+        (site.failures("open", "absent") > 1).then_some(())
+    });
     site.verify_finds("there is none");
     assert!(!file.exists(), "nothing is made in passing");
     fs::rename(&aside, &file).expect("renamed");

@@ -24,7 +24,7 @@ use std::{
 use governance_stream::{
     bridge::recorded_pegout,
     history::{History, Page, Standing},
-    storage::{FORMAT, ReadOnlyFile, StoreIdentity},
+    storage::{Batch, Engine as _, FORMAT, ReadOnlyFile, RedbEngine, StoreIdentity, Table},
 };
 use serde_json::Value;
 use support::{
@@ -45,7 +45,11 @@ async fn write(format: u32) {
     fixture::write(&file).await;
     let fixture = fixture(format);
     fs::create_dir_all(fixture.parent().expect("named")).expect("made");
-    fs::copy(&file, fixture).expect("copied");
+    // Whole at once: another test may be reading it.
+    let new = fixture.with_extension("new");
+    fs::copy(&file, &new).expect("copied");
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o644)).expect("set");
+    fs::rename(&new, fixture).expect("put in place");
 }
 
 /// Puts a copy of the fixture where the store of a node of `directory` is, for its owner only, as a
@@ -80,6 +84,33 @@ async fn a_store_of_each_released_format_is_opened_with_everything_in_it() {
         rows(directory);
         commands(directory);
     }
+}
+
+/// S9: a store says which format it is in, and one that is newer than this version is left alone.
+#[test]
+fn a_store_of_a_newer_format_is_refused_and_stays_as_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    put(FORMAT, directory);
+    {
+        let engine = RedbEngine::at(data(directory)).expect("free");
+        let last = engine.open().expect("a store");
+        let mut newer = Batch::new();
+        let format = (FORMAT + 1).to_be_bytes();
+        newer.put(Table::new("store/meta"), "format", format);
+        engine.commit(last + 1, &[newer]).expect("committed");
+    }
+    let kept = || {
+        let file = ReadOnlyFile::inspect(&data(directory)).expect("nobody has it");
+        let snapshot = file.snapshot().expect("readable");
+        (snapshot.commit(), snapshot.tables().expect("readable"))
+    };
+    let before = kept();
+    let mut running = node(directory, "http://127.0.0.1:1", &["features.http=false"]);
+    wait_for("its end", || (!running.is_running()).then_some(()));
+    let log = fs::read_to_string(directory.join("node.log")).expect("there");
+    assert!(log.contains("written by a newer version"), "{log}");
+    assert_eq!(kept(), before);
 }
 
 /// What the library reads in the file.
