@@ -33,6 +33,10 @@ use support::{
     process::{ask, binary, data, node, wait_for},
     request_id,
 };
+use tokio::sync::Mutex;
+
+/// A process that one test starts holds, for a moment, the locks that this process has for the other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 fn fixture(format: u32) -> PathBuf {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -45,11 +49,8 @@ async fn write(format: u32) {
     fixture::write(&file).await;
     let fixture = fixture(format);
     fs::create_dir_all(fixture.parent().expect("named")).expect("made");
-    // Whole at once: another test may be reading it.
-    let new = fixture.with_extension("new");
-    fs::copy(&file, &new).expect("copied");
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o644)).expect("set");
-    fs::rename(&new, fixture).expect("put in place");
+    fs::copy(&file, &fixture).expect("copied");
+    fs::set_permissions(&fixture, fs::Permissions::from_mode(0o644)).expect("set");
 }
 
 /// Puts a copy of the fixture where the store of a node of `directory` is, for its owner only, as a
@@ -65,6 +66,7 @@ fn put(format: u32, directory: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_each_released_format_is_opened_with_everything_in_it() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     if std::env::var_os("WRITE_FIXTURE").is_some() {
         write(FORMAT).await;
     }
@@ -89,6 +91,7 @@ async fn a_store_of_each_released_format_is_opened_with_everything_in_it() {
 /// S9: a store says which format it is in, and one that is newer than this version is left alone.
 #[test]
 fn a_store_of_a_newer_format_is_refused_and_stays_as_it_is() {
+    let _alone = ONE_AT_A_TIME.blocking_lock();
     let directory = tempfile::tempdir().expect("a directory");
     let directory = directory.path();
     put(FORMAT, directory);
