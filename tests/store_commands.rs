@@ -12,9 +12,10 @@ mod support;
 
 use std::{
     fs,
+    io::Read as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
 };
 
 use serde_json::Value;
@@ -90,7 +91,21 @@ impl Operated {
         for value in set {
             command.args(["--set", value]);
         }
-        command.output().expect("runs")
+        // Ended with the test, should it go on where it is to refuse.
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process(piped.spawn().expect("runs"));
+        wait_for("its end", || (!process.is_running()).then_some(()));
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let child = &mut process.0;
+        let pipe = child.stdout.as_mut().expect("piped");
+        pipe.read_to_end(&mut stdout).expect("read");
+        let pipe = child.stderr.as_mut().expect("piped");
+        pipe.read_to_end(&mut stderr).expect("read");
+        Output {
+            status: child.wait().expect("ended"),
+            stdout,
+            stderr,
+        }
     }
 
     /// Has a peg-out signed and a deposit answered.

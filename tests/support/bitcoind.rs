@@ -1,6 +1,7 @@
 //! A real Bitcoin node on a chain of its own.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Read, Write},
     net::TcpStream,
@@ -10,8 +11,11 @@ use std::{
 };
 
 use bitcoin::{
-    Amount, OutPoint,
+    Address, Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid, Witness,
+    absolute::LockTime,
     base64::{Engine as _, prelude::BASE64_STANDARD},
+    consensus::encode::serialize_hex,
+    transaction::Version,
 };
 use serde_json::{Value, json};
 
@@ -124,8 +128,12 @@ impl Bitcoind {
     }
 
     pub fn call(&self, method: &str, params: Value) -> Value {
-        let answer = self.ask(method, &params);
-        answer.unwrap_or_else(|error| panic!("{method} {params}: {error}"))
+        wait_for(method, || match self.ask(method, &params) {
+            Ok(answer) => Some(answer),
+            // A node may ask so much at a time that nobody else gets a word in.
+            Err(busy) if busy.contains("Work queue depth exceeded") => None,
+            Err(error) => panic!("{method} {params}: {error}"),
+        })
     }
 
     /// Mines to nobody.
@@ -144,6 +152,68 @@ impl Bitcoind {
         self.call("generatetoaddress", json!([coins, address]));
         self.mine(100);
         self.coins(address)
+    }
+
+    /// Gives `address` so many coins of one value from each of so many blocks, spendable at once.
+    pub fn share_out(
+        &self,
+        address: &Address,
+        value: Amount,
+        coins: usize,
+        blocks: u32,
+    ) -> Vec<(OutPoint, Amount)> {
+        let anyone = json!([blocks, "raw(51)#8lvh9jxk"]);
+        let mined = self.call("generatetodescriptor", anyone);
+        self.mine(100);
+        let mut given = Vec::new();
+        for block in mined.as_array().expect("a list") {
+            let block = self.call("getblock", json!([block, 1]));
+            let paid: Txid = block["tx"][0]
+                .as_str()
+                .expect("text")
+                .parse()
+                .expect("an id");
+            let coin = TxOut {
+                value,
+                script_pubkey: address.script_pubkey(),
+            };
+            let transaction = Transaction {
+                version: Version::TWO,
+                lock_time: LockTime::ZERO,
+                input: vec![TxIn {
+                    previous_output: OutPoint::new(paid, 0),
+                    script_sig: ScriptBuf::new(),
+                    sequence: Sequence::MAX,
+                    witness: Witness::new(),
+                }],
+                output: vec![coin; coins],
+            };
+            // No mempool takes what spends anyone's coin, but a block may hold it.
+            let transactions = [serialize_hex(&transaction)];
+            self.call("generateblock", json!(["raw(6a)", transactions]));
+            let txid = transaction.compute_txid();
+            let outputs = (0..).take(coins);
+            given.extend(outputs.map(|vout| (OutPoint::new(txid, vout), value)));
+        }
+        given
+    }
+
+    /// What each of these addresses has, coin by coin, by what the chain itself says.
+    pub fn holdings(&self, addresses: &[Address]) -> BTreeMap<ScriptBuf, Vec<Amount>> {
+        let addresses = addresses.iter();
+        let descriptors: Vec<String> = addresses
+            .map(|address| format!("addr({address})"))
+            .collect();
+        let scanned = self.call("scantxoutset", json!(["start", descriptors]));
+        let mut holdings: BTreeMap<ScriptBuf, Vec<Amount>> = BTreeMap::new();
+        for coin in scanned["unspents"].as_array().expect("a list") {
+            let script = coin["scriptPubKey"].as_str().expect("text");
+            let script = ScriptBuf::from_hex(script).expect("a script");
+            let value = coin["amount"].as_f64().expect("a number");
+            let value = Amount::from_btc(value).expect("an amount");
+            holdings.entry(script).or_default().push(value);
+        }
+        holdings
     }
 
     /// What an address has, by what the chain itself says.
@@ -172,6 +242,12 @@ impl Bitcoind {
     pub fn take_back(&self) {
         let best = self.call("getbestblockhash", json!([]));
         self.call("invalidateblock", json!([best]));
+    }
+
+    /// How many transactions wait for a block.
+    pub fn mempool(&self) -> usize {
+        let mempool = self.call("getrawmempool", json!([]));
+        mempool.as_array().expect("a list").len()
     }
 
     pub fn in_mempool(&self, txid: &str) -> bool {

@@ -15,6 +15,7 @@ pub mod client;
 pub mod collector;
 #[cfg(all(target_os = "linux", feature = "cli"))]
 pub mod disk;
+pub mod fixture;
 pub mod full;
 pub mod guardian;
 #[cfg(target_os = "linux")]
