@@ -7,6 +7,7 @@ use bitcoin::{BlockHash, Network, Transaction, Txid, consensus::encode::serializ
 use jsonrpc::{bitreq_http_async::Builder, client_async::Client};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{
     backend::{Acceptance, Asking, BitcoinBackend, Sighting, SignedTransaction, Unavailable},
@@ -26,6 +27,10 @@ mod code {
     pub(super) const ALREADY_IN_CHAIN: i32 = -27;
 }
 
+/// Calls that are made at once. Core refuses everyone while its queue (64 calls, unless it is told
+/// otherwise) is full, and others use it too.
+const CALLS_AT_ONCE: usize = 8;
+
 /// Bitcoin Core, or what speaks its interface.
 #[derive(Debug)]
 pub struct BitcoinCore {
@@ -33,6 +38,7 @@ pub struct BitcoinCore {
     network: Network,
     /// Whether it was seen to follow our network.
     checked: AtomicBool,
+    turns: Semaphore,
 }
 
 /// Why a call gave nothing.
@@ -92,6 +98,7 @@ impl BitcoinCore {
             config,
             network,
             checked: AtomicBool::new(false),
+            turns: Semaphore::new(CALLS_AT_ONCE),
         }
     }
 
@@ -115,6 +122,7 @@ impl BitcoinCore {
                 (user.to_owned(), password.to_owned())
             }
         };
+        let _turn = self.turns.acquire().await;
         let deadline = self.config.call_deadline;
         let transport = Builder::new()
             .timeout(deadline)
@@ -380,6 +388,14 @@ impl BitcoinBackend for BitcoinCore {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        task::JoinSet,
+    };
+
     use super::*;
 
     #[test]
@@ -402,6 +418,55 @@ mod tests {
             ("tx-size", "never"),
         ] {
             assert_eq!(classify(reason.to_owned()).name(), name, "{reason}");
+        }
+    }
+
+    /// All that is signed may be offered at once: after a pause, for example.
+    #[tokio::test]
+    async fn a_few_calls_are_made_at_once() {
+        const CALLS: usize = 3 * CALLS_AT_ONCE;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let config = BitcoindConfig {
+            url: url.parse().expect("a URL"),
+            auth: BitcoindAuth::User {
+                user: "user".to_owned(),
+                password: crate::config::Secret::new("password"),
+            },
+            call_deadline: Duration::from_secs(60),
+        };
+        let core = Arc::new(BitcoinCore::new(config, Network::Regtest));
+        let mut calls = JoinSet::new();
+        for _ in 0..CALLS {
+            let core = Arc::clone(&core);
+            calls.spawn(async move { core.call::<u32>("getblockcount", json!([])).await });
+        }
+        let mut waiting = VecDeque::new();
+        let mut answered = 0;
+        while answered < CALLS {
+            while waiting.len() < CALLS_AT_ONCE.min(CALLS - answered) {
+                waiting.push_back(listener.accept().await.expect("asked").0);
+            }
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            let mut one_more = std::pin::pin!(listener.accept());
+            let one_more = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(one_more.as_mut().poll(context).is_ready())
+            });
+            assert!(!one_more.await, "one too many");
+            let mut asked = waiting.pop_front().expect("one waits");
+            let _request = asked.read(&mut [0; 4096]).await.expect("asked");
+            let body = r#"{"result":7,"error":null,"id":0}"#;
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            asked.write_all(answer.as_bytes()).await.expect("answered");
+            drop(asked);
+            // Of another call, for all it knows, but an answer.
+            let _answer = calls.join_next().await.expect("one").expect("no panic");
+            answered += 1;
         }
     }
 }
