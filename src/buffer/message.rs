@@ -16,8 +16,8 @@ use crate::{
     error::StreamError,
     health::StatusBoard,
     message::{
-        CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PayloadHash, PeginNotification,
-        PerLane, Progress, Recalled, RegistrationAck, RequestId,
+        CancelReason, Lane, LaneState, LedgerId, OpeningId, OutboxId, Outcome, PayloadHash,
+        PeginNotification, PerLane, Progress, Recalled, RegistrationAck, RequestId,
     },
     pulse::Pulse,
     request::StandingReply,
@@ -153,6 +153,8 @@ pub(crate) enum BufferMessage {
     },
     /// Governance has seen a higher epoch of this store than it knows of.
     WentBack,
+    /// Governance serves a copy of this store, in this epoch.
+    Fenced { epoch: u64 },
     /// Time to look up again what could not be looked up.
     LookAgain,
     /// What was decided last changed nothing on disk.
@@ -264,6 +266,10 @@ pub(crate) struct SessionFacts {
     pub dial: u64,
     /// Names the session.
     pub epoch: u64,
+    /// Names what this process does with the store.
+    pub opening: OpeningId,
+    /// The opening that registered last before this one.
+    pub opened_before: Option<OpeningId>,
     /// Names our record of messages.
     pub outbox_id: OutboxId,
     /// Whether it is the journal of a restored store that has not reconciled yet.

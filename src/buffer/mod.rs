@@ -57,7 +57,7 @@ use self::{
 use crate::{
     connection::ConnectionMessage,
     error::StreamError,
-    message::{Outcome, PerLane, RequestId},
+    message::{OpeningId, Outcome, PerLane, RequestId},
     request::{RequestMessage, StandingReply},
     storage::{Generation, Leaving, StoreError, StoreEvent, Waiting},
     supervisor::SupervisorMessage,
@@ -104,6 +104,8 @@ pub(crate) struct BufferState {
     pace: Timer,
     intake_closed: bool,
     adoption_allowed: bool,
+    /// Names what this process does with the store.
+    opening: OpeningId,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
     /// Times that the store was read.
     loads: u64,
@@ -120,6 +122,11 @@ struct Ready {
     retained: Retained,
     /// Times that it was read by this actor.
     loads: u64,
+    /// The opening that registered last before it was read.
+    opened_before: Option<OpeningId>,
+    /// The epoch of a copy of this store that governance serves. The operator sees to the copy, and
+    /// then the next epoch is above it; 0 for none.
+    fenced_by: u64,
     session: Option<Session>,
     /// What to do once the ticket is committed, in order.
     pending: VecDeque<(Ticket, Vec<Effect>)>,
@@ -192,6 +199,7 @@ impl Actor for BufferActor {
             pace: Timer::default(),
             intake_closed: false,
             adoption_allowed: false,
+            opening: OpeningId::generate(),
             waiting_for_flush: Vec::new(),
             loads: 0,
         })
@@ -519,6 +527,7 @@ impl BufferState {
             pace: &mut self.pace,
             ready,
             intake_closed: self.intake_closed,
+            opening: self.opening,
         })
     }
 
@@ -607,6 +616,7 @@ impl BufferState {
             }
             BufferMessage::Recollected { epoch, handled } => desk.recollected(epoch, handled),
             BufferMessage::WentBack => desk.went_back(),
+            BufferMessage::Fenced { epoch } => desk.ready.fenced_by = epoch,
             BufferMessage::ResumeRestored { store_lost, reply } => {
                 desk.resume_restored(store_lost, reply);
             }
@@ -697,6 +707,8 @@ impl BufferState {
 impl Ready {
     fn new(retained: Retained, loads: u64) -> Self {
         Self {
+            opened_before: retained.identity.opening,
+            fenced_by: 0,
             retained,
             loads,
             session: None,

@@ -14,7 +14,7 @@ use bitcoin::{
     hex::DisplayHex as _,
 };
 use prost::bytes::Bytes;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
     inbound::{self, HandledMessage, Meaning},
@@ -194,6 +194,20 @@ impl Recollection {
                 });
             }
             Some(ours) if ours.request.payload_hash == recalled.payload_hash => {
+                // It was sent for all that, by this store as it was before it went back.
+                if let Standing::Settled {
+                    outcome: Outcome::ExpiredUnsent,
+                    ..
+                } = &ours.standing
+                {
+                    warn!(request = %request_id, "settled as unsent, and sent; it is open again");
+                    self.opened.push(request_id.clone());
+                    let (_, aside) = records.made_of(recalled);
+                    records.push(Record::Reopened {
+                        record: Box::new(ours.clone()),
+                        aside,
+                    });
+                }
                 self.held.push(request_id);
             }
             Some(ours) => {

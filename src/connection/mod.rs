@@ -361,8 +361,12 @@ impl ConnectionState {
     }
 
     fn end(&mut self, dial: u64, fault: SessionFault) -> Result<(), ImpossibleEvent> {
-        if matches!(fault, SessionFault::RolledBack { .. }) {
-            self.tell_buffer(BufferMessage::WentBack);
+        match &fault {
+            SessionFault::RolledBack { .. } => self.tell_buffer(BufferMessage::WentBack),
+            SessionFault::Copied { highest, .. } => {
+                self.tell_buffer(BufferMessage::Fenced { epoch: *highest });
+            }
+            _ => {}
         }
         self.happen(Event::Ended { dial, fault })
     }
