@@ -472,5 +472,19 @@ pub(super) fn needs(message: &BufferMessage) -> Option<(Lane, Room)> {
     }
 }
 
+/// Whether a caller waits for its answer, and it needs no room: such inputs are bounded by their count.
+pub(super) fn is_question(message: &BufferMessage) -> bool {
+    matches!(
+        message,
+        BufferMessage::LookUp { .. }
+            | BufferMessage::Cancel { reply: Some(_), .. }
+            | BufferMessage::ResumeRestored { .. }
+            | BufferMessage::DiscardDeadLetter { .. }
+            | BufferMessage::TakeStock { .. }
+            | BufferMessage::ReadWatermarks { .. }
+            | BufferMessage::AllowAdoption { .. }
+    )
+}
+
 /// Room that inputs which are not decided yet may come to need, by lane.
 pub(super) type Waiting = PerLane<Room>;

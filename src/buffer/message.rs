@@ -21,7 +21,7 @@ use crate::{
     },
     pulse::Pulse,
     request::StandingReply,
-    storage::{self, Store, StoreError, StoreEvent},
+    storage::{self, LookUp, Store, StoreError, StoreEvent},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
 };
@@ -148,7 +148,7 @@ pub(crate) enum BufferMessage {
     /// A look-up was answered, in this generation.
     Found {
         generation: storage::Generation,
-        look_up: u64,
+        look_up: LookUp,
         found: Box<Found>,
     },
     /// Governance has seen a higher epoch of this store than it knows of.

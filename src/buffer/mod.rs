@@ -59,7 +59,7 @@ use crate::{
     error::StreamError,
     message::{OpeningId, Outcome, PerLane, RequestId},
     request::{RequestMessage, StandingReply},
-    storage::{Generation, Leaving, StoreError, StoreEvent, Waiting},
+    storage::{Generation, Leaving, LookUp, StoreError, StoreEvent, Waiting},
     supervisor::SupervisorMessage,
     timer::Timer,
 };
@@ -87,6 +87,8 @@ const USER: &str = "stream";
 pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
 /// What governance's pace lets go at once after a rest.
 const PACE_BURST: Duration = Duration::from_millis(100);
+/// Most questions of callers that wait for the store: how a request stands, a cancel, an operator's.
+const MOST_QUESTIONS: usize = 4096;
 /// Pause before what could not be read is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// When a caller that the store has failed is to ask again.
@@ -136,6 +138,8 @@ struct Ready {
     waiting: Waiting<BufferMessage, Key>,
     /// What they may come to need.
     reserved: intake::Waiting,
+    /// Of them, those that callers wait for and that need no room.
+    questions: usize,
     leaving: Leaving<Settled>,
     /// What governance recalls of this node.
     recollection: Recollection,
@@ -253,7 +257,10 @@ impl BufferState {
                     self.receive(message)?;
                 }
             }
-            (Phase::Loading(loading), message) => loading.hold(message, &self.args.config),
+            (Phase::Loading(loading), message) => {
+                let place = self.commits.user().store().place();
+                loading.hold(message, &self.args.config, place);
+            }
             (Phase::Ready(_), BufferMessage::Store(StoreEvent::Committed(of, ticket))) => {
                 if of == generation {
                     self.confirmed(Some(ticket))?;
@@ -431,6 +438,14 @@ impl BufferState {
             let reserved = reserved.get_mut(lane);
             *reserved = *reserved + room;
         }
+        if intake::is_question(&message) {
+            if ready.questions >= MOST_QUESTIONS {
+                let place = self.commits.user().store().place();
+                loading::refuse_caller(message, &too_many_questions(place));
+                return Ok(());
+            }
+            ready.questions += 1;
+        }
         ready.waiting.push(message, keys);
         self.ask();
         Ok(())
@@ -472,11 +487,13 @@ impl BufferState {
 
     /// Decides about what waited for a look-up. Of what could not be looked up, whoever can ask again
     /// is told to, and the rest is looked up again later, in its place.
-    fn found(&mut self, look_up: u64, found: &Found) -> Result<(), StoreError> {
+    fn found(&mut self, look_up: LookUp, found: &Found) -> Result<(), StoreError> {
         let Phase::Ready(ready) = &mut self.phase else {
             return Ok(());
         };
         let inputs = ready.waiting.answered(look_up);
+        let questions = inputs.iter().filter(|input| intake::is_question(input));
+        ready.questions -= questions.count();
         for (lane, room) in inputs.iter().filter_map(intake::needs) {
             let reserved = ready.reserved.get_mut(lane);
             *reserved = *reserved - room;
@@ -716,6 +733,7 @@ impl Ready {
             withheld: PerLane::default(),
             waiting: Waiting::default(),
             reserved: intake::Waiting::default(),
+            questions: 0,
             leaving: Leaving::default(),
             recollection: Recollection::default(),
             fault: None,
@@ -744,6 +762,13 @@ impl Ready {
                 .set_buffered(lane, retained.unacknowledged(), retained.bytes);
         }
         args.board.set_buffer(&self.retained);
+    }
+}
+
+fn too_many_questions(place: &str) -> StoreError {
+    StoreError::Busy {
+        place: place.to_owned(),
+        waiting: MOST_QUESTIONS,
     }
 }
 

@@ -146,6 +146,16 @@ pub enum StoreError {
     /// What it was asked for was asked before a failure, or by a user that has a successor.
     #[error("store: this was asked before it failed or by one that was replaced; ask again")]
     Ended,
+    /// As many reads as may wait do so already.
+    #[error(
+        "store `{place}`: {waiting} reads wait for it already; ask again later, and look at its disk if this lasts"
+    )]
+    Busy {
+        /// Where it is.
+        place: String,
+        /// How many wait.
+        waiting: usize,
+    },
     /// It is being opened again after a failure, or is closed.
     #[error("store `{place}` is closed")]
     Closed {
@@ -156,7 +166,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Every value of [`name`](Self::name).
-    pub(super) const NAMES: [&'static str; 15] = [
+    pub(super) const NAMES: [&'static str; 16] = [
         "absent",
         "occupied",
         "held",
@@ -171,6 +181,7 @@ impl StoreError {
         "foreign_table",
         "hung",
         "ended",
+        "busy",
         "closed",
     ];
 
@@ -192,6 +203,7 @@ impl StoreError {
             Self::ForeignTable { .. } => "foreign_table",
             Self::Hung { .. } => "hung",
             Self::Ended => "ended",
+            Self::Busy { .. } => "busy",
             Self::Closed { .. } => "closed",
         }
     }
