@@ -23,7 +23,7 @@ use governance_stream::{
     bridge::{EmbeddedBitcoin, PausedBy, PegoutRefusal, PegoutStage},
     config::Config,
     history,
-    message::{Lane, OutboxId, Outcome, PeginStatus, RequestId, SignatureRequest},
+    message::{FailureCode, Lane, OutboxId, Outcome, PeginStatus, RequestId, SignatureRequest},
     simulator::{FederationView, OutboxStanding, Simulator},
     storage::{Owner, Replace, Store, StoreError, restore, restore_in_place},
 };
@@ -478,6 +478,46 @@ async fn the_bridge_of_a_lost_store_begins_nothing_and_is_paused_when_it_is_reca
     }
     node.stop().await;
     simulator.assert_clean();
+}
+
+/// A caller of a lost store used an id again that governance has for another request. It has its outcome,
+/// and nothing of either is paid again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_governance_has_for_another_request_ends_in_a_conflict() {
+    let (simulator, disk) = (governance().await, Disk::new());
+    let federation = simulator.federation(1).expect("the first");
+    let first = impatient(&simulator);
+    let store = disk.open("first", &first).await;
+    let node = FullNode::on(store, Arc::default(), first, &simulator).await;
+    busy(&node, &federation, 1..=1).await;
+    node.kill().await;
+    let config = impatient(&simulator);
+    let store = disk.open("lost", &config).await;
+    let node = FullNode::on(store, Arc::default(), config, &simulator).await;
+    let mut parts = rival_parts(&federation, 7, 7);
+    parts.request_id = request_id(1);
+    let other = SignatureRequest::new(parts).expect("valid");
+    asked(&node.stream, other).await.expect("not known yet");
+    quarantined(&node.stream, "governance knows this node by another store").await;
+    node.stream.resume_restored().await.expect("store lost");
+    let permitted = simulator.allow_outbox(NODE, outbox(&node.stream).await);
+    permitted.expect("known, and not retired");
+    node.stream.resume().expect("running");
+    recalled(&node.stream).await;
+    until(&node.stream, "settled", |status| status.open_requests == 0).await;
+    let ended = outcome(&node.stream, 1).await;
+    let Ok(Outcome::Failed { code, .. }) = ended else {
+        panic!("{ended:?}");
+    };
+    assert_eq!(code, Some(FailureCode::Conflict));
+    for burn in [1, 7] {
+        let refused = asked(&node.stream, rival(&federation, burn)).await;
+        assert!(
+            matches!(refused, Err(StreamError::AlreadyPaid { .. })),
+            "{burn}: {refused:?}"
+        );
+    }
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

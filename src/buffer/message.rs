@@ -272,7 +272,7 @@ pub(crate) struct SessionFacts {
     pub opened_before: Option<OpeningId>,
     /// Names our record of messages.
     pub outbox_id: OutboxId,
-    /// Whether it is the journal of a restored store that has not reconciled yet.
+    /// Whether it is a restored store that has not reconciled yet.
     pub restored: bool,
     /// Governance's ledger, if known.
     pub ledger_id: Option<LedgerId>,

@@ -46,7 +46,7 @@ enum Step {
     Deposit,
     /// A caller, or a deadline, gives up on a request.
     Cancel(usize, CancelReason),
-    /// The journal's thread commits what was decided.
+    /// The store commits what was decided.
     Commit,
     /// The node's process ends, and another one begins from what was committed.
     Crash,

@@ -46,7 +46,7 @@ pub enum Record {
     Restored {
         /// Which restore it was.
         restore_id: Uuid,
-        /// Names the journal from now on.
+        /// Names the store for governance from now on.
         outbox_id: OutboxId,
     },
     /// Governance knows this node by another store, and the operator has this one, which is new,

@@ -86,7 +86,7 @@ pub enum ResumeFault {
         /// What the sender can still send.
         first_retained: u64,
     },
-    /// Governance keeps another ledger than the one this journal belongs to.
+    /// Governance keeps another ledger than the one this store knows.
     #[error(
         "governance has another ledger than before; it was restored or replaced; ask its operator, then let this node adopt it"
     )]

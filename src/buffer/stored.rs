@@ -260,7 +260,7 @@ fn at_place<T: Copy>(values: &[T], place: u32) -> Option<T> {
     values.get(place).copied()
 }
 
-/// Microseconds since the Unix epoch; what a journal keeps is never older.
+/// Microseconds since the Unix epoch; what is stored is never older.
 fn micros(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

@@ -113,9 +113,9 @@ pub enum SessionFault {
     /// The two records do not fit.
     #[error("{0}")]
     Resume(ResumeFault),
-    /// Our journal has failed.
-    #[error("the journal has failed; the session ends, and begins again when it is back")]
-    Journal,
+    /// Our store has failed.
+    #[error("the store has failed; the session ends, and begins again when it is back")]
+    Store,
     /// The transport takes frames slower than they come.
     #[error("the transport did not take {0} frames that wait for it")]
     Congested(usize),
@@ -251,7 +251,7 @@ impl SessionFault {
             | Self::Stalled { .. }
             | Self::Protocol(_)
             | Self::Excess(_)
-            | Self::Journal
+            | Self::Store
             | Self::Congested(_)
             | Self::Buffer { .. }
             | Self::Starting => Remedy::BackOff,
@@ -261,7 +261,7 @@ impl SessionFault {
     /// Whose fault it is.
     pub(super) fn blame(&self) -> Blame {
         match self {
-            Self::Journal
+            Self::Store
             | Self::Buffer { .. }
             | Self::Starting
             | Self::StoreLost { .. }
@@ -330,7 +330,7 @@ impl SessionFault {
             Self::RolledBack { .. } => "store_rolled_back",
             Self::Copied { .. } => "fenced",
             Self::Resume(_) => "resume",
-            Self::Journal => "journal",
+            Self::Store => "store",
             Self::Congested(_) => "congested",
             Self::Buffer { .. } => "buffer",
             Self::Starting => "starting",

@@ -269,7 +269,7 @@ impl ConnectionState {
             ConnectionMessage::HandOn { epoch, recalled } => self.hand_on(epoch, recalled),
             ConnectionMessage::Recalled { epoch } => self.recalled(epoch)?,
             ConnectionMessage::StoreFailed { epoch } => {
-                self.end_epoch(epoch, SessionFault::Journal)?;
+                self.end_epoch(epoch, SessionFault::Store)?;
             }
             ConnectionMessage::AcknowledgedTooMuch {
                 epoch,

@@ -8,7 +8,7 @@ use crate::message::{LedgerId, OpeningId, OutboxId};
 /// What a stream knows of itself and of its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// Names this journal of messages.
+    /// Names this store for governance.
     pub outbox_id: OutboxId,
     /// The last session's epoch; 0 before the first.
     pub epoch: u64,

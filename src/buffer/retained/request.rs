@@ -1,4 +1,4 @@
-//! One request of a journal.
+//! One request.
 
 use std::time::SystemTime;
 

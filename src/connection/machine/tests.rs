@@ -595,7 +595,7 @@ fn our_own_faults_are_not_held_against_an_endpoint() {
     for _ in 0..5 {
         run.connect();
         assert_eq!(run.target(), endpoint(1));
-        run.fail(SessionFault::Journal);
+        run.fail(SessionFault::Store);
     }
     assert_eq!(run.machine.endpoints.failures(&endpoint(1)), 0);
 }
