@@ -504,9 +504,13 @@ async fn an_id_that_governance_has_for_another_request_ends_in_a_conflict() {
     permitted.expect("known, and not retired");
     node.stream.resume().expect("running");
     recalled(&node.stream).await;
-    until(&node.stream, "settled", |status| status.open_requests == 0).await;
-    let ended = outcome(&node.stream, 1).await;
-    let Ok(Outcome::Failed { code, .. }) = ended else {
+    // Once it was told of the other one, it waits for an operator until governance has said what of it.
+    until(&node.stream, "settled", |status| {
+        status.open_requests == 0 && status.parked_requests == 0
+    })
+    .await;
+    let ended = node.stream.request(request_id(1)).standing().await;
+    let Ok(RequestStanding::Settled(Outcome::Failed { code, .. })) = ended else {
         panic!("{ended:?}");
     };
     assert_eq!(code, Some(FailureCode::Conflict));
