@@ -651,6 +651,8 @@ async fn a_store_that_was_put_back_calls_nothing_unsent_and_comes_out_healthy() 
         let ended = outcome(&node.stream, number);
         assert_eq!(ended.await, Ok(Outcome::Complete));
     }
+    // Governance has its word that it has the answers, which the older state does not know.
+    ledger(&simulator, |view| view.unacknowledged == 0).await;
     node.kill().await;
 
     // Nobody is there to say that the store went back.
