@@ -28,6 +28,7 @@ use support::{
     full::FullNode,
     governance, pegout, pegout_parts, request_id, rival_parts,
     rows::{open, rows},
+    until,
 };
 use tokio::sync::mpsc;
 
@@ -288,13 +289,15 @@ async fn a_burn_is_paid_once_whoever_asks_and_whatever_became_of_the_first_reque
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_expires_before_it_is_sent_ends_its_pegout() {
-    let simulator = governance().await;
+    let mut simulator = governance().await;
     let federation = simulator.federation(1).expect("the first");
-    // Nobody listens there.
-    let mut config = config(&["http://127.0.0.1:1".to_owned()]);
+    let mut config = config(&simulator.endpoints());
     config.requests.pegout_deadline = Duration::from_secs(1);
     config.drain_deadline = Duration::from_millis(100);
     let node = FullNode::with(config, &simulator).await;
+    until(&node.stream, "connected", |status| status.is_connected()).await;
+    simulator.stop_endpoint(0).await;
+    until(&node.stream, "alone", |status| !status.is_connected()).await;
     node.initiate(pegout(&federation, 1)).await.expect("begun");
     let stage = node.until(&request_id(1), failed).await;
     let unsent = PegoutFailure::NotSigned(Outcome::ExpiredUnsent);

@@ -21,7 +21,8 @@ use governance_stream::{
     GovernanceStream, Health, StreamArguments, StreamError,
     message::Outcome,
     storage::{
-        Engine, FaultyEngine, Generation, Hang, Kept, MemoryEngine, Owner, Store, StoreEvent,
+        Engine, FaultyEngine, Generation, Hang, Kept, MemoryEngine, Owner, Store, StoreError,
+        StoreEvent,
     },
 };
 use support::{PATIENCE, config, governance, pegout, rows, until};
@@ -117,6 +118,38 @@ async fn intake_is_bounded_while_the_store_loads() {
         assert_eq!(accepted, Some(Ok(())));
     }
     stream.shutdown().await.expect("shuts down");
+}
+
+/// P4: a disk that hangs gathers no queue of readers without an end.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_reads_than_may_wait_are_refused_at_once() {
+    let (disk, store) = faulty();
+    disk.hang(Hang::Reads);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let view = || {
+        let (store, tell) = (store.clone(), tell.clone());
+        let read = |snapshot: &dyn governance_stream::storage::Snapshot| snapshot.tables();
+        tokio::spawn(async move { tell.send(store.view(read).await.map(drop)) });
+    };
+    (0..300).for_each(|_| view());
+    // One may be on its way to the disk.
+    let mut refused = 0;
+    while refused < 300 - 257 {
+        let told = tokio::time::timeout(PATIENCE, told.recv()).await;
+        let told = told.expect("at once").expect("is told");
+        assert!(
+            matches!(told, Err(StoreError::Busy { waiting: 256, .. })),
+            "{told:?}"
+        );
+        refused += 1;
+    }
+    disk.release(Hang::Reads);
+    let mut read = 0;
+    for _ in refused..300 {
+        let told = tokio::time::timeout(PATIENCE, told.recv()).await;
+        read += u32::from(told.expect("it goes on") == Some(Ok(())));
+    }
+    assert!(read >= 256, "{read} of those that waited");
 }
 
 /// S8: what dead users asked of a disk that hung is not done when it comes back.

@@ -186,9 +186,12 @@ async fn past_its_deadline_a_request_is_cancelled_and_stays_open_until_governanc
 async fn what_was_never_sent_is_withdrawn_without_governance() {
     let mut simulator = governance().await;
     let federation = simulator.federation(1).expect("the first");
-    let config = config(&simulator.endpoints());
+    let node = Node::start(&simulator).await;
+    // It has met governance, and knows that its store is no older copy.
+    node.until("connected", |status| status.is_connected())
+        .await;
     simulator.stop_endpoint(0).await;
-    let node = Node::with(config).await;
+    node.until("alone", |status| !status.is_connected()).await;
     let handles = node.request(&federation, [1, 2]).await;
     node.stream.cancel(request_id(1)).await.expect("known");
     assert_eq!(
@@ -208,6 +211,46 @@ async fn what_was_never_sent_is_withdrawn_without_governance() {
     assert_eq!(handles[1].outcome(PATIENCE).await, Ok(Outcome::Complete));
     let view = support::ledger(&simulator, |view| view.withdrawn == 2).await;
     assert_eq!(view.requests.len(), 1, "governance never saw the others");
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+/// A store that has not met governance may be an older copy, and cannot know what was sent after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn before_governance_was_met_a_deadline_is_told_and_the_request_stays_open() {
+    let mut simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let config = config(&simulator.endpoints());
+    simulator.stop_endpoint(0).await;
+    let node = Node::with(config).await;
+    node.request(&federation, [1]).await;
+    let late = node
+        .stream
+        .request_signatures_within(pegout(&federation, 2), Duration::from_millis(20))
+        .await
+        .expect("accepted");
+    let passed = late.progress_beyond(Progress::default(), PATIENCE).await;
+    let Ok(RequestStanding::Open(progress)) = passed else {
+        panic!("{passed:?}");
+    };
+    assert!(progress.deadline_passed);
+    node.stream.cancel(request_id(1)).await.expect("known");
+    let given_up = node.stream.request(request_id(1)).standing().await;
+    assert!(
+        matches!(given_up, Ok(RequestStanding::Open(_))),
+        "{given_up:?}"
+    );
+    simulator
+        .start_endpoint(0)
+        .await
+        .expect("its address is free");
+    for number in [1, 2] {
+        let handle = node.stream.request(request_id(number));
+        let ended = handle.outcome(PATIENCE).await;
+        assert_eq!(ended, Ok(Outcome::ExpiredUnsent), "{number}");
+    }
+    let view = support::ledger(&simulator, |view| view.withdrawn == 2).await;
+    assert!(view.requests.is_empty(), "governance never saw them");
     node.stop().await;
     simulator.assert_clean();
 }

@@ -18,12 +18,12 @@ use std::{
 };
 
 use governance_stream::{
-    BridgeEvent, ConnectionChange, ConnectionPhase, GovernanceStream, Health, Restoration, Retry,
-    StreamError,
-    bridge::{EmbeddedBitcoin, PausedBy, PegoutStage},
+    BridgeEvent, ConnectionChange, ConnectionPhase, GovernanceStream, Health, RequestStanding,
+    Restoration, Retry, StreamError,
+    bridge::{EmbeddedBitcoin, PausedBy, PegoutRefusal, PegoutStage},
     config::Config,
     history,
-    message::{Lane, OutboxId, Outcome, PeginStatus, RequestId, SignatureRequest},
+    message::{FailureCode, Lane, OutboxId, Outcome, PeginStatus, RequestId, SignatureRequest},
     simulator::{FederationView, OutboxStanding, Simulator},
     storage::{Owner, Replace, Store, StoreError, restore, restore_in_place},
 };
@@ -435,6 +435,128 @@ async fn what_is_open_at_governance_stays_open_and_is_signed_later() {
     simulator.assert_clean();
 }
 
+/// Whether the bridge begins a peg-out.
+async fn refuses_pegouts(node: &FullNode, federation: &FederationView) {
+    let refused = node.initiate(pegout(federation, 90)).await;
+    assert_eq!(refused, Err(PegoutRefusal::Restoring));
+}
+
+/// A lost store is no better than a restored one: its bridge begins nothing, and when everything is
+/// recalled an operator looks before anything is offered.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_of_a_lost_store_begins_nothing_and_is_paused_when_it_is_recalled() {
+    let (simulator, disk) = (governance().await, Disk::new());
+    let federation = simulator.federation(1).expect("the first");
+    let first = impatient(&simulator);
+    let store = disk.open("first", &first).await;
+    let node = FullNode::on(store, Arc::default(), first, &simulator).await;
+    busy(&node, &federation, 1..=2).await;
+    node.kill().await;
+    let config = impatient(&simulator);
+    let store = disk.open("lost", &config).await;
+    let node = FullNode::on(store, Arc::default(), config, &simulator).await;
+    quarantined(&node.stream, "governance knows this node by another store").await;
+    node.stream.resume_restored().await.expect("store lost");
+    until(&node.stream, "to be recalled", |status| {
+        status.restoration == Restoration::Reconciling
+    })
+    .await;
+    refuses_pegouts(&node, &federation).await;
+    let permitted = simulator.allow_outbox(NODE, outbox(&node.stream).await);
+    permitted.expect("known, and not retired");
+    node.stream.resume().expect("running");
+    recalled(&node.stream).await;
+    assert!(node.bridge_store.paused_by().contains(&PausedBy::Restore));
+    for number in [1, 2] {
+        let signed = |stage: &PegoutStage| *stage == PegoutStage::Signed;
+        node.until(&request_id(number), signed).await;
+    }
+    assert!(node.bitcoin.transactions().is_empty(), "not while paused");
+    node.set_paused(false).await;
+    for number in [1, 2] {
+        node.until_on_network(number).await;
+    }
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+/// A caller of a lost store used an id again that governance has for another request. It has its outcome,
+/// and nothing of either is paid again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_governance_has_for_another_request_ends_in_a_conflict() {
+    let (simulator, disk) = (governance().await, Disk::new());
+    let federation = simulator.federation(1).expect("the first");
+    let first = impatient(&simulator);
+    let store = disk.open("first", &first).await;
+    let node = FullNode::on(store, Arc::default(), first, &simulator).await;
+    busy(&node, &federation, 1..=1).await;
+    node.kill().await;
+    let config = impatient(&simulator);
+    let store = disk.open("lost", &config).await;
+    let node = FullNode::on(store, Arc::default(), config, &simulator).await;
+    let mut parts = rival_parts(&federation, 7, 7);
+    parts.request_id = request_id(1);
+    let other = SignatureRequest::new(parts).expect("valid");
+    asked(&node.stream, other).await.expect("not known yet");
+    quarantined(&node.stream, "governance knows this node by another store").await;
+    node.stream.resume_restored().await.expect("store lost");
+    let permitted = simulator.allow_outbox(NODE, outbox(&node.stream).await);
+    permitted.expect("known, and not retired");
+    node.stream.resume().expect("running");
+    recalled(&node.stream).await;
+    // Once it was told of the other one, it waits for an operator until governance has said what of it.
+    until(&node.stream, "settled", |status| {
+        status.open_requests == 0 && status.parked_requests == 0
+    })
+    .await;
+    let ended = node.stream.request(request_id(1)).standing().await;
+    let Ok(RequestStanding::Settled(Outcome::Failed { code, .. })) = ended else {
+        panic!("{ended:?}");
+    };
+    assert_eq!(code, Some(FailureCode::Conflict));
+    for burn in [1, 7] {
+        let refused = asked(&node.stream, rival(&federation, burn)).await;
+        assert!(
+            matches!(refused, Err(StreamError::AlreadyPaid { .. })),
+            "{burn}: {refused:?}"
+        );
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_begins_nothing_while_its_store_waits_for_an_operator_or_a_recall() {
+    let (simulator, disk) = (governance().await, Disk::new());
+    let federation = simulator.federation(1).expect("the first");
+    let first = impatient(&simulator);
+    let store = disk.open("first", &first).await;
+    let backup = disk.back_up(&store).await;
+    let node = FullNode::on(store, Arc::default(), first, &simulator).await;
+    busy(&node, &federation, 1..=1).await;
+    node.kill().await;
+    disk.restore(&backup, "second");
+    let config = impatient(&simulator);
+    let store = disk.open("second", &config).await;
+    let node = FullNode::on(store, Arc::default(), config, &simulator).await;
+    quarantined(&node.stream, "restored from a backup").await;
+    assert_eq!(node.stream.status().restoration, Restoration::Waiting);
+    refuses_pegouts(&node, &federation).await;
+    node.stream
+        .resume_restored()
+        .await
+        .expect("it waits for it");
+    quarantined(&node.stream, "governance knows this node by another store").await;
+    assert_eq!(node.stream.status().restoration, Restoration::Reconciling);
+    refuses_pegouts(&node, &federation).await;
+    let permitted = simulator.allow_outbox(NODE, outbox(&node.stream).await);
+    permitted.expect("known, and not retired");
+    node.stream.resume().expect("running");
+    recalled(&node.stream).await;
+    node.initiate(pegout(&federation, 90)).await.expect("begun");
+    node.stop().await;
+    simulator.assert_clean();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_place() {
     let (simulator, disk) = (governance().await, Disk::new());
@@ -444,15 +566,7 @@ async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_
     let node = Node::on(store, first).await;
     node.request(&federation, [1]).await;
     node.kill().await;
-    // A snapshot of the volume, which nobody calls a backup.
-    std::fs::create_dir_all(disk.path("copy/store")).expect("made");
-    for file in ["store.redb"] {
-        let from = disk.path("first/store").join(file);
-        let to = disk.path("copy/store").join(file);
-        wait_for_release(&disk, &simulator).await;
-        std::fs::copy(from, to).expect("copied");
-    }
-    private(&disk.path("copy/store"));
+    snapshot_of_the_volume(&disk, &simulator).await;
     let first = impatient(&simulator);
     let node = Node::on(disk.open("first", &first).await, first).await;
     let handles = node.request(&federation, 2..=4).await;
@@ -471,7 +585,36 @@ async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_
         "no restore was made"
     );
     node.kill().await;
-    wait_for_release(&disk, &simulator).await;
+    mark_in_place(&disk, &simulator).await;
+    let config = impatient(&simulator);
+    let node = Node::on(disk.open("copy", &config).await, config).await;
+    let_go_on(&node.stream, &simulator).await;
+    recalled(&node.stream).await;
+    assert_each_burn_is_bound(&node.stream, &federation, 1..=4).await;
+
+    let old = impatient(&simulator);
+    let old = Node::on(disk.open("first", &old).await, old).await;
+    quarantined(&old.stream, "never served again").await;
+    let refused = old.stream.resume_restored().await;
+    assert_eq!(refused, Err(StreamError::NotRestored));
+    old.stop().await;
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+/// A snapshot of the first directory's volume, in `copy`, which nobody calls a backup.
+async fn snapshot_of_the_volume(disk: &Disk, simulator: &Simulator) {
+    std::fs::create_dir_all(disk.path("copy/store")).expect("made");
+    let from = disk.path("first/store").join("store.redb");
+    let to = disk.path("copy/store").join("store.redb");
+    wait_for_release(disk, simulator).await;
+    std::fs::copy(from, to).expect("copied");
+    private(&disk.path("copy/store"));
+}
+
+/// `restore --in-place` of the copy, once it is held by nobody.
+async fn mark_in_place(disk: &Disk, simulator: &Simulator) {
+    wait_for_release(disk, simulator).await;
     let in_place = async {
         loop {
             match restore_in_place(&disk.path("copy/store"), None) {
@@ -486,18 +629,72 @@ async fn the_machine_that_comes_back_is_retired_and_a_copy_goes_by_a_restore_in_
     tokio::time::timeout(PATIENCE, in_place)
         .await
         .expect("free");
+}
+
+/// Money: a request that was not sent yet when the volume was snapshot, and was signed after that, is
+/// never called unsent by the store that is put back: neither while it cannot reach governance, nor on
+/// its whole way out of that state.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_put_back_calls_nothing_unsent_and_comes_out_healthy() {
+    let (simulator, disk) = (governance().await, Disk::new());
+    let federation = simulator.federation(1).expect("the first");
+    let mut nowhere = impatient(&simulator);
+    nowhere.connection.endpoints = vec!["http://127.0.0.1:1".parse().expect("loopback")];
+    let store = disk.open("first", &nowhere).await;
+    let node = Node::on(store, nowhere.clone()).await;
+    node.request(&federation, [1, 2]).await;
+    node.kill().await;
+    snapshot_of_the_volume(&disk, &simulator).await;
+    let first = impatient(&simulator);
+    let node = Node::on(disk.open("first", &first).await, first).await;
+    for number in [1, 2] {
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete));
+    }
+    // Governance has its word that it has the answers, which the older state does not know.
+    ledger(&simulator, |view| view.unacknowledged == 0).await;
+    node.kill().await;
+
+    // Nobody is there to say that the store went back.
+    let alone = Node::on(disk.open("copy", &nowhere).await, nowhere).await;
+    alone.stream.cancel(request_id(1)).await.expect("known");
+    let is_open = async |stream: &GovernanceStream| {
+        let standing = stream.request(request_id(1)).standing().await;
+        assert!(
+            matches!(standing, Ok(RequestStanding::Open(_))),
+            "{standing:?}"
+        );
+    };
+    is_open(&alone.stream).await;
+    alone.kill().await;
+
+    let config = impatient(&simulator);
+    let node = Node::on(disk.open("copy", &config).await, config).await;
+    quarantined(&node.stream, "another process").await;
+    is_open(&node.stream).await;
+    // Its operator takes it for the one of two machines that is to go on.
+    node.stream.resume().expect("running");
+    quarantined(&node.stream, "its history went back").await;
+    assert_eq!(node.stream.status().restoration, Restoration::WentBack);
+    is_open(&node.stream).await;
+    let refused = asked(&node.stream, pegout(&federation, 9)).await;
+    assert_eq!(refused, Err(StreamError::Restoring));
+    node.kill().await;
+    mark_in_place(&disk, &simulator).await;
     let config = impatient(&simulator);
     let node = Node::on(disk.open("copy", &config).await, config).await;
     let_go_on(&node.stream, &simulator).await;
     recalled(&node.stream).await;
-    assert_each_burn_is_bound(&node.stream, &federation, 1..=4).await;
-
-    let old = impatient(&simulator);
-    let old = Node::on(disk.open("first", &old).await, old).await;
-    quarantined(&old.stream, "never served again").await;
-    let refused = old.stream.resume_restored().await;
-    assert_eq!(refused, Err(StreamError::NotRestored));
-    old.stop().await;
+    for number in [1, 2] {
+        let ended = outcome(&node.stream, number);
+        assert_eq!(ended.await, Ok(Outcome::Complete), "as governance has it");
+    }
+    node.request(&federation, [9]).await;
+    assert_eq!(outcome(&node.stream, 9).await, Ok(Outcome::Complete));
+    node.until("healthy", |status| status.health == Health::Healthy)
+        .await;
+    let view = simulator.ledger();
+    assert_eq!((view.requests.len(), view.duplicates), (3, 0));
     node.stop().await;
     simulator.assert_clean();
 }

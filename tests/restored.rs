@@ -12,17 +12,17 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use governance_stream::{
-    ConnectionPhase, StreamError,
+    ConnectionPhase, Restoration, StreamError,
     config::Config,
     history,
-    message::{OutboxId, SignatureRequest},
+    message::{OpeningId, OutboxId, Outcome, SignatureRequest},
     proto::{self, ErrorCode, Kind, Lane, stream_request, stream_response::Control},
     simulator::{FederationView, OutboxStanding, RotationPlan, Simulator, SimulatorConfig},
 };
 use prost::Message as _;
 use support::{
-    Node,
-    client::{NODE, Store, recall},
+    Node, PATIENCE,
+    client::{self, NODE, Store, recall},
     config, deposit, governance, ledger, pegout,
 };
 
@@ -96,6 +96,8 @@ async fn epochs_are_compared_within_one_outbox_and_a_refusal_names_the_highest()
         let refused = refused.expect("not higher");
         assert_eq!(refused.code(), ErrorCode::Fenced);
         assert_eq!(refused.highest_epoch, 5);
+        let opening = first.opening_id.to_bytes();
+        assert_eq!(refused.highest_opening_id, opening.as_slice());
     }
     drop(second.register(&simulator).await);
     allow(&simulator, &second);
@@ -437,53 +439,142 @@ async fn a_node_whose_store_is_new_is_quarantined_before_and_after_the_permissio
     simulator.assert_clean();
 }
 
-/// The epoch that the node has made durable.
-async fn epoch_of(node: &Node) -> u64 {
+/// What the node has made durable of itself.
+async fn identity_of(node: &Node) -> history::Identity {
     let store = node.stream.store().expect("open");
     let facts = history::view(&store, |history| history.facts()).await;
-    facts.expect("readable").identity.expect("committed").epoch
+    facts.expect("readable").identity.expect("committed")
 }
 
+/// Waits until the node is quarantined for this, which it was not before.
+async fn refused_for(node: &Node, words: &str) {
+    node.until(words, |status| {
+        let fault = status.connection.last_fault.as_deref().unwrap_or_default();
+        status.connection.phase == ConnectionPhase::Quarantined && fault.contains(words)
+    })
+    .await;
+}
+
+/// Governance as it is left by a later state of the node's store, or by a copy of it that runs
+/// elsewhere: by another opening, or by this one.
+async fn registered_elsewhere(
+    node: &Node,
+    simulator: &Simulator,
+    opening_id: OpeningId,
+) -> (Store, client::Session) {
+    node.until("connected", |status| status.is_connected())
+        .await;
+    let mut other = Store {
+        outbox_id: simulator.ledger().outboxes[0].outbox_id,
+        epoch: 40,
+        opening_id,
+        ..Store::new(false)
+    };
+    let session = other.register(simulator).await.expect("higher");
+    (other, session)
+}
+
+/// The process itself has registered in an epoch that its store does not know: it went back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_store_went_back_says_so_and_no_resume_leads_out() {
     let simulator = governance().await;
     let node = Node::with(impatient(&simulator)).await;
     node.until("connected", |status| status.is_connected())
         .await;
-    let view = simulator.ledger();
-    let (served, epoch) = (view.outboxes[0].outbox_id, 40);
-    // Another instance on a copy of the store was here meanwhile.
-    let mut copy = Store {
-        outbox_id: served,
-        epoch,
-        ..Store::new(false)
-    };
-    copy.register(&simulator).await.expect("higher");
-    let fault = quarantine(&node).await;
-    assert!(fault.contains("a newer session"), "{fault}");
+    let opening = identity_of(&node).await.opening.expect("registered");
+    registered_elsewhere(&node, &simulator, opening).await;
+    refused_for(&node, "a newer session").await;
     node.stream.resume().expect("running");
-    node.until("refused for its epoch", |status| {
-        let fault = status.connection.last_fault.as_deref();
-        fault.is_some_and(|fault| fault.contains("governance saw epoch 41 of it"))
-    })
-    .await;
-    quarantine(&node).await;
-    let before = epoch_of(&node).await;
+    refused_for(&node, "governance saw epoch 41 of it").await;
+    let before = identity_of(&node).await.epoch;
     node.stream.resume().expect("running");
-    node.until("held back by itself", |status| {
-        let fault = status.connection.last_fault.as_deref();
-        fault.is_some_and(|fault| fault.contains("governance has seen more of it"))
-    })
-    .await;
-    quarantine(&node).await;
+    refused_for(&node, "governance has seen more of it").await;
     let refused = node.stream.resume_restored().await;
     assert_eq!(refused, Err(StreamError::NotRestored));
     let federation = simulator.federation(1).expect("the first");
     let refused = node.stream.request_signatures(pegout(&federation, 1));
     assert_eq!(refused.await.map(drop), Err(StreamError::Restoring));
-    assert_eq!(epoch_of(&node).await, before, "it is not raised");
+    let after = identity_of(&node).await.epoch;
+    assert_eq!(after, before, "it is not raised");
     node.stop().await;
     simulator.assert_clean();
+}
+
+/// Of two machines with one store the one that was there first is not told to restore: nothing is
+/// wrong with its store, and it goes on once its operator has seen to the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_a_copy_has_fenced_goes_on_when_its_operator_has_stopped_the_copy() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let node = Node::with(impatient(&simulator)).await;
+    let handles = node.request(&federation, [1]).await;
+    assert_eq!(handles[0].outcome(PATIENCE).await, Ok(Outcome::Complete));
+    ledger(&simulator, |view| view.unacknowledged == 0).await;
+    // What the copy has from the node.
+    let mut copy = copy_of(&node, &simulator).await;
+    let session = copy.register(&simulator).await.expect("higher");
+    let words = format!("another process ({})", copy.opening_id);
+    refused_for(&node, &words).await;
+    let status = node.stream.status();
+    assert_eq!(status.restoration, Restoration::None);
+    // Accepted, and not sent.
+    let handles = node.request(&federation, [2]).await;
+    drop(session);
+    node.stream.resume().expect("running");
+    assert_eq!(handles[0].outcome(PATIENCE).await, Ok(Outcome::Complete));
+    assert!(identity_of(&node).await.epoch > copy.epoch);
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+/// What the copy has done is missing in the first one's store: it is found out before anything is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_copy_has_asked_for_signatures_has_a_store_that_lacks_them() {
+    let simulator = governance().await;
+    let federation = simulator.federation(1).expect("the first");
+    let node = Node::with(impatient(&simulator)).await;
+    let handles = node.request(&federation, [1]).await;
+    assert_eq!(handles[0].outcome(PATIENCE).await, Ok(Outcome::Complete));
+    ledger(&simulator, |view| view.unacknowledged == 0).await;
+    let mut copy = copy_of(&node, &simulator).await;
+    let session = copy.register(&simulator).await.expect("higher");
+    let request = copy.request(&pegout(&federation, 2));
+    session.send(vec![request]).await;
+    ledger(&simulator, |view| view.requests.len() == 2).await;
+    refused_for(&node, "another process").await;
+    node.request(&federation, [3, 4]).await;
+    node.stream.resume().expect("running");
+    refused_for(&node, "its history went back").await;
+    node.until("marked", |status| {
+        status.restoration == Restoration::WentBack
+    })
+    .await;
+    assert_eq!(simulator.ledger().requests.len(), 2, "nothing was sent");
+    node.stop().await;
+    simulator.assert_clean();
+}
+
+/// A copy of the node's store as of now, which another machine is about to open.
+async fn copy_of(node: &Node, simulator: &Simulator) -> Store {
+    let store = node.stream.store().expect("open");
+    let facts = history::view(&store, |history| history.facts()).await;
+    let facts = facts.expect("readable");
+    let identity = facts.identity.expect("committed");
+    let mut copy = Store {
+        outbox_id: identity.outbox_id,
+        epoch: identity.epoch,
+        ..Store::new(false)
+    };
+    assert_eq!(copy.outbox_id, simulator.ledger().outboxes[0].outbox_id);
+    for (lane, (counters, _)) in facts.lanes.iter() {
+        let lane = i32::from(Lane::from(lane));
+        if let Some(last) = counters.last_handled {
+            let handled = (counters.handled_through, last.to_bytes().to_vec());
+            copy.received.insert(lane, handled);
+        }
+        copy.sent.insert(lane, counters.next_new - 1);
+    }
+    copy
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,12 +11,14 @@ mod support;
 use std::{net::SocketAddr, time::Duration};
 
 use governance_stream::{
-    BridgeEvent, RequestStanding,
+    BridgeEvent, ConnectionPhase, RequestStanding, Restoration, history,
     message::{Outcome, Progress},
     proto::{self, stream_client::StreamClient, stream_response::Control},
     simulator::{Simulator, SimulatorConfig},
 };
-use support::{Node, PATIENCE, config, governance, governance_with, request_id};
+use support::{
+    Node, PATIENCE, client::NODE, config, governance, governance_with, process, request_id,
+};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -252,4 +254,44 @@ async fn what_waits_for_members_who_are_away_waits_through_a_restart() {
     assert_eq!(events.len(), 2, "each of the two has signed once");
     node.stop().await;
     simulator.assert_clean();
+}
+
+/// The operator of the governance that is a process of its own permits a lost store by starting it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_permits_the_outbox_that_it_is_told_of() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ledger = directory.path().to_str().expect("text");
+    let (process, endpoint) = process::governance(0, &["--directory", ledger]);
+    let of_here = |endpoint: &String| {
+        let mut config = config(std::slice::from_ref(endpoint));
+        config.drain_deadline = Duration::from_millis(50);
+        config
+    };
+    let first = Node::with(of_here(&endpoint)).await;
+    first
+        .until("connected", |status| status.is_connected())
+        .await;
+    first.stop().await;
+    let node = Node::with(of_here(&endpoint)).await;
+    node.until("refused", |status| {
+        status.connection.phase == ConnectionPhase::Quarantined
+    })
+    .await;
+    let store = node.stream.store().expect("open");
+    let facts = history::view(&store, |history| history.facts()).await;
+    let identity = facts.expect("readable").identity.expect("committed");
+    assert!(process.terminate(), "nothing was wrong");
+    let port = endpoint.rsplit(':').next().expect("a port");
+    let port = port.parse().expect("a port");
+    let permitted = format!("{NODE}:{}", identity.outbox_id);
+    let args = ["--directory", ledger, "--permit", &permitted];
+    let (process, same) = process::governance(port, &args);
+    assert_eq!(same, endpoint);
+    node.stream.resume_restored().await.expect("store lost");
+    node.until("recalled", |status| {
+        status.restoration == Restoration::None && status.is_connected()
+    })
+    .await;
+    node.stop().await;
+    assert!(process.terminate(), "nothing was wrong");
 }

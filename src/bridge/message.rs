@@ -20,7 +20,7 @@ use crate::{
     config::BridgeConfig,
     message::{RequestId, SignatureRequest},
     routing::{BridgeEvent, Delivery},
-    storage::{Generation, StoreError, StoreEvent},
+    storage::{Generation, LookUp, StoreError, StoreEvent},
     stream::GovernanceStream,
     telemetry::Metrics,
 };
@@ -204,7 +204,7 @@ pub(super) enum Done {
     /// What inputs wait for is looked up.
     LookedUp {
         generation: Generation,
-        number: u64,
+        look_up: LookUp,
         result: Result<Found, StoreError>,
     },
 }

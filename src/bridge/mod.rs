@@ -338,7 +338,7 @@ impl BridgeState {
             return Ok(());
         };
         let generation = ready.generation;
-        if let Some((number, hash, wanted)) = ready.ask() {
+        if let Some((look_up, hash, wanted)) = ready.ask() {
             let bridge = self.myself.clone();
             self.user.look_up(
                 generation,
@@ -346,7 +346,7 @@ impl BridgeState {
                 move |result| {
                     let looked_up = Done::LookedUp {
                         generation,
-                        number,
+                        look_up,
                         result,
                     };
                     let _ = bridge.cast(looked_up.into());

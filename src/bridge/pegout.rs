@@ -12,7 +12,8 @@ use super::{
 use crate::{
     chain::Federation,
     message::{
-        BurnId, Outcome, PayloadHash, PegoutBinding, RequestId, SignatureRequest, SignatureResponse,
+        BurnId, FailureCode, Outcome, PayloadHash, PegoutBinding, RequestId, SignatureRequest,
+        SignatureResponse, SignatureStatus,
     },
 };
 
@@ -427,6 +428,17 @@ impl Pegout {
     }
 
     fn check_fit(&self, response: &SignatureResponse) -> Result<(), Misfit> {
+        let is_conflict = matches!(
+            response.status,
+            SignatureStatus::Failed {
+                code: FailureCode::Conflict,
+                ..
+            }
+        );
+        // It is about the id, which another request has: what it says of a transaction is that one's.
+        if is_conflict && response.signatures.is_empty() {
+            return Ok(());
+        }
         let (theirs, ours) = (response.txid, self.txid());
         if theirs != ours {
             return Err(Misfit::Txid { theirs, ours });

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     chain::Federations,
     message::RequestId,
-    storage::{Batch, Generation, HashKey, Leaving, StoreError, Ticket, User, Waiting},
+    storage::{Batch, Generation, HashKey, Leaving, LookUp, StoreError, Ticket, User, Waiting},
     telemetry::Metrics,
 };
 
@@ -124,16 +124,16 @@ impl Ready {
             || self.gathered.len() >= MOST_UNITS
     }
 
-    /// The next look-up, with its number; nothing while one is under way, or when nothing waits.
-    pub(super) fn ask(&mut self) -> Option<(u64, HashKey, Wanted)> {
+    /// The next look-up, with its name; nothing while one is under way, or when nothing waits.
+    pub(super) fn ask(&mut self) -> Option<(LookUp, HashKey, Wanted)> {
         // What leaves now is looked up with the rest.
         self.forget();
-        let (number, inputs) = self.waiting.ask()?;
+        let (look_up, inputs) = self.waiting.ask()?;
         let mut wanted = Wanted::default();
         for (input, _) in inputs {
             input.want(&self.memory, &mut wanted);
         }
-        Some((number, self.hash, wanted))
+        Some((look_up, self.hash, wanted))
     }
 
     /// A look-up is answered: its inputs are decided in order, on memory first. When it failed they
@@ -144,11 +144,11 @@ impl Ready {
     /// An event that cannot befall a peg-out at its stage.
     pub(super) fn looked_up(
         &mut self,
-        number: u64,
+        look_up: LookUp,
         result: Result<Found, StoreError>,
         around: &Around<'_>,
     ) -> Result<(), Impossible> {
-        let inputs = self.waiting.answered(number);
+        let inputs = self.waiting.answered(look_up);
         match result {
             Ok(found) => {
                 for input in inputs {

@@ -121,19 +121,19 @@ impl Desk {
     }
 
     /// What the next look-up finds now; it is answered later.
-    fn look_up(&mut self) -> (u64, Result<Found, StoreError>) {
-        let (number, hash, wanted) = self.ready.ask().expect("something waits");
+    fn look_up(&mut self) -> (LookUp, Result<Found, StoreError>) {
+        let (look_up, hash, wanted) = self.ready.ask().expect("something waits");
         let (tell, found) = mpsc::channel();
         self.user.look_up(
             self.ready.generation,
             move |snapshot| tables::look_up(snapshot, hash, &wanted),
             move |answer| drop(tell.send(answer)),
         );
-        (number, found.recv().expect("answered"))
+        (look_up, found.recv().expect("answered"))
     }
 
-    fn answer(&mut self, (number, found): (u64, Result<Found, StoreError>)) {
-        self.with(|ready, around| ready.looked_up(number, found, around))
+    fn answer(&mut self, (look_up, found): (LookUp, Result<Found, StoreError>)) {
+        self.with(|ready, around| ready.looked_up(look_up, found, around))
             .expect("possible");
     }
 

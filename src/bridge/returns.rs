@@ -54,7 +54,7 @@ impl BridgeState {
             Done::Look => self.errands.look(),
             Done::LookedUp {
                 generation,
-                number,
+                look_up,
                 result,
             } => {
                 let federations = self.args.store.federations();
@@ -62,7 +62,7 @@ impl BridgeState {
                     && ready.generation == generation
                 {
                     let around = super::around(&federations, &self.args);
-                    ready.looked_up(number, result, &around)?;
+                    ready.looked_up(look_up, result, &around)?;
                 }
             }
             // Of an opening of the store that is over; what is current is dealt with before this.

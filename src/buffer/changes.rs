@@ -28,6 +28,8 @@ pub(super) struct Changes {
     requests: BTreeMap<u64, RequestId>,
     /// Of the requests, those that are new: they are to be found by id and burns from now on.
     opened: BTreeSet<u64>,
+    /// Of the requests, those that were settled: their rows are with those.
+    reopened: BTreeSet<u64>,
     /// Deposits that were answered.
     pegins: BTreeMap<u64, OutPoint>,
     /// The letters themselves: memory keeps only their sizes.
@@ -64,6 +66,11 @@ impl Changes {
 
     pub(super) fn opened(&mut self, number: u64, request_id: &RequestId) {
         self.opened.insert(number);
+        self.request(number, request_id);
+    }
+
+    pub(super) fn reopened(&mut self, number: u64, request_id: &RequestId) {
+        self.reopened.insert(number);
         self.request(number, request_id);
     }
 
@@ -105,6 +112,9 @@ impl Changes {
             let is_new = self.opened.contains(&number);
             let key = number.to_be_bytes();
             if record.is_open() {
+                if self.reopened.contains(&number) {
+                    batch.remove(REQUESTS, key);
+                }
                 batch.put(OPEN_REQUESTS, key, record.encode());
             } else {
                 if !is_new {

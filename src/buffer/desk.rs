@@ -23,7 +23,8 @@ use crate::{
     connection::ConnectionMessage,
     error::StreamError,
     message::{
-        CancelReason, Lane, LaneState, PeginNotification, PerLane, RegistrationAck, RequestId,
+        CancelReason, Lane, LaneState, OpeningId, PeginNotification, PerLane, RegistrationAck,
+        RequestId,
     },
     names,
     pace::Pace,
@@ -42,6 +43,7 @@ pub(super) struct Desk<'a> {
     pub(super) pace: &'a mut Timer,
     pub(super) ready: &'a mut Ready,
     pub(super) intake_closed: bool,
+    pub(super) opening: OpeningId,
 }
 
 type Reply = RpcReplyPort<Result<(), StreamError>>;
@@ -168,10 +170,13 @@ impl Desk<'_> {
         }
         let retained = &self.ready.retained;
         let identity = retained.identity;
-        let epoch = identity.epoch + 1;
+        let epoch = identity.epoch.max(self.ready.fenced_by) + 1;
+        let opening = self.opening;
         let facts = SessionFacts {
             dial,
             epoch,
+            opening,
+            opened_before: self.ready.opened_before,
             outbox_id: identity.outbox_id,
             restored: identity.restoration == Restoration::Reconciling,
             ledger_id: identity.ledger_id,
@@ -201,7 +206,7 @@ impl Desk<'_> {
         });
         let prepared = ConnectionMessage::SessionPrepared(Box::new(facts));
         self.stage(
-            vec![Record::Epoch(epoch)],
+            vec![Record::Epoch { epoch, opening }],
             vec![Effect::TellConnection(prepared)],
         );
     }
@@ -230,17 +235,25 @@ impl Desk<'_> {
             warn!(%fault, epoch, "session refused");
             // The next session begins with the new ledger, as one with any other does.
             let adopted = adopts.then_some(Record::Adopted(ack.ledger_id));
+            // It stays so, whatever its callers bring meanwhile.
+            let went_back = fault.went_back().then_some(Record::WentBack);
             let refused = ConnectionMessage::SessionRefused { epoch, fault };
             self.stage(
-                adopted.into_iter().collect(),
+                adopted.into_iter().chain(went_back).collect(),
                 vec![Effect::TellConnection(refused)],
             );
             return adopts;
         }
-        let records = resume::resumed(retained, ack);
+        let mut records = resume::resumed(retained, ack);
         for record in &records {
             self.ready.retained.apply(record);
         }
+        self.ready.retained.confirm();
+        let given_up = intake::given_up(&self.ready.retained, SystemTime::now());
+        for record in &given_up {
+            self.ready.retained.apply(record);
+        }
+        records.extend(given_up);
         let pace = ack.limits.max_messages_per_second;
         let pace = pace.map(|rate| Pace::new(rate, PACE_BURST, Instant::now()));
         let granted = |lane| {
@@ -431,7 +444,8 @@ impl Desk<'_> {
             Record::Opened(request) => effects.push(Effect::Opened(vec![request.into()])),
             Record::CancelAsked {
                 request_id, reason, ..
-            } => {
+            }
+            | Record::GivenUp { request_id, reason } => {
                 if *reason == CancelReason::Deadline {
                     let late = ConnectionMessage::MarkLate(request_id.clone());
                     effects.push(Effect::TellConnection(late));

@@ -57,6 +57,16 @@ pub(crate) enum Meaning {
 }
 
 impl Meaning {
+    /// The request that it is about.
+    pub(super) fn request_id(&self) -> Option<&RequestId> {
+        match self {
+            Self::Progress { request_id, .. }
+            | Self::Outcome { request_id, .. }
+            | Self::Unusable { request_id, .. } => Some(request_id),
+            Self::Nothing | Self::PeginAnswered(_) => None,
+        }
+    }
+
     /// What a message that its subscriber took means.
     pub(crate) fn of(message: &Inbound) -> Self {
         match message {

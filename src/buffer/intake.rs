@@ -12,7 +12,7 @@ use super::{
     BufferMessage,
     lookups::Known,
     record::{Entry, Expects, OpenRequest, Record},
-    retained::{Restoration, Retained, Standing},
+    retained::{Cancel, RequestRecord, Restoration, Retained, Standing},
 };
 use crate::{
     config::BufferConfig,
@@ -233,8 +233,9 @@ pub(super) fn pegin(
     Ok(Intake::Accepted(vec![Record::Appended(entry)]))
 }
 
-/// Withdraws a request that was never sent; asks governance to cancel one that may have been.
-/// Never refused for lack of room: a request's cancel was reserved when the request was accepted.
+/// Withdraws a request that was never sent; asks governance to cancel one that may have been. A store
+/// cannot know that it is an older copy before it has met governance: until then what it never sent is
+/// given up only, and stays open. Never refused for lack of room: a request's cancel was reserved when the request was accepted.
 pub(super) fn cancel(
     known: Known<'_>,
     request_id: &RequestId,
@@ -246,39 +247,99 @@ pub(super) fn cancel(
     let Some(record) = known.request(request_id) else {
         return Err(unknown(retained, request_id));
     };
-    let Standing::Open { cancel: None, .. } = &record.standing else {
+    let Standing::Open {
+        cancel, progress, ..
+    } = &record.standing
+    else {
         return Ok(Intake::Known);
     };
+    let news = match cancel {
+        None => true,
+        // What waits is decided when governance confirms this store; the deadline is told now.
+        Some(cancel) => {
+            let passed = reason == CancelReason::Deadline && !progress.deadline_passed;
+            cancel.sequence.is_none() && passed
+        }
+    };
+    if !news {
+        return Ok(Intake::Known);
+    }
+    if cancel.is_some() || (retained.is_unsent(record) && !retained.is_confirmed()) {
+        let request_id = request_id.clone();
+        return Ok(Intake::Accepted(vec![Record::GivenUp {
+            request_id,
+            reason,
+        }]));
+    }
+    let next_new = retained.lanes.get(Lane::Signing).counters.next_new;
+    let records = give_up(retained, record, reason, trace, now, next_new);
+    Ok(Intake::Accepted(records))
+}
+
+/// What was given up before governance had confirmed this store, which it has done now.
+pub(super) fn given_up(retained: &Retained, now: SystemTime) -> Vec<Record> {
+    let (mut records, mut next_new) = (
+        Vec::new(),
+        retained.lanes.get(Lane::Signing).counters.next_new,
+    );
+    for record in retained.open_requests() {
+        if let Standing::Open {
+            cancel:
+                Some(Cancel {
+                    reason,
+                    sequence: None,
+                }),
+            ..
+        } = &record.standing
+        {
+            let untraced = TraceContext::default();
+            let decided = give_up(retained, record, *reason, untraced, now, next_new);
+            let appended = |record: &&Record| matches!(record, Record::Appended(_));
+            next_new += decided.iter().filter(appended).count() as u64;
+            records.extend(decided);
+        }
+    }
+    records
+}
+
+/// Withdraws an open request that was never sent, or has governance cancel it.
+fn give_up(
+    retained: &Retained,
+    record: &RequestRecord,
+    reason: CancelReason,
+    trace: TraceContext,
+    now: SystemTime,
+    next_new: u64,
+) -> Vec<Record> {
     let (lane, sequence) = (Lane::Signing, record.request.sequence);
-    let request_id = request_id.clone();
-    let unsent = sequence > retained.lanes.get(lane).counters.sent_through;
-    let withdrawn = unsent.then_some(Record::Withdrawn { lane, sequence });
-    if unsent && !record.sent_before {
+    let request_id = record.request.request_id.clone();
+    let withdrawn = (sequence > retained.lanes.get(lane).counters.sent_through)
+        .then_some(Record::Withdrawn { lane, sequence });
+    if retained.is_unsent(record) {
         let outcome = Outcome::ExpiredUnsent;
         let settled = Record::Settled {
             request_id,
             outcome,
             at: now,
         };
-        return Ok(Intake::Accepted(
-            withdrawn.into_iter().chain([settled]).collect(),
-        ));
+        return withdrawn.into_iter().chain([settled]).collect();
     }
     let message = Outbound::CancelRequest(CancelRequest {
         request_id: request_id.clone(),
         reason,
     });
     let expects = Expects::Outcome(request_id.clone());
-    let entry = entry(retained, &message, trace, now, expects);
+    let entry = Entry {
+        sequence: next_new,
+        ..entry(retained, &message, trace, now, expects)
+    };
     let asked = Record::CancelAsked {
         request_id,
         reason,
         sequence: entry.sequence,
     };
     let cancel = [Record::Appended(entry), asked];
-    Ok(Intake::Accepted(
-        withdrawn.into_iter().chain(cancel).collect(),
-    ))
+    withdrawn.into_iter().chain(cancel).collect()
 }
 
 /// # Errors
@@ -409,6 +470,20 @@ pub(super) fn needs(message: &BufferMessage) -> Option<(Lane, Room)> {
         BufferMessage::NotifyPegin { .. } => Some((Lane::Pegin, Room::one(NOTICE_BYTES))),
         _ => None,
     }
+}
+
+/// Whether a caller waits for its answer, and it needs no room: such inputs are bounded by their count.
+pub(super) fn is_question(message: &BufferMessage) -> bool {
+    matches!(
+        message,
+        BufferMessage::LookUp { .. }
+            | BufferMessage::Cancel { reply: Some(_), .. }
+            | BufferMessage::ResumeRestored { .. }
+            | BufferMessage::DiscardDeadLetter { .. }
+            | BufferMessage::TakeStock { .. }
+            | BufferMessage::ReadWatermarks { .. }
+            | BufferMessage::AllowAdoption { .. }
+    )
 }
 
 /// Room that inputs which are not decided yet may come to need, by lane.

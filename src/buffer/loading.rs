@@ -6,10 +6,11 @@ use std::{
 };
 
 use super::{
-    ASK_AGAIN, BufferMessage,
+    ASK_AGAIN, BufferMessage, MOST_QUESTIONS,
     intake::{self, Waiting},
     refuse_intake,
     retained::Retained,
+    too_many_questions,
 };
 use crate::{config::BufferConfig, error::StreamError, storage::StoreError};
 
@@ -19,6 +20,7 @@ use crate::{config::BufferConfig, error::StreamError, storage::StoreError};
 pub(super) struct Loading {
     waiting: Vec<BufferMessage>,
     reserved: Waiting,
+    questions: usize,
     fault: Option<StoreError>,
     progress: Option<Progress>,
 }
@@ -84,7 +86,7 @@ impl Loading {
     }
 
     /// Has a message wait, or answers it.
-    pub(super) fn hold(&mut self, message: BufferMessage, config: &BufferConfig) {
+    pub(super) fn hold(&mut self, message: BufferMessage, config: &BufferConfig, place: &str) {
         if let Some(fault) = &self.fault {
             self.waiting.extend(refuse(message, fault));
             return;
@@ -98,6 +100,13 @@ impl Loading {
             }
             let reserved = self.reserved.get_mut(lane);
             *reserved = *reserved + room;
+        }
+        if intake::is_question(&message) {
+            if self.questions >= MOST_QUESTIONS {
+                refuse_caller(message, &too_many_questions(place));
+                return;
+            }
+            self.questions += 1;
         }
         self.waiting.push(message);
     }
@@ -149,5 +158,38 @@ pub(super) fn refuse_caller(message: BufferMessage, fault: &StoreError) -> Optio
         // Its caller learns that there was no answer.
         BufferMessage::DiscardDeadLetter { .. } => None,
         message => Some(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store that takes its time to open does not gather any number of questions.
+    #[test]
+    fn more_questions_than_may_wait_are_refused_at_once() {
+        let (mut loading, config) = (Loading::default(), BufferConfig::default());
+        let mut asked = Vec::new();
+        for number in 0..=MOST_QUESTIONS {
+            let (reply, mut told) = ractor::concurrency::oneshot();
+            let request_id = format!("r-{number}").parse().expect("valid");
+            let reply = reply.into();
+            let question = BufferMessage::LookUp { request_id, reply };
+            loading.hold(question, &config, "here");
+            asked.push(told.try_recv());
+        }
+        let refused = asked.pop().expect("the last one").expect("at once");
+        assert!(
+            matches!(
+                &refused,
+                Err(StreamError::Store {
+                    fault: StoreError::Busy { .. },
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+        assert!(asked.iter().all(Result::is_err), "they wait");
+        assert_eq!(loading.into_waiting().len(), MOST_QUESTIONS);
     }
 }

@@ -16,12 +16,12 @@ use crate::{
     error::StreamError,
     health::StatusBoard,
     message::{
-        CancelReason, Lane, LaneState, LedgerId, OutboxId, Outcome, PayloadHash, PeginNotification,
-        PerLane, Progress, Recalled, RegistrationAck, RequestId,
+        CancelReason, Lane, LaneState, LedgerId, OpeningId, OutboxId, Outcome, PayloadHash,
+        PeginNotification, PerLane, Progress, Recalled, RegistrationAck, RequestId,
     },
     pulse::Pulse,
     request::StandingReply,
-    storage::{self, Store, StoreError, StoreEvent},
+    storage::{self, LookUp, Store, StoreError, StoreEvent},
     supervisor::SupervisorMessage,
     telemetry::{Metrics, TraceContext},
 };
@@ -148,11 +148,13 @@ pub(crate) enum BufferMessage {
     /// A look-up was answered, in this generation.
     Found {
         generation: storage::Generation,
-        look_up: u64,
+        look_up: LookUp,
         found: Box<Found>,
     },
     /// Governance has seen a higher epoch of this store than it knows of.
     WentBack,
+    /// Governance serves a copy of this store, in this epoch.
+    Fenced { epoch: u64 },
     /// Time to look up again what could not be looked up.
     LookAgain,
     /// What was decided last changed nothing on disk.
@@ -264,9 +266,13 @@ pub(crate) struct SessionFacts {
     pub dial: u64,
     /// Names the session.
     pub epoch: u64,
+    /// Names what this process does with the store.
+    pub opening: OpeningId,
+    /// The opening that registered last before this one.
+    pub opened_before: Option<OpeningId>,
     /// Names our record of messages.
     pub outbox_id: OutboxId,
-    /// Whether it is the journal of a restored store that has not reconciled yet.
+    /// Whether it is a restored store that has not reconciled yet.
     pub restored: bool,
     /// Governance's ledger, if known.
     pub ledger_id: Option<LedgerId>,

@@ -57,9 +57,9 @@ use self::{
 use crate::{
     connection::ConnectionMessage,
     error::StreamError,
-    message::{Outcome, PerLane, RequestId},
+    message::{OpeningId, Outcome, PerLane, RequestId},
     request::{RequestMessage, StandingReply},
-    storage::{Generation, Leaving, StoreError, StoreEvent, Waiting},
+    storage::{Generation, Leaving, LookUp, StoreError, StoreEvent, Waiting},
     supervisor::SupervisorMessage,
     timer::Timer,
 };
@@ -87,6 +87,8 @@ const USER: &str = "stream";
 pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
 /// What governance's pace lets go at once after a rest.
 const PACE_BURST: Duration = Duration::from_millis(100);
+/// Most questions of callers that wait for the store: how a request stands, a cancel, an operator's.
+const MOST_QUESTIONS: usize = 4096;
 /// Pause before what could not be read is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// When a caller that the store has failed is to ask again.
@@ -104,6 +106,8 @@ pub(crate) struct BufferState {
     pace: Timer,
     intake_closed: bool,
     adoption_allowed: bool,
+    /// Names what this process does with the store.
+    opening: OpeningId,
     waiting_for_flush: Vec<RpcReplyPort<()>>,
     /// Times that the store was read.
     loads: u64,
@@ -120,6 +124,11 @@ struct Ready {
     retained: Retained,
     /// Times that it was read by this actor.
     loads: u64,
+    /// The opening that registered last before it was read.
+    opened_before: Option<OpeningId>,
+    /// The epoch of a copy of this store that governance serves. The operator sees to the copy, and
+    /// then the next epoch is above it; 0 for none.
+    fenced_by: u64,
     session: Option<Session>,
     /// What to do once the ticket is committed, in order.
     pending: VecDeque<(Ticket, Vec<Effect>)>,
@@ -129,6 +138,8 @@ struct Ready {
     waiting: Waiting<BufferMessage, Key>,
     /// What they may come to need.
     reserved: intake::Waiting,
+    /// Of them, those that callers wait for and that need no room.
+    questions: usize,
     leaving: Leaving<Settled>,
     /// What governance recalls of this node.
     recollection: Recollection,
@@ -192,6 +203,7 @@ impl Actor for BufferActor {
             pace: Timer::default(),
             intake_closed: false,
             adoption_allowed: false,
+            opening: OpeningId::generate(),
             waiting_for_flush: Vec::new(),
             loads: 0,
         })
@@ -245,7 +257,10 @@ impl BufferState {
                     self.receive(message)?;
                 }
             }
-            (Phase::Loading(loading), message) => loading.hold(message, &self.args.config),
+            (Phase::Loading(loading), message) => {
+                let place = self.commits.user().store().place();
+                loading.hold(message, &self.args.config, place);
+            }
             (Phase::Ready(_), BufferMessage::Store(StoreEvent::Committed(of, ticket))) => {
                 if of == generation {
                     self.confirmed(Some(ticket))?;
@@ -426,6 +441,14 @@ impl BufferState {
             let reserved = reserved.get_mut(lane);
             *reserved = *reserved + room;
         }
+        if intake::is_question(&message) {
+            if ready.questions >= MOST_QUESTIONS {
+                let place = self.commits.user().store().place();
+                loading::refuse_caller(message, &too_many_questions(place));
+                return Ok(());
+            }
+            ready.questions += 1;
+        }
         ready.waiting.push(message, keys);
         self.ask();
         Ok(())
@@ -467,11 +490,13 @@ impl BufferState {
 
     /// Decides about what waited for a look-up. Of what could not be looked up, whoever can ask again
     /// is told to, and the rest is looked up again later, in its place.
-    fn found(&mut self, look_up: u64, found: &Found) -> Result<(), StoreError> {
+    fn found(&mut self, look_up: LookUp, found: &Found) -> Result<(), StoreError> {
         let Phase::Ready(ready) = &mut self.phase else {
             return Ok(());
         };
         let inputs = ready.waiting.answered(look_up);
+        let questions = inputs.iter().filter(|input| intake::is_question(input));
+        ready.questions -= questions.count();
         for (lane, room) in inputs.iter().filter_map(intake::needs) {
             let reserved = ready.reserved.get_mut(lane);
             *reserved = *reserved - room;
@@ -522,6 +547,7 @@ impl BufferState {
             pace: &mut self.pace,
             ready,
             intake_closed: self.intake_closed,
+            opening: self.opening,
         })
     }
 
@@ -610,6 +636,7 @@ impl BufferState {
             }
             BufferMessage::Recollected { epoch, handled } => desk.recollected(epoch, handled),
             BufferMessage::WentBack => desk.went_back(),
+            BufferMessage::Fenced { epoch } => desk.ready.fenced_by = epoch,
             BufferMessage::ResumeRestored { store_lost, reply } => {
                 desk.resume_restored(store_lost, reply);
             }
@@ -700,6 +727,8 @@ impl BufferState {
 impl Ready {
     fn new(retained: Retained, loads: u64) -> Self {
         Self {
+            opened_before: retained.identity.opening,
+            fenced_by: 0,
             retained,
             loads,
             session: None,
@@ -707,6 +736,7 @@ impl Ready {
             withheld: PerLane::default(),
             waiting: Waiting::default(),
             reserved: intake::Waiting::default(),
+            questions: 0,
             leaving: Leaving::default(),
             recollection: Recollection::default(),
             fault: None,
@@ -737,6 +767,13 @@ impl Ready {
                 .set_buffered(lane, retained.unacknowledged(), retained.bytes);
         }
         args.board.set_buffer(&self.retained);
+    }
+}
+
+fn too_many_questions(place: &str) -> StoreError {
+    StoreError::Busy {
+        place: place.to_owned(),
+        waiting: MOST_QUESTIONS,
     }
 }
 

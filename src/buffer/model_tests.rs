@@ -29,8 +29,8 @@ use crate::{
     config::{BufferConfig, WindowConfig},
     error::StreamError,
     message::{
-        CancelReason, EvmAddress, Lane, LaneState, LedgerId, Limits, MessageId, OutboxId, Outcome,
-        PeginNotification, PerLane, RegistrationAck, RequestId, SessionId,
+        CancelReason, EvmAddress, Lane, LaneState, LedgerId, Limits, MessageId, OpeningId,
+        OutboxId, Outcome, PeginNotification, PerLane, RegistrationAck, RequestId, SessionId,
     },
     proto::Kind,
     telemetry::TraceContext,
@@ -46,7 +46,7 @@ enum Step {
     Deposit,
     /// A caller, or a deadline, gives up on a request.
     Cancel(usize, CancelReason),
-    /// The journal's thread commits what was decided.
+    /// The store commits what was decided.
     Commit,
     /// The node's process ends, and another one begins from what was committed.
     Crash,
@@ -75,6 +75,10 @@ enum Step {
     /// The node's store is restored from the backup, if there is one, and both operators let it go
     /// on.
     RestoreStore,
+    /// The node's volume is put back as it was at the backup, and nobody calls that a restore.
+    PutBack,
+    /// A caller that was told of a request asks again for one that the store has lost since.
+    AskAgain(usize),
 }
 
 /// What callers were promised.
@@ -87,10 +91,18 @@ struct Promises {
     requests: BTreeSet<u64>,
     staged_deposits: BTreeSet<u64>,
     deposits: BTreeSet<u64>,
+    /// Whether the node has met governance. A store that has not, put back after a later state of it
+    /// has met a ledger that is lost since, can know of neither.
+    met: bool,
     /// What was told when the store was backed up: requests and deposits.
     backup: Option<(BTreeSet<u64>, BTreeSet<u64>)>,
     /// Whether a store was restored: what came after its backup may be lost.
     lossy: bool,
+    /// Requests that were told, and that an older store does not know. None once a ledger is lost as
+    /// well: what only those two knew is known to nobody.
+    lost: BTreeSet<u64>,
+    /// The request that is asked for again.
+    asked_again: Option<u64>,
 }
 
 impl ReferenceStateMachine for Promises {
@@ -126,6 +138,8 @@ impl ReferenceStateMachine for Promises {
             (1, Just(Step::Restore).boxed()),
             (1, Just(Step::BackUp).boxed()),
             (1, Just(Step::RestoreStore).boxed()),
+            (1, Just(Step::PutBack).boxed()),
+            (1, any::<usize>().prop_map(Step::AskAgain).boxed()),
         ])
         .boxed()
     }
@@ -146,18 +160,32 @@ impl ReferenceStateMachine for Promises {
             Step::Connect { crash: Some(0) } => state.crash(),
             Step::Connect { crash } => {
                 state.commit();
+                state.met |= crash.is_none();
                 if crash.is_some() {
                     state.crash();
                 }
             }
-            Step::BackUp => state.backup = Some((state.requests.clone(), state.deposits.clone())),
-            Step::RestoreStore => {
+            Step::BackUp if state.met => {
+                state.backup = Some((state.requests.clone(), state.deposits.clone()));
+            }
+            Step::RestoreStore | Step::PutBack => {
                 if let Some((requests, deposits)) = state.backup.clone() {
                     state.crash();
+                    state.lost.extend(state.requests.difference(&requests));
+                    state.lost = state.lost.difference(&requests).copied().collect();
                     (state.requests, state.deposits) = (requests, deposits);
                     state.lossy = true;
                 }
             }
+            Step::AskAgain(which) => {
+                let lost = state.lost.iter().nth(which % state.lost.len().max(1));
+                state.asked_again = lost.copied();
+                if let Some(number) = state.asked_again {
+                    state.lost.remove(&number);
+                    state.staged.insert(number);
+                }
+            }
+            Step::Restore => state.lost.clear(),
             _ => {}
         }
         state
@@ -182,6 +210,8 @@ struct Governance {
     ledger_id: LedgerId,
     /// The node's, once it has come.
     outbox_id: Option<OutboxId>,
+    /// Outboxes that were served before it.
+    retired: BTreeSet<OutboxId>,
     epoch: u64,
     lanes: PerLane<GovernanceLane>,
     /// `None` while it is open.
@@ -203,6 +233,7 @@ impl Default for Governance {
         Self {
             ledger_id: LedgerId::generate(),
             outbox_id: None,
+            retired: BTreeSet::new(),
             epoch: 0,
             lanes: PerLane::default(),
             requests: BTreeMap::new(),
@@ -328,6 +359,9 @@ struct World {
     next: u64,
     /// Requests that were refused while the store was being restored.
     refused: BTreeSet<u64>,
+    /// Whether the store is an older copy, and governance has not said so yet.
+    put_back: bool,
+    opening: OpeningId,
 }
 
 impl World {
@@ -349,6 +383,8 @@ impl World {
             config: BufferConfig::default(),
             next: 0,
             refused: BTreeSet::new(),
+            put_back: false,
+            opening: OpeningId::generate(),
         }
     }
 
@@ -455,7 +491,10 @@ impl World {
         self.session = None;
         self.connection = None;
         let epoch = self.retained.identity.epoch + 1;
-        self.stage(&[Record::Epoch(epoch)]);
+        self.stage(&[Record::Epoch {
+            epoch,
+            opening: self.opening,
+        }]);
         if dies(0) {
             return self.crash();
         }
@@ -464,21 +503,27 @@ impl World {
             return self.crash();
         }
         let outbox_id = self.retained.identity.outbox_id;
+        if self.governance.retired.contains(&outbox_id) {
+            return self.found_to_be_put_back();
+        }
         if self
             .governance
             .outbox_id
             .is_none_or(|known| known != outbox_id)
         {
             // Permitted by its operator: another outbox numbers anew.
-            let known = self.governance.outbox_id.replace(outbox_id).is_some();
+            let known = self.governance.outbox_id.replace(outbox_id);
+            self.governance.retired.extend(known);
             self.governance.epoch = 0;
             self.governance.lanes = PerLane::default();
-            if known && self.retained.identity.restoration == Restoration::None {
+            if known.is_some() && self.retained.identity.restoration == Restoration::None {
                 self.stage(&[Record::StoreLost]);
                 self.commit();
             }
         }
-        assert!(epoch > self.governance.epoch, "an epoch came twice");
+        if epoch <= self.governance.epoch {
+            return self.found_to_be_put_back();
+        }
         self.governance.epoch = epoch;
         self.wire.clear();
         let ack = self.registration();
@@ -499,12 +544,19 @@ impl World {
                 }
                 return;
             }
+            Err(fault) if fault.went_back() || matches!(fault, ResumeFault::Forked { .. }) => {
+                return self.found_to_be_put_back();
+            }
             Err(fault) => panic!("an honest pair does not come apart: {fault}"),
         }
+        self.put_back = false;
         let records = resume::resumed(&self.retained, &ack);
         records
             .iter()
             .for_each(|record| self.retained.apply(record));
+        self.retained.confirm();
+        let given_up = intake::given_up(&self.retained, NOW);
+        self.stage(&given_up);
         let granted = |lane| {
             let lane = ack.lanes.get(lane);
             WindowConfig {
@@ -636,7 +688,8 @@ impl World {
     /// Every request that this ledger has from the node, and what it pays, is known to a store that
     /// lacks nothing: another one for its burn is refused.
     fn assert_burns_are_bound(&self) {
-        if self.retained.identity.restoration != Restoration::None
+        if self.put_back
+            || self.retained.identity.restoration != Restoration::None
             || self.governance.outbox_id != Some(self.retained.identity.outbox_id)
         {
             return;
@@ -650,11 +703,59 @@ impl World {
         }
     }
 
+    fn request_signatures(&mut self, number: u64) {
+        let request = Submission::sample(number);
+        let burn = Key::Burn(Submission::sample_burn(number));
+        let keys = [Key::Request(request.request_id.clone()), burn];
+        let found = self.disk.find(keys);
+        let intake = intake::signature_request(
+            known(&self.retained, &found),
+            &self.config,
+            request,
+            TraceContext::default(),
+            NOW,
+            NOW,
+        );
+        match intake {
+            Err(StreamError::Restoring) => {
+                let restoration = self.retained.identity.restoration;
+                assert_eq!(restoration, Restoration::Reconciling);
+                self.refused.insert(number);
+            }
+            intake => {
+                self.refused.remove(&number);
+                self.take_in(intake.expect("there is room"));
+            }
+        }
+    }
+
     fn restore_store(&mut self) {
         let Some(backup) = &self.backup else {
             return;
         };
         self.disk = backup.copy();
+        self.restore_in_place();
+    }
+
+    fn put_back(&mut self) {
+        if let Some(backup) = &self.backup {
+            self.disk = backup.copy();
+            self.recollection = Recollection::default();
+            self.crash();
+            self.put_back = true;
+        }
+    }
+
+    /// Governance has seen more of this store than is in it. Its operator does what is to be done.
+    fn found_to_be_put_back(&mut self) {
+        assert!(self.put_back, "an honest store never went back");
+        self.stage(&[Record::WentBack]);
+        self.commit();
+        self.restore_in_place();
+    }
+
+    fn restore_in_place(&mut self) {
+        self.put_back = false;
         self.recollection = Recollection::default();
         self.crash();
         let restored = Record::Restored {
@@ -825,30 +926,17 @@ impl StateMachineTest for Kept {
         World::new()
     }
 
-    fn apply(mut world: World, _: &Promises, step: Step) -> World {
+    fn apply(mut world: World, promises: &Promises, step: Step) -> World {
         let untraced = TraceContext::default;
         match step {
             Step::Request => {
-                let number = world.next;
-                let request = Submission::sample(number);
-                let found = world.find(Key::Request(request.request_id.clone()));
-                let intake = intake::signature_request(
-                    known(&world.retained, &found),
-                    &world.config,
-                    request,
-                    untraced(),
-                    NOW,
-                    NOW,
-                );
-                match intake {
-                    Err(StreamError::Restoring) => {
-                        let restoration = world.retained.identity.restoration;
-                        assert_eq!(restoration, Restoration::Reconciling);
-                        world.refused.insert(number);
-                    }
-                    intake => world.take_in(intake.expect("there is room")),
-                }
                 world.next += 1;
+                world.request_signatures(world.next - 1);
+            }
+            Step::AskAgain(_) => {
+                if let Some(number) = promises.asked_again {
+                    world.request_signatures(number);
+                }
             }
             Step::Deposit => {
                 let number = world.next;
@@ -893,8 +981,10 @@ impl StateMachineTest for Kept {
             Step::Record => world.record(),
             Step::Copy => world.copy = Some(world.governance.clone()),
             Step::Restore => world.restore(),
-            Step::BackUp => world.backup = Some(world.disk.copy()),
+            Step::BackUp if promises.met => world.backup = Some(world.disk.copy()),
+            Step::BackUp => {}
             Step::RestoreStore => world.restore_store(),
+            Step::PutBack => world.put_back(),
         }
         world
     }
@@ -919,7 +1009,7 @@ impl StateMachineTest for Kept {
         } else {
             assert_eq!(world.disk.requests(), promised, "nothing is made up");
         }
-        let staged = |number: &u64| world.retained.request(&request_id(*number)).is_some();
+        let staged = |number: &u64| world.request(&request_id(*number)).is_some();
         let mut being_decided = promises.staged.difference(&world.refused);
         assert!(being_decided.all(staged), "it is being decided");
         let ended = world.retained.requests().filter(|record| !record.is_open());
@@ -975,8 +1065,9 @@ prop_state_machine! {
     fn whatever_happens_promises_are_kept(sequential 1..120 => Kept);
 }
 
-/// A lane that is full of requests nobody could send empties itself: their deadlines pass, markers
-/// take their places, and callers are served again.
+/// A lane that is full of requests whose deadlines have passed empties itself as soon as governance
+/// has confirmed that none of them was sent: markers take their places, and callers are served again.
+/// Until then each of them is open, past its deadline.
 #[test]
 fn a_full_lane_whose_requests_all_expire_serves_again() {
     let mut world = World::new();
@@ -1007,6 +1098,15 @@ fn a_full_lane_whose_requests_all_expire_serves_again() {
         );
         world.take_in(intake.expect("there is always room to give up"));
     }
+    world.commit();
+    assert!(
+        !submit(&mut world, 50),
+        "nobody knows that they were not sent"
+    );
+    assert_eq!(world.retained.open_and_parked().0, 50);
+    assert!(world.retained.open_requests().all(RequestRecord::is_late));
+    world.connect(None);
+    assert_eq!(world.retained.open_and_parked().0, 0);
     assert!(
         (50..100).all(|number| submit(&mut world, number)),
         "there is room again"
@@ -1061,6 +1161,7 @@ fn a_second_lost_ledger_confuses_no_places() {
 #[test]
 fn a_ledger_that_is_lost_while_it_recalls_is_sent_nothing_twice() {
     play([
+        Step::Connect { crash: None },
         Step::BackUp,
         Step::Request,
         Step::Connect { crash: None },
@@ -1070,6 +1171,68 @@ fn a_ledger_that_is_lost_while_it_recalls_is_sent_nothing_twice() {
         Step::Connect { crash: Some(4) },
         Step::Restore,
     ]);
+}
+
+/// A store is put back to a state in which a request was not sent yet, and which it was sent and
+/// signed after. Before the store has met governance nobody calls it unsent.
+#[test]
+fn a_store_that_was_put_back_calls_nothing_unsent() {
+    for reason in [CancelReason::Caller, CancelReason::Deadline] {
+        play([
+            Step::Connect { crash: None },
+            Step::Cut,
+            Step::Request,
+            Step::Commit,
+            Step::BackUp,
+            Step::Connect { crash: None },
+            Step::Carry(1),
+            Step::Answer(0),
+            Step::PutBack,
+            Step::Cancel(0, reason),
+            Step::Commit,
+            Step::Connect { crash: None },
+        ]);
+    }
+}
+
+/// An earlier version settled such a request as unsent. What governance recalls of it counts.
+#[test]
+fn what_was_settled_as_unsent_and_was_sent_is_corrected_by_the_recall() {
+    let mut world = World::new();
+    world.connect(None);
+    world.cut();
+    world.request_signatures(0);
+    world.commit();
+    world.backup = Some(world.disk.copy());
+    world.connect(None);
+    world.carry(1);
+    world.answer(0);
+    world.put_back();
+    let (id, lane) = (request_id(0), Lane::Signing);
+    let sequence = world.request(&id).expect("known").request.sequence;
+    world.stage(&[
+        Record::Withdrawn { lane, sequence },
+        Record::Settled {
+            request_id: id.clone(),
+            outcome: Outcome::ExpiredUnsent,
+            at: NOW,
+        },
+    ]);
+    world.commit();
+    world.connect(None);
+    assert_eq!(
+        world.retained.identity.restoration,
+        Restoration::Reconciling
+    );
+    world.connect(None);
+    world.commit();
+    let standing = world.request(&id).expect("known").standing;
+    assert!(
+        matches!(&standing, Standing::Settled { outcome, .. } if *outcome == Outcome::Complete),
+        "{standing:?}"
+    );
+    assert_eq!(world.disk.audit(), []);
+    assert_eq!(world.disk.requests(), 1);
 }
 
 fn play(steps: impl IntoIterator<Item = Step>) {

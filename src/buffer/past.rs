@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     message::{
-        BurnId, Lane, LedgerId, MessageId, Outcome, PayloadHash, PeginNotification, RequestId,
-        TransactionType,
+        BurnId, Lane, LedgerId, MessageId, OpeningId, Outcome, PayloadHash, PeginNotification,
+        RequestId, TransactionType,
     },
     proto,
     storage::{Batch, HashKey},
@@ -43,7 +43,10 @@ pub(crate) struct PastStream {
 impl PastStream {
     pub(crate) fn new() -> Self {
         let mut retained = Retained::new(None);
-        retained.apply(&Record::Epoch(1));
+        retained.apply(&Record::Epoch {
+            epoch: 1,
+            opening: OpeningId::generate(),
+        });
         retained.apply(&Record::Ledger(LedgerId::generate()));
         Self { retained }
     }

@@ -14,7 +14,7 @@ use bitcoin::{
     hex::DisplayHex as _,
 };
 use prost::bytes::Bytes;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
     inbound::{self, HandledMessage, Meaning},
@@ -98,6 +98,9 @@ pub(super) struct Recollection {
     /// Known here, recalled in an exchange that broke: should an adoption have given their messages
     /// places since, they are not sent.
     held: Vec<RequestId>,
+    /// Ids under which governance holds another request than this store: what it answered to that one
+    /// is no answer to ours.
+    conflicting: BTreeSet<RequestId>,
     /// Recalled by this process, and not yet followed by a tracker.
     opened: Vec<RequestId>,
     /// Dead letters of this process: one of each.
@@ -118,6 +121,7 @@ impl Recollection {
         self.deposit = None;
         self.rivals.clear();
         self.held.clear();
+        self.conflicting.clear();
     }
 
     /// Requests that governance has recalled, for their trackers.
@@ -194,6 +198,20 @@ impl Recollection {
                 });
             }
             Some(ours) if ours.request.payload_hash == recalled.payload_hash => {
+                // It was sent for all that, by this store as it was before it went back.
+                if let Standing::Settled {
+                    outcome: Outcome::ExpiredUnsent,
+                    ..
+                } = &ours.standing
+                {
+                    warn!(request = %request_id, "settled as unsent, and sent; it is open again");
+                    self.opened.push(request_id.clone());
+                    let (_, aside) = records.made_of(recalled);
+                    records.push(Record::Reopened {
+                        record: Box::new(ours.clone()),
+                        aside,
+                    });
+                }
                 self.held.push(request_id);
             }
             Some(ours) => {
@@ -202,6 +220,7 @@ impl Recollection {
                      neither takes the other's place, and the burns of both are bound"
                 );
                 error!(request = %request_id, reason, "needs an operator");
+                self.conflicting.insert(request_id.clone());
                 if ours.is_open() {
                     records.push(Record::Parked {
                         request_id,
@@ -258,8 +277,14 @@ impl Recollection {
     ) -> Vec<Record> {
         let mut records = Records::new(retained, now);
         for message in handled {
-            let meaning = inbound::meaning(retained, &message.meaning, now);
-            records.all.extend(meaning);
+            let is_ours = message
+                .meaning
+                .request_id()
+                .is_none_or(|id| !self.conflicting.contains(id));
+            if is_ours {
+                let meaning = inbound::meaning(retained, &message.meaning, now);
+                records.all.extend(meaning);
+            }
             if let Some(letter) = message.dead_letter
                 && self.letters.insert(sha256::Hash::hash(&letter.payload))
             {

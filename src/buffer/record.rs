@@ -6,10 +6,11 @@ use bitcoin::OutPoint;
 use prost::bytes::Bytes;
 use uuid::Uuid;
 
+use super::retained::RequestRecord;
 use crate::{
     message::{
-        BurnId, CancelReason, Lane, LedgerId, MessageId, OccurrenceId, OutboxId, Outcome,
-        PayloadHash, RequestId, TransactionType,
+        BurnId, CancelReason, Lane, LedgerId, MessageId, OccurrenceId, OpeningId, OutboxId,
+        Outcome, PayloadHash, RequestId, TransactionType,
     },
     proto,
     telemetry::TraceContext,
@@ -18,8 +19,13 @@ use crate::{
 /// One fact. Facts that belong together are committed together.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
-    /// A session is about to be dialled under this epoch.
-    Epoch(u64),
+    /// A session is about to be dialled.
+    Epoch {
+        /// Names it.
+        epoch: u64,
+        /// Who dials.
+        opening: OpeningId,
+    },
     /// Governance's ledger, as of the first registration.
     Ledger(LedgerId),
     /// Governance has another ledger, and an operator wants to go on with it: both directions of
@@ -40,7 +46,7 @@ pub enum Record {
     Restored {
         /// Which restore it was.
         restore_id: Uuid,
-        /// Names the journal from now on.
+        /// Names the store for governance from now on.
         outbox_id: OutboxId,
     },
     /// Governance knows this node by another store, and the operator has this one, which is new,
@@ -56,6 +62,14 @@ pub enum Record {
         aside: Option<Entry>,
         /// Its outcome, where no answer that follows will tell it.
         outcome: Option<Outcome>,
+    },
+    /// Governance has recalled a request that this store had settled as unsent: it was sent, by this
+    /// store as it was before it went back.
+    Reopened {
+        /// As it was settled.
+        record: Box<RequestRecord>,
+        /// Its message, should it have to be made again.
+        aside: Entry,
     },
     /// Governance has recalled a notice that this store did not know, with its answer.
     PeginRecalled {
@@ -106,6 +120,14 @@ pub enum Record {
         reason: CancelReason,
         /// That message.
         sequence: u64,
+    },
+    /// Its caller gives up on a request, or its deadline has passed, before governance has confirmed
+    /// that this store is not an older copy: whether it was ever sent is not known until then.
+    GivenUp {
+        /// The request.
+        request_id: RequestId,
+        /// Why.
+        reason: CancelReason,
     },
     /// The request waits for an operator.
     Parked {

@@ -23,7 +23,7 @@ use crate::{
 struct Sender {
     /// Lowest sequence that it can still send again.
     first_retained: u64,
-    /// Sequence of its next new message.
+    /// The first sequence that it has never sent.
     next_new: u64,
 }
 
@@ -38,16 +38,40 @@ pub enum ResumeFault {
         /// The sequence.
         sequence: u64,
     },
-    /// The receiver expects more than the sender ever made.
+    /// Governance expects more than this store ever sent.
     #[error(
-        "lane {lane}: {next_expected} is expected, but {next_new} was never made; the sender's history went back"
+        "lane {lane}: governance expects {next_expected}, but this store never sent {next_new}: its history went back; stop the node, see that no other one runs, and `governance-stream restore --in-place`"
     )]
     RolledBack {
         /// The lane.
         lane: Lane,
-        /// What the receiver expects.
+        /// What governance expects.
         next_expected: u64,
-        /// What the sender would make next.
+        /// The first that was never sent.
+        next_new: u64,
+    },
+    /// Governance was told that more is handled than this store knows of.
+    #[error(
+        "lane {lane}: governance was told that everything below {first_retained} is handled, but this store has come to {next_expected} only: its history went back; stop the node, see that no other one runs, and `governance-stream restore --in-place`"
+    )]
+    Unhandled {
+        /// The lane.
+        lane: Lane,
+        /// The first one that governance keeps.
+        first_retained: u64,
+        /// What this store expects.
+        next_expected: u64,
+    },
+    /// This store has handled more than governance ever made.
+    #[error(
+        "lane {lane}: this store expects {next_expected}, but governance never made {next_new}: governance's history went back"
+    )]
+    NeverMade {
+        /// The lane.
+        lane: Lane,
+        /// What this store expects.
+        next_expected: u64,
+        /// What governance would make next.
         next_new: u64,
     },
     /// The receiver expects what it has already acknowledged.
@@ -62,7 +86,7 @@ pub enum ResumeFault {
         /// What the sender can still send.
         first_retained: u64,
     },
-    /// Governance keeps another ledger than the one this journal belongs to.
+    /// Governance keeps another ledger than the one this store knows.
     #[error(
         "governance has another ledger than before; it was restored or replaced; ask its operator, then let this node adopt it"
     )]
@@ -136,9 +160,10 @@ pub(super) fn judge(retained: &Retained, ack: &RegistrationAck) -> Result<(), Re
         let ours = retained.lanes.get(lane).counters;
         let us = Sender {
             first_retained: ours.first_unacknowledged,
-            next_new: ours.next_new,
+            // What may be sent is recorded before it is: more than that was sent by a later state.
+            next_new: ours.sent_through + 1,
         };
-        judge_lane(
+        judge_sent(
             lane,
             us,
             theirs.next_expected,
@@ -149,13 +174,31 @@ pub(super) fn judge(retained: &Retained, ack: &RegistrationAck) -> Result<(), Re
                 kept.or(acknowledged.map(|(_, message_id)| message_id))
             },
         )?;
-        let them = Sender {
-            first_retained: theirs.first_retained,
-            next_new: theirs.next_new,
-        };
-        judge_lane(lane, them, ours.handled_through + 1, None, |_| None)?;
+        let (first_retained, next_new) = (theirs.first_retained, theirs.next_new);
+        let next_expected = ours.handled_through + 1;
+        if next_expected < first_retained {
+            return Err(ResumeFault::Unhandled {
+                lane,
+                first_retained,
+                next_expected,
+            });
+        }
+        if next_expected > next_new {
+            return Err(ResumeFault::NeverMade {
+                lane,
+                next_expected,
+                next_new,
+            });
+        }
     }
     Ok(())
+}
+
+impl ResumeFault {
+    /// Whether it is this store whose history went back.
+    pub(super) fn went_back(&self) -> bool {
+        matches!(self, Self::RolledBack { .. } | Self::Unhandled { .. })
+    }
 }
 
 /// What a registration that fits tells us.
@@ -217,9 +260,9 @@ pub(super) fn reconciled(
     records
 }
 
-/// Judges one direction of `lane`: the receiver expects `next_expected` and says that it holds
-/// `last_received` below it; `known` is what the sender has there, if it still knows.
-fn judge_lane(
+/// Judges what was sent in `lane`: governance expects `next_expected` and says that it holds
+/// `last_received` below it; `known` is what this store has there, if it still knows.
+fn judge_sent(
     lane: Lane,
     sender: Sender,
     next_expected: u64,
@@ -264,7 +307,7 @@ mod tests {
             next_new: 9,
         };
         let judge =
-            |next_expected, last| judge_lane(lane, sender, next_expected, last, |_| Some(ours));
+            |next_expected, last| judge_sent(lane, sender, next_expected, last, |_| Some(ours));
         assert_eq!(judge(5, Some(ours)), Ok(()), "nothing to acknowledge");
         assert_eq!(
             judge(7, Some(ours)),

@@ -59,6 +59,9 @@ pub(crate) struct Retained {
     /// Payload bytes of what could not be used, oldest first.
     pub dead_letters: BTreeMap<u64, u64>,
     dead_letter_bytes: u64,
+    /// Whether governance has confirmed, since this was read from disk, that it has seen no more of
+    /// this store than is in it. Never on disk: an older copy would bring it along.
+    is_confirmed: bool,
     changes: Changes,
 }
 
@@ -218,11 +221,28 @@ impl Retained {
         self.pegins.len()
     }
 
+    /// Whether a request was never sent to anyone, as far as can be known now.
+    pub(super) fn is_unsent(&self, record: &RequestRecord) -> bool {
+        let sent_through = self.lanes.get(Lane::Signing).counters.sent_through;
+        record.request.sequence > sent_through && !record.sent_before
+    }
+
+    /// Whether governance has confirmed that this store is not an older copy.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.is_confirmed
+    }
+
+    /// Governance has accepted a registration of this store, and its record fits ours.
+    pub(super) fn confirm(&mut self) {
+        self.is_confirmed = true;
+    }
+
     /// Adds one fact. Facts about what is not there change nothing.
     pub(crate) fn apply(&mut self, record: &Record) {
         match record {
-            Record::Epoch(epoch) => {
+            Record::Epoch { epoch, opening } => {
                 self.identity.epoch = *epoch;
+                self.identity.opening = Some(*opening);
                 self.changes.identity();
             }
             Record::Ledger(ledger_id) => {
@@ -245,6 +265,7 @@ impl Retained {
                 aside,
                 outcome,
             } => self.recall(request, aside.as_ref(), outcome.as_ref()),
+            Record::Reopened { record, aside } => self.reopen(record, aside),
             Record::PeginRecalled { outpoint, at } => self.note_answered(*outpoint, *at),
             Record::Reconciled { held } => self.reconciled(held),
             Record::Appended(entry) => self.append(entry),
@@ -276,7 +297,16 @@ impl Retained {
                 self.change_open(request_id, |standing| {
                     *standing.cancel = Some(Cancel {
                         reason: *reason,
-                        sequence: *sequence,
+                        sequence: Some(*sequence),
+                    });
+                    standing.progress.deadline_passed |= *reason == CancelReason::Deadline;
+                });
+            }
+            Record::GivenUp { request_id, reason } => {
+                self.change_open(request_id, |standing| {
+                    standing.cancel.get_or_insert(Cancel {
+                        reason: *reason,
+                        sequence: None,
                     });
                     standing.progress.deadline_passed |= *reason == CancelReason::Deadline;
                 });
@@ -386,6 +416,28 @@ impl Retained {
         });
     }
 
+    /// Takes a request back that was settled as unsent, and was sent.
+    fn reopen(&mut self, record: &RequestRecord, aside: &Entry) {
+        let request_id = &record.request.request_id;
+        if !self.requests.contains_key(request_id) {
+            self.note_payers(&record.request);
+        }
+        self.open.insert(record.number, request_id.clone());
+        self.changes.reopened(record.number, request_id);
+        let reopened = RequestRecord {
+            request: OpenRequest {
+                sequence: 0,
+                ..record.request.clone()
+            },
+            sent_before: true,
+            aside: Some(aside.clone()),
+            recalled: true,
+            standing: Standing::opened(),
+            ..record.clone()
+        };
+        self.requests.insert(request_id.clone(), reopened);
+    }
+
     /// Takes in a new request under the next number.
     fn take_in(&mut self, record: RequestRecord) {
         self.next_request = record.number + 1;
@@ -476,8 +528,8 @@ impl Retained {
         // answer may come before its question.
         self.withdraw(Lane::Signing, sequence);
         self.answered(Lane::Signing, sequence);
-        if let Some(cancel) = cancel {
-            self.answered(Lane::Signing, cancel.sequence);
+        if let Some(sequence) = cancel.and_then(|cancel| cancel.sequence) {
+            self.answered(Lane::Signing, sequence);
         }
     }
 

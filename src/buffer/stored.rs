@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     message::{
-        BurnId, CancelReason, FailureCode, Lane, LedgerId, MessageId, OccurrenceId, OutboxId,
-        Outcome, Progress, wire,
+        BurnId, CancelReason, FailureCode, Lane, LedgerId, MessageId, OccurrenceId, OpeningId,
+        OutboxId, Outcome, Progress, wire,
     },
     proto,
     telemetry::TraceContext,
@@ -68,6 +68,8 @@ struct StoredIdentity {
     /// 0 for none, else 1 + the standing's place in [`RESTORATIONS`].
     #[prost(uint32, tag = "8")]
     restoration: u32,
+    #[prost(bytes = "vec", optional, tag = "9")]
+    opening: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -189,6 +191,7 @@ struct StoredOpen {
     /// 0 for none, else 1 + the reason's place in [`CANCEL_REASONS`].
     #[prost(uint32, tag = "5")]
     cancel_reason: u32,
+    /// 0 while it waits.
     #[prost(uint64, tag = "6")]
     cancel_sequence: u64,
     #[prost(string, optional, tag = "7")]
@@ -257,7 +260,7 @@ fn at_place<T: Copy>(values: &[T], place: u32) -> Option<T> {
     values.get(place).copied()
 }
 
-/// Microseconds since the Unix epoch; what a journal keeps is never older.
+/// Microseconds since the Unix epoch; what is stored is never older.
 fn micros(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
@@ -304,6 +307,7 @@ impl From<&Identity> for StoredIdentity {
     fn from(identity: &Identity) -> Self {
         Self {
             outbox_id: identity.outbox_id.to_bytes().to_vec(),
+            opening: identity.opening.map(|id| id.to_bytes().to_vec()),
             epoch: identity.epoch,
             ledger_id: identity.ledger_id.map(|id| id.to_bytes().to_vec()),
             adoptions: identity.adoptions,
@@ -321,9 +325,11 @@ impl TryFrom<StoredIdentity> for Identity {
     fn try_from(form: StoredIdentity) -> Result<Self, String> {
         let ledger_id = form.ledger_id.map(|id| LedgerId::from_slice(&id));
         let restored_by = form.restored_by.map(|id| Uuid::from_slice(&id));
+        let opening = form.opening.map(|id| OpeningId::from_slice(&id));
         Ok(Self {
             outbox_id: OutboxId::from_slice(&form.outbox_id).map_err(text)?,
             epoch: form.epoch,
+            opening: opening.transpose().map_err(text)?,
             ledger_id: ledger_id.transpose().map_err(text)?,
             adoptions: form.adoptions,
             reconciling: form.reconciling,
@@ -454,7 +460,7 @@ impl From<&RequestRecord> for StoredRequest {
                         required,
                         deadline_passed: progress.deadline_passed,
                         cancel_reason: cancel.as_ref().map_or(0, reason),
-                        cancel_sequence: cancel.map_or(0, |cancel| cancel.sequence),
+                        cancel_sequence: cancel.and_then(|cancel| cancel.sequence).unwrap_or(0),
                         parked: parked.clone(),
                     })
                 }
@@ -504,7 +510,7 @@ impl TryFrom<StoredRequest> for RequestRecord {
                         },
                         cancel: reason.map(|reason| Cancel {
                             reason,
-                            sequence: open.cancel_sequence,
+                            sequence: Some(open.cancel_sequence).filter(|sequence| *sequence > 0),
                         }),
                         parked: open.parked,
                     }

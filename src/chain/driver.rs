@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     bridge::PegoutCompleted,
-    storage::{Generation, HashKey, Snapshot, Store, StoreError, StoreEvent, User},
+    storage::{Generation, HashKey, LookUp, Snapshot, Store, StoreError, StoreEvent, User},
 };
 
 /// The chain's name among the users of a store.
@@ -179,7 +179,7 @@ impl State {
         let Some(generation) = self.staging.open_in() else {
             return;
         };
-        let Some((number, asked)) = self.staging.payments().ask() else {
+        let Some((look_up, asked)) = self.staging.payments().ask() else {
             return;
         };
         let shared = Weak::clone(shared);
@@ -187,7 +187,7 @@ impl State {
             generation,
             false,
             move |rows| asked.iter().map(|asked| rows.concerning(asked)).collect(),
-            move |found| looked_up(&shared, generation, number, found),
+            move |found| looked_up(&shared, generation, look_up, found),
         );
     }
 
@@ -205,14 +205,14 @@ impl State {
     fn judge_notes(
         &mut self,
         generation: Generation,
-        number: u64,
+        look_up: LookUp,
         found: Result<Vec<Found>, StoreError>,
     ) -> Told {
         let mut told = Told::default();
         if self.staging.open_in() != Some(generation) {
             return told;
         }
-        let asked = self.staging.payments().answered(number);
+        let asked = self.staging.payments().answered(look_up);
         let Self { user, staging } = self;
         match (found, user) {
             (Ok(found), Some(user)) => {
@@ -279,12 +279,12 @@ fn loaded(shared: &Weak<Shared>, generation: Generation, result: Result<Loaded, 
 fn looked_up(
     shared: &Weak<Shared>,
     generation: Generation,
-    number: u64,
+    look_up: LookUp,
     found: Result<Vec<Found>, StoreError>,
 ) {
     act(shared, |shared| {
         let mut state = shared.lock();
-        let told = state.judge_notes(generation, number, found);
+        let told = state.judge_notes(generation, look_up, found);
         state.proceed(&Arc::downgrade(shared));
         told
     });

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{
     bridge::PegoutCompleted,
     message::{BurnId, RequestId},
-    storage::{Leaving, StoreError, Waiting},
+    storage::{Leaving, LookUp, StoreError, Waiting},
 };
 
 /// Why a completed peg-out is not noted.
@@ -110,15 +110,15 @@ impl<A> Payments<A> {
         self.waiting.iter().count()
     }
 
-    /// What is to be looked up next, and the look-up's number; nothing while one is under way.
-    pub(super) fn ask(&mut self) -> Option<(u64, Vec<PegoutCompleted>)> {
-        let (number, asked) = self.waiting.ask()?;
+    /// What is to be looked up next, and the look-up's name; nothing while one is under way.
+    pub(super) fn ask(&mut self) -> Option<(LookUp, Vec<PegoutCompleted>)> {
+        let (look_up, asked) = self.waiting.ask()?;
         let asked = asked.iter().map(|((completed, _), _)| completed.clone());
-        Some((number, asked.collect()))
+        Some((look_up, asked.collect()))
     }
 
     /// Those that the look-up was for, in order; to be judged before anything else happens.
-    pub(super) fn answered(&mut self, look_up: u64) -> Vec<(PegoutCompleted, A)> {
+    pub(super) fn answered(&mut self, look_up: LookUp) -> Vec<(PegoutCompleted, A)> {
         self.waiting.answered(look_up)
     }
 

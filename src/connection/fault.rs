@@ -8,7 +8,7 @@ use super::line::Registered;
 use crate::{
     buffer::ResumeFault,
     config::ConfigFault,
-    message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane, OutboxId},
+    message::{GovernanceError, GovernanceErrorCode, InvalidMessage, Lane, OpeningId, OutboxId},
 };
 
 /// Why an attempt or a session ended.
@@ -92,7 +92,7 @@ pub enum SessionFault {
     },
     /// Governance has seen more of our store than it knows of itself.
     #[error(
-        "this store is in epoch {ours}, and governance saw epoch {highest} of it: it is an older copy, or another instance runs on one; stop the node, see that no other one runs, and `governance-stream restore --in-place`; never only raise its epoch"
+        "this store is in epoch {ours}, and governance saw epoch {highest} of it, in which it registered itself: it is an older copy; stop the node, see that no other one runs, and `governance-stream restore --in-place`; never only raise its epoch"
     )]
     RolledBack {
         /// The epoch that we registered with.
@@ -100,12 +100,22 @@ pub enum SessionFault {
         /// The highest epoch that governance saw.
         highest: u64,
     },
+    /// Governance serves another process that has our store.
+    #[error(
+        "another process ({opening}) has registered this store in epoch {highest}: a copy of this node runs elsewhere, or this directory was put back; stop the other one, or take this one out of use, then `governance-stream resume`; if the directory was put back, `governance-stream restore --in-place`"
+    )]
+    Copied {
+        /// The epoch in which it did.
+        highest: u64,
+        /// Names what that process does with the store.
+        opening: OpeningId,
+    },
     /// The two records do not fit.
     #[error("{0}")]
     Resume(ResumeFault),
-    /// Our journal has failed.
-    #[error("the journal has failed; the session ends, and begins again when it is back")]
-    Journal,
+    /// Our store has failed.
+    #[error("the store has failed; the session ends, and begins again when it is back")]
+    Store,
     /// The transport takes frames slower than they come.
     #[error("the transport did not take {0} frames that wait for it")]
     Congested(usize),
@@ -171,16 +181,24 @@ impl SessionFault {
         let Some(Registered {
             epoch: ours,
             outbox_id,
+            opening,
+            opened_before,
             ..
         }) = registered
         else {
             return Self::Refused(error);
         };
-        match (error.code, error.highest_epoch) {
-            (UnknownOutbox, _) => Self::StoreLost { outbox_id },
-            (OutboxRetired, _) => Self::Retired { outbox_id },
-            // In the middle of a session a higher epoch is that of whoever took over.
-            (Fenced, Some(highest)) if phase == Phase::Registering && highest >= ours => {
+        let theirs = error.highest_opening;
+        let is_known = theirs.is_none_or(|it| it == opening || opened_before == Some(it));
+        match (error.code, error.highest_epoch, theirs) {
+            (UnknownOutbox, ..) => Self::StoreLost { outbox_id },
+            (OutboxRetired, ..) => Self::Retired { outbox_id },
+            (Fenced, Some(highest), Some(opening)) if highest >= ours && !is_known => {
+                Self::Copied { highest, opening }
+            }
+            // This store used that epoch, and does not know it any more. In the middle of a session a
+            // higher epoch of our own is that of a session that was to take over.
+            (Fenced, Some(highest), _) if phase == Phase::Registering && highest >= ours => {
                 Self::RolledBack { ours, highest }
             }
             _ => Self::Refused(error),
@@ -216,8 +234,13 @@ impl SessionFault {
             Self::StoreLost { .. }
             | Self::Retired { .. }
             | Self::RolledBack { .. }
+            | Self::Copied { .. }
             | Self::Resume(
-                ResumeFault::Forked { .. } | ResumeFault::RolledBack { .. } | ResumeFault::WentBack,
+                ResumeFault::Forked { .. }
+                | ResumeFault::RolledBack { .. }
+                | ResumeFault::Unhandled { .. }
+                | ResumeFault::NeverMade { .. }
+                | ResumeFault::WentBack,
             ) => Remedy::Quarantine,
             Self::Unreachable(_)
             | Self::TooSlow { .. }
@@ -228,7 +251,7 @@ impl SessionFault {
             | Self::Stalled { .. }
             | Self::Protocol(_)
             | Self::Excess(_)
-            | Self::Journal
+            | Self::Store
             | Self::Congested(_)
             | Self::Buffer { .. }
             | Self::Starting => Remedy::BackOff,
@@ -238,14 +261,19 @@ impl SessionFault {
     /// Whose fault it is.
     pub(super) fn blame(&self) -> Blame {
         match self {
-            Self::Journal
+            Self::Store
             | Self::Buffer { .. }
             | Self::Starting
             | Self::StoreLost { .. }
             | Self::Retired { .. }
             | Self::RolledBack { .. }
+            | Self::Copied { .. }
             | Self::Resume(
-                ResumeFault::Adopted | ResumeFault::Restored { .. } | ResumeFault::WentBack,
+                ResumeFault::Adopted
+                | ResumeFault::Restored { .. }
+                | ResumeFault::RolledBack { .. }
+                | ResumeFault::Unhandled { .. }
+                | ResumeFault::WentBack,
             ) => Blame::Ourselves,
             // It has been given its time already.
             Self::TooSlow { .. }
@@ -300,8 +328,9 @@ impl SessionFault {
             Self::StoreLost { .. } => "store_lost",
             Self::Retired { .. } => "outbox_retired",
             Self::RolledBack { .. } => "store_rolled_back",
+            Self::Copied { .. } => "fenced",
             Self::Resume(_) => "resume",
-            Self::Journal => "journal",
+            Self::Store => "store",
             Self::Congested(_) => "congested",
             Self::Buffer { .. } => "buffer",
             Self::Starting => "starting",

@@ -362,7 +362,7 @@ impl ConnectionState {
                 Ok(Ok(meaning)) => match handled(meaning).await {
                     Ok(CallResult::Success(())) => Ok(()),
                     _ => Err(
-                        "it was handled, but the journal did not say so; it may come again"
+                        "it was handled, but the store did not say so; it may come again"
                             .to_owned(),
                     ),
                 },

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{ConnectionConfig, Endpoint},
-    message::{Limits, OutboxId},
+    message::{Limits, OpeningId, OutboxId},
     pace::Pace,
     proto,
 };
@@ -32,6 +32,10 @@ const IDLE_BURST: Duration = Duration::from_secs(1);
 pub(super) struct Registered {
     pub epoch: u64,
     pub outbox_id: OutboxId,
+    /// Names what this process does with it.
+    pub opening: OpeningId,
+    /// The opening that registered last before this one.
+    pub opened_before: Option<OpeningId>,
     /// Whether it has yet to reconcile as a restored one.
     pub restored: bool,
 }

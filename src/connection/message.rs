@@ -59,7 +59,7 @@ pub(crate) enum ConnectionMessage {
     HandOn { epoch: u64, recalled: Vec<Recalled> },
     /// What was recalled so far is committed, and so is what it means.
     Recalled { epoch: u64 },
-    /// The journal has failed: the session rests on what may not be there.
+    /// The store has failed: the session rests on what may not be there.
     StoreFailed { epoch: u64 },
     /// Governance acknowledged what was never sent.
     AcknowledgedTooMuch {
@@ -113,6 +113,6 @@ pub(crate) enum ConnectionMessage {
 pub(crate) struct Generation {
     /// Ledgers adopted before it: its sequences are of the last one.
     pub adoptions: u64,
-    /// Loads of the journal before it: what it holds for handled was handled since the last one.
+    /// Loads of the store before it: what it holds for handled was handled since the last one.
     pub loads: u64,
 }

@@ -269,7 +269,7 @@ impl ConnectionState {
             ConnectionMessage::HandOn { epoch, recalled } => self.hand_on(epoch, recalled),
             ConnectionMessage::Recalled { epoch } => self.recalled(epoch)?,
             ConnectionMessage::StoreFailed { epoch } => {
-                self.end_epoch(epoch, SessionFault::Journal)?;
+                self.end_epoch(epoch, SessionFault::Store)?;
             }
             ConnectionMessage::AcknowledgedTooMuch {
                 epoch,
@@ -361,8 +361,12 @@ impl ConnectionState {
     }
 
     fn end(&mut self, dial: u64, fault: SessionFault) -> Result<(), ImpossibleEvent> {
-        if matches!(fault, SessionFault::RolledBack { .. }) {
-            self.tell_buffer(BufferMessage::WentBack);
+        match &fault {
+            SessionFault::RolledBack { .. } => self.tell_buffer(BufferMessage::WentBack),
+            SessionFault::Copied { highest, .. } => {
+                self.tell_buffer(BufferMessage::Fenced { epoch: *highest });
+            }
+            _ => {}
         }
         self.happen(Event::Ended { dial, fault })
     }

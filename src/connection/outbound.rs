@@ -60,6 +60,8 @@ impl ConnectionState {
             line.registration = Some(Registered {
                 epoch: facts.epoch,
                 outbox_id: facts.outbox_id,
+                opening: facts.opening,
+                opened_before: facts.opened_before,
                 restored: facts.restored,
             });
             // The queue is new and empty. The call is opened when the registration is in it: some
@@ -104,6 +106,7 @@ impl ConnectionState {
             network: wire::network_to_wire(node.network).into(),
             federation_version: self.args.federation_version.get(),
             restored: facts.restored,
+            opening_id: facts.opening.to_bytes().to_vec().into(),
         }
     }
 

@@ -141,6 +141,11 @@ uuid_id!(
     OutboxId, "outbox_id", new_v4
 );
 uuid_id!(
+    /// Names what one process does with a store, from its opening on: two processes that have the same
+    /// store, a copy among them, are told apart by it.
+    OpeningId, "opening_id", new_v4
+);
+uuid_id!(
     /// Names what a message of governance tells: it stays the same when that is sent again under
     /// another sequence, message id, outbox or ledger.
     OccurrenceId, "occurrence_id", new_v4

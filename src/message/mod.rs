@@ -27,8 +27,8 @@ pub use federation::{
     Approval, FederationMember, FederationUpdate, FederationUpdateAck, FederationUpdateKind,
 };
 pub use identity::{
-    ChainId, LedgerId, MemberId, MessageId, NodeId, OccurrenceId, OutboxId, ProposalId, RequestId,
-    SessionId,
+    ChainId, LedgerId, MemberId, MessageId, NodeId, OccurrenceId, OpeningId, OutboxId, ProposalId,
+    RequestId, SessionId,
 };
 pub use invalid::InvalidMessage;
 pub use lane::{Lane, PerLane};

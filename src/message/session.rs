@@ -2,7 +2,9 @@
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
-use super::{InvalidMessage, Lane, LedgerId, MessageId, NodeId, PerLane, RequestId, SessionId};
+use super::{
+    InvalidMessage, Lane, LedgerId, MessageId, NodeId, OpeningId, PerLane, RequestId, SessionId,
+};
 use crate::proto;
 
 /// Every message that this node can accept fits into so much: a governance that takes less would
@@ -102,6 +104,8 @@ pub struct GovernanceError {
     pub retry_after: Option<Duration>,
     /// The highest epoch that was seen of this store, where that is what is wrong.
     pub highest_epoch: Option<u64>,
+    /// The opening of the store that registered in it.
+    pub highest_opening: Option<OpeningId>,
 }
 
 impl fmt::Display for GovernanceError {
@@ -363,6 +367,7 @@ impl From<proto::Error> for GovernanceError {
             retry_after: Some(Duration::from_millis(wire.retry_after_ms))
                 .filter(|pause| !pause.is_zero()),
             highest_epoch: Some(wire.highest_epoch).filter(|epoch| *epoch > 0),
+            highest_opening: OpeningId::from_slice(&wire.highest_opening_id).ok(),
         }
     }
 }
@@ -413,7 +418,7 @@ mod tests {
                 highest_epoch: wire,
                 ..Default::default()
             });
-            assert_eq!(error.highest_epoch, read);
+            assert_eq!((error.highest_epoch, error.highest_opening), (read, None));
         }
     }
 

@@ -137,14 +137,19 @@ impl LaneRecord {
 
     /// Begins a session with what the node says of this lane.
     pub(super) fn resume(&mut self, theirs: &proto::LaneState) -> Result<(), String> {
-        let ours = self.next_expected();
+        let (ours, first) = (self.next_expected(), self.acknowledged + 1);
+        if theirs.next_new < ours || theirs.next_expected < first {
+            // Its history went back. It is the node's to see that: it sends nothing then.
+            self.begin(theirs);
+            return Ok(());
+        }
         if !(theirs.first_retained..=theirs.next_new).contains(&ours) {
             return Err(format!(
                 "we expect {ours}, the node has {} to {}",
                 theirs.first_retained, theirs.next_new
             ));
         }
-        let (first, next) = (self.acknowledged + 1, self.last_queued + 1);
+        let next = self.last_queued + 1;
         if !(first..=next).contains(&theirs.next_expected) {
             return Err(format!(
                 "the node expects {}, we have {first} to {next}",

@@ -41,8 +41,8 @@ pub enum What {
     #[prost(bytes = "vec", tag = "3")]
     Met(Vec<u8>),
     /// A session of this epoch, of the outbox that came last, was accepted.
-    #[prost(uint64, tag = "4")]
-    Session(u64),
+    #[prost(message, tag = "4")]
+    Session(Begun),
     /// A message of the node was accepted.
     #[prost(message, tag = "5")]
     Arrived(proto::SequencedMessage),
@@ -70,6 +70,17 @@ pub enum What {
     /// The store of this outbox has reconciled as a restored one.
     #[prost(bytes = "vec", tag = "13")]
     Reconciled(Vec<u8>),
+}
+
+/// A session, as it was registered.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Begun {
+    /// Its epoch.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Names what the node's process does with its store.
+    #[prost(bytes = "vec", tag = "2")]
+    pub opening_id: Vec<u8>,
 }
 
 /// A change of the federation, as it was planned.
@@ -228,7 +239,10 @@ mod tests {
     fn fact(epoch: u64) -> Fact {
         Fact {
             node_id: "node-1".to_owned(),
-            what: Some(What::Session(epoch)),
+            what: Some(What::Session(Begun {
+                epoch,
+                opening_id: vec![1; 16],
+            })),
         }
     }
 

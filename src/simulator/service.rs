@@ -209,12 +209,9 @@ impl Endpoint {
                     let status = Status::unauthenticated("the token is no longer taken");
                     return End::Broken(status);
                 }
-                Standing::Fenced(highest_epoch) => {
+                Standing::Fenced => {
                     let newer = "a newer session of this node took over";
-                    return End::Refused(proto::Error {
-                        highest_epoch,
-                        ..refusal(proto::ErrorCode::Fenced, newer)
-                    });
+                    return End::Refused(self.shared.read().fenced(&key.0, newer));
                 }
                 Standing::Retired => {
                     let later = "a later store of this node was permitted";

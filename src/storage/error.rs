@@ -155,6 +155,16 @@ pub enum StoreError {
         /// Why the last commit, or the last attempt to open it, failed.
         fault: Box<Self>,
     },
+    /// As many reads as may wait do so already.
+    #[error(
+        "store `{place}`: {waiting} reads wait for it already; ask again later, and look at its disk if this lasts"
+    )]
+    Busy {
+        /// Where it is.
+        place: String,
+        /// How many wait.
+        waiting: usize,
+    },
     /// It is closed.
     #[error("store `{place}` is closed")]
     Closed {
@@ -165,7 +175,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Every value of [`name`](Self::name).
-    pub(super) const NAMES: [&'static str; 16] = [
+    pub(super) const NAMES: [&'static str; 17] = [
         "absent",
         "occupied",
         "held",
@@ -181,6 +191,7 @@ impl StoreError {
         "hung",
         "ended",
         "reopening",
+        "busy",
         "closed",
     ];
 
@@ -212,6 +223,7 @@ impl StoreError {
             Self::Hung { .. } => "hung",
             Self::Ended => "ended",
             Self::Reopening { .. } => "reopening",
+            Self::Busy { .. } => "busy",
             Self::Closed { .. } => "closed",
         }
     }

@@ -80,4 +80,4 @@ pub use sidecar::Backup;
 pub use store::{Store, WeakStore};
 pub use upkeep::LastUpkeep;
 pub use user::{Generation, StoreEvent, Ticket, User};
-pub use waiting::{Leaving, Waiting, WithKeys};
+pub use waiting::{Leaving, LookUp, Waiting, WithKeys};

@@ -13,11 +13,14 @@ use super::{
     error::StoreError,
     metrics::Operation,
     shared::Shared,
-    user::{Generation, Who},
+    user::{Generation, VIEWER, Who},
 };
 
 /// How often what the engine takes up is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Most reads that wait of whoever is no user of the store. A user bounds its own.
+pub(super) const MOST_VIEWS: usize = 256;
 
 /// Which threads do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,12 @@ impl ReadJob {
         }
     }
 
+    /// It is not read.
+    pub(super) fn refuse(self, fault: StoreError) {
+        // Whoever asked is told; nothing is wrong with the store.
+        let _ = self.run(Err(fault));
+    }
+
     /// Reads, and answers; what was wrong.
     fn run(self, snapshot: Snapshotted) -> Option<StoreError> {
         (self.run)(snapshot)
@@ -83,8 +92,16 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn push(&mut self, job: ReadJob) {
+    /// # Errors
+    ///
+    /// The job, when it is a viewer's, and as many as may wait do so already.
+    pub(super) fn push(&mut self, job: ReadJob) -> Result<(), ReadJob> {
+        let views = || self.queued.iter().filter(|job| job.who == VIEWER).count();
+        if job.who == VIEWER && views() >= MOST_VIEWS {
+            return Err(job);
+        }
         self.queued.push_back(job);
+        Ok(())
     }
 
     /// The next job, and the number that it is under way with.

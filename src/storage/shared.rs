@@ -19,7 +19,7 @@ use super::{
     opening::Opening,
     owner::{Restored, StoreIdentity},
     queue::{Act, GROUP_BYTES, Queue},
-    reader::{Pool, ReadJob, Readings},
+    reader::{MOST_VIEWS, Pool, ReadJob, Readings},
     threads::Threads,
     upkeep::Upkeep,
     user::{Generation, StoreEvent, Ticket, User, Who},
@@ -408,8 +408,14 @@ impl Shared {
     }
 
     pub(super) fn read(&self, pool: Pool, job: ReadJob) {
-        self.lock().reading.of(pool).push(job);
-        self.wakes(pool).notify_one();
+        let pushed = self.lock().reading.of(pool).push(job);
+        match pushed {
+            Ok(()) => self.wakes(pool).notify_one(),
+            Err(job) => job.refuse(StoreError::Busy {
+                place: self.place.clone(),
+                waiting: MOST_VIEWS,
+            }),
+        }
     }
 
     pub(super) fn waiting_for(&self, who: Who) -> Duration {

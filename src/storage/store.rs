@@ -26,7 +26,7 @@ use super::{
     sidecar::Unfinished,
     threads::{Threads, spawn},
     upkeep::Upkeep,
-    user::{Generation, StoreEvent, User, Who},
+    user::{Generation, StoreEvent, User, VIEWER},
     writer,
 };
 
@@ -34,12 +34,6 @@ use super::{
 const END_DEADLINE: Duration = Duration::from_secs(2);
 /// Threads that look things up.
 const LOOK_UP_THREADS: usize = 2;
-
-/// Whoever reads without being a user.
-const VIEWER: Who = Who {
-    id: 0,
-    name: "viewer",
-};
 
 /// An open store. Clones are the same store; it closes when the last of them, and the last of its
 /// users, is dropped: what was handed in is committed first, unless it fails. Whoever drops the last
@@ -287,7 +281,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When it is closed, `Ended` when it failed meanwhile, or when `read` fails.
+    /// When it is closed, `Ended` when it failed meanwhile, `Busy` at once when too many reads wait, or
+    /// when `read` fails.
     pub async fn view<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn Snapshot) -> Result<T, StoreError> + Send + 'static,

@@ -42,6 +42,12 @@ pub(super) struct Who {
     pub(super) name: &'static str,
 }
 
+/// Whoever reads without being a user.
+pub(super) const VIEWER: Who = Who {
+    id: 0,
+    name: "viewer",
+};
+
 /// A registration with the store. It ends when it is dropped; what was handed in before is still
 /// committed.
 pub struct User {

@@ -13,10 +13,24 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// An input, and the keys that it is looked up by.
 pub type WithKeys<I, K> = (I, Vec<K>);
+
+/// Names one look-up, for the life of the process: the answer to another one, of an earlier state of
+/// whoever asks, is never taken for its.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LookUp(u64);
+
+impl LookUp {
+    /// The next one.
+    fn begin() -> Self {
+        static BEGUN: AtomicU64 = AtomicU64::new(0);
+        Self(BEGUN.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// Inputs that wait for look-ups, in order. One look-up is under way at a time; everything that
 /// came meanwhile is the next one.
@@ -25,8 +39,7 @@ pub struct Waiting<I, K> {
     keys: HashMap<K, usize>,
     asked: Vec<WithKeys<I, K>>,
     next: Vec<WithKeys<I, K>>,
-    under_way: Option<u64>,
-    last: u64,
+    under_way: Option<LookUp>,
 }
 
 impl<I, K> Default for Waiting<I, K> {
@@ -36,7 +49,6 @@ impl<I, K> Default for Waiting<I, K> {
             asked: Vec::new(),
             next: Vec::new(),
             under_way: None,
-            last: 0,
         }
     }
 }
@@ -56,27 +68,27 @@ impl<I, K: Hash + Eq + Clone> Waiting<I, K> {
         self.next.push((input, keys));
     }
 
-    /// The inputs and keys of the next look-up, with its number; nothing while one is under way, or
+    /// The inputs and keys of the next look-up, with its name; nothing while one is under way, or
     /// when nothing waits.
-    pub fn ask(&mut self) -> Option<(u64, &[WithKeys<I, K>])> {
+    pub fn ask(&mut self) -> Option<(LookUp, &[WithKeys<I, K>])> {
         if self.under_way.is_some() || self.next.is_empty() {
             return None;
         }
-        self.last += 1;
-        self.under_way = Some(self.last);
+        let look_up = LookUp::begin();
+        self.under_way = Some(look_up);
         self.asked = std::mem::take(&mut self.next);
-        Some((self.last, &self.asked))
+        Some((look_up, &self.asked))
     }
 
     /// The look-up that is under way.
     #[must_use]
-    pub fn under_way(&self) -> Option<u64> {
+    pub fn under_way(&self) -> Option<LookUp> {
         self.under_way
     }
 
-    /// The look-up of this number is answered: its inputs, in order. Nothing for another one.
-    pub fn answered(&mut self, number: u64) -> Vec<I> {
-        if self.under_way != Some(number) {
+    /// This look-up is answered: its inputs, in order. Nothing for another one.
+    pub fn answered(&mut self, look_up: LookUp) -> Vec<I> {
+        if self.under_way != Some(look_up) {
             return Vec::new();
         }
         self.under_way = None;
@@ -130,7 +142,7 @@ impl<I, K: Hash + Eq + Clone> Waiting<I, K> {
 /// Rows whose commit is confirmed, and which leave memory when the look-up that was under way then
 /// has been answered.
 #[derive(Debug)]
-pub struct Leaving<R>(VecDeque<(u64, R)>);
+pub struct Leaving<R>(VecDeque<(Option<LookUp>, R)>);
 
 impl<R> Default for Leaving<R> {
     fn default() -> Self {
@@ -140,15 +152,15 @@ impl<R> Default for Leaving<R> {
 
 impl<R> Leaving<R> {
     /// A row's commit is confirmed while this look-up is under way.
-    pub fn push(&mut self, under_way: Option<u64>, row: R) {
-        self.0.push_back((under_way.unwrap_or(0), row));
+    pub fn push(&mut self, under_way: Option<LookUp>, row: R) {
+        self.0.push_back((under_way, row));
     }
 
     /// The rows that may leave now.
-    pub fn due(&mut self, under_way: Option<u64>) -> Vec<R> {
+    pub fn due(&mut self, under_way: Option<LookUp>) -> Vec<R> {
         let mut due = Vec::new();
-        let first = under_way.unwrap_or(u64::MAX);
-        while let Some((_, row)) = self.0.pop_front_if(|(after, _)| *after < first) {
+        let is_due = |after: Option<LookUp>| under_way.is_none_or(|first| after < Some(first));
+        while let Some((_, row)) = self.0.pop_front_if(|(after, _)| is_due(*after)) {
             due.push(row);
         }
         due
@@ -170,35 +182,48 @@ mod tests {
         assert!(!waiting.holds(&["a"]));
         waiting.push(1, vec!["a", "x"]);
         assert!(waiting.holds(&["b", "x"]));
-        assert_eq!(
-            waiting.ask().map(|(number, of)| (number, of.len())),
-            Some((1, 1))
-        );
+        let (first, of) = waiting.ask().expect("one waits");
+        assert_eq!(of.len(), 1);
         waiting.push(2, vec!["a"]);
         waiting.push(3, vec!["b"]);
         assert!(waiting.ask().is_none(), "one at a time");
-        assert!(waiting.answered(7).is_empty(), "another one's answer");
-        assert_eq!(waiting.answered(1), [1]);
+        assert!(
+            waiting.answered(LookUp::begin()).is_empty(),
+            "another one's answer"
+        );
+        assert_eq!(waiting.answered(first), [1]);
         assert!(waiting.holds(&["a"]), "the second one still waits");
         assert!(!waiting.holds(&["x"]));
-        assert_eq!(
-            waiting.ask().map(|(number, of)| (number, of.len())),
-            Some((2, 2))
-        );
+        let (second, of) = waiting.ask().expect("two wait");
+        assert_eq!(of.len(), 2);
         assert_eq!(waiting.clear(), [2, 3]);
         assert!(waiting.is_empty() && !waiting.holds(&["a"]));
-        assert!(waiting.answered(2).is_empty(), "it was cleared");
+        assert!(waiting.answered(second).is_empty(), "it was cleared");
+    }
+
+    #[test]
+    fn the_answer_to_an_earlier_state_is_never_taken_for_that_of_a_later_one() {
+        let mut earlier = Waiting::default();
+        earlier.push("what was asked before", vec!["a"]);
+        let (late, _) = earlier.ask().expect("one waits");
+        // What was known is read again, in the same generation.
+        let mut later = Waiting::default();
+        later.push("what is asked now", vec!["a"]);
+        let (current, _) = later.ask().expect("one waits");
+        assert!(later.answered(late).is_empty());
+        assert_eq!(later.answered(current), ["what is asked now"]);
     }
 
     #[test]
     fn a_row_leaves_when_the_look_up_that_could_not_see_it_is_answered() {
+        let (four, five) = (LookUp::begin(), LookUp::begin());
         let mut leaving = Leaving::default();
         leaving.push(None, "at once");
         assert_eq!(leaving.due(None), ["at once"]);
-        leaving.push(Some(4), "after four");
-        assert!(leaving.due(Some(4)).is_empty());
-        leaving.push(Some(5), "after five");
-        assert_eq!(leaving.due(Some(5)), ["after four"]);
+        leaving.push(Some(four), "after four");
+        assert!(leaving.due(Some(four)).is_empty());
+        leaving.push(Some(five), "after five");
+        assert_eq!(leaving.due(Some(five)), ["after four"]);
         assert_eq!(leaving.due(None), ["after five"]);
     }
 }

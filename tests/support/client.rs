@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use governance_stream::{
-    message::{OutboxId, SignatureRequest},
+    message::{OpeningId, OutboxId, SignatureRequest},
     proto::{
         self, Kind, Lane, stream_client::StreamClient, stream_request, stream_response::Control,
     },
@@ -25,6 +25,8 @@ const LANES: [Lane; 4] = [Lane::Signing, Lane::Federation, Lane::Pegin, Lane::Pr
 pub struct Store {
     pub outbox_id: OutboxId,
     pub epoch: u64,
+    /// Names the process that has it open.
+    pub opening_id: OpeningId,
     pub restored: bool,
     pub federation_version: u32,
     /// In each lane, the last sequence and message id that were received.
@@ -38,6 +40,7 @@ impl Store {
         Self {
             outbox_id: OutboxId::generate(),
             epoch: 0,
+            opening_id: OpeningId::generate(),
             restored,
             federation_version: 1,
             received: BTreeMap::new(),
@@ -68,6 +71,7 @@ impl Store {
             protocol_version: 1,
             outbox_id: self.outbox_id.to_bytes().to_vec().into(),
             epoch: self.epoch,
+            opening_id: self.opening_id.to_bytes().to_vec().into(),
             lanes: lanes.to_vec(),
             network: proto::BitcoinNetwork::Regtest.into(),
             federation_version: self.federation_version,

@@ -37,8 +37,8 @@ impl Walk<'_> {
             let Standing::Open { cancel, .. } = &record.standing else {
                 continue;
             };
-            let place = match cancel {
-                Some(cancel) => cancel.sequence,
+            let place = match cancel.and_then(|cancel| cancel.sequence) {
+                Some(place) => place,
                 // A marker has its place.
                 None if record.aside.is_some() || sequence == 0 => continue,
                 None => sequence,
@@ -188,7 +188,7 @@ impl Walk<'_> {
                 let record = open.get(id.as_str());
                 let places = record.map(|record| {
                     let cancel = match &record.standing {
-                        Standing::Open { cancel, .. } => cancel.map(|cancel| cancel.sequence),
+                        Standing::Open { cancel, .. } => cancel.and_then(|cancel| cancel.sequence),
                         Standing::Settled { .. } => None,
                     };
                     [Some(record.request.sequence), cancel]

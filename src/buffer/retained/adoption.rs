@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{Restoration, Retained, Standing};
+use super::{Cancel, Restoration, Retained, Standing};
 use crate::{
     buffer::record::{Entry, Expects},
     message::{Lane, LedgerId, OutboxId, RequestId},
@@ -13,8 +13,14 @@ use crate::{
 };
 
 impl Retained {
-    /// Governance has another ledger: it is told everything again that it may lack.
+    /// Governance has another ledger: it is told everything again that it may lack. The one before
+    /// can no longer confirm that this store is not an older copy: where it has not, what is open
+    /// may have been sent to it, and the new one is to recall what this store may lack.
     pub(super) fn adopt(&mut self, ledger_id: LedgerId) {
+        if !self.is_confirmed {
+            self.identity.restoration = Restoration::Reconciling;
+            self.mark_possibly_sent();
+        }
         self.identity.ledger_id = Some(ledger_id);
         self.renumber();
     }
@@ -87,14 +93,17 @@ impl Retained {
                         Standing::Open {
                             cancel: Some(cancel),
                             ..
-                        } if cancel.sequence == sequence => cancel.sequence = next_new,
+                        } if cancel.sequence == Some(sequence) => cancel.sequence = Some(next_new),
                         standing => {
                             record.sent_before |= sequence <= old.counters.sent_through;
                             record.request.sequence = next_new;
                             if matches!(
                                 standing,
                                 Standing::Open {
-                                    cancel: Some(_),
+                                    cancel: Some(Cancel {
+                                        sequence: Some(_),
+                                        ..
+                                    }),
                                     ..
                                 }
                             ) {

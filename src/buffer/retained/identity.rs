@@ -3,15 +3,17 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::message::{LedgerId, OutboxId};
+use crate::message::{LedgerId, OpeningId, OutboxId};
 
 /// What a stream knows of itself and of its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// Names this journal of messages.
+    /// Names this store for governance.
     pub outbox_id: OutboxId,
     /// The last session's epoch; 0 before the first.
     pub epoch: u64,
+    /// Who registered under it: what one process did with the store.
+    pub opening: Option<OpeningId>,
     /// Governance's ledger, once registered.
     pub ledger_id: Option<LedgerId>,
     /// Times that both directions began again from 1, with another ledger or another outbox:
@@ -50,6 +52,7 @@ impl Default for Identity {
         Self {
             outbox_id: OutboxId::generate(),
             epoch: 0,
+            opening: None,
             ledger_id: None,
             adoptions: 0,
             reconciling: false,

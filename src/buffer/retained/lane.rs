@@ -1,4 +1,4 @@
-//! One lane of a journal.
+//! One lane.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

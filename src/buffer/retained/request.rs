@@ -1,4 +1,4 @@
-//! One request of a journal.
+//! One request.
 
 use std::time::SystemTime;
 
@@ -54,8 +54,9 @@ pub enum Standing {
 pub struct Cancel {
     /// Why.
     pub reason: CancelReason,
-    /// Its message in the signing lane.
-    pub sequence: u64,
+    /// Its message in the signing lane. `None` while it waits: by this store's record the request was
+    /// never sent, but governance has not confirmed yet that this store is not an older copy.
+    pub sequence: Option<u64>,
 }
 
 impl Standing {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     buffer::ResumeFault,
     config::Endpoint,
-    message::{GovernanceError, GovernanceErrorCode, Lane, OutboxId},
+    message::{GovernanceError, GovernanceErrorCode, Lane, OpeningId, OutboxId},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -595,7 +595,7 @@ fn our_own_faults_are_not_held_against_an_endpoint() {
     for _ in 0..5 {
         run.connect();
         assert_eq!(run.target(), endpoint(1));
-        run.fail(SessionFault::Journal);
+        run.fail(SessionFault::Store);
     }
     assert_eq!(run.machine.endpoints.failures(&endpoint(1)), 0);
 }
@@ -610,6 +610,7 @@ fn each_fault_has_its_remedy() {
             request_id: None,
             retry_after,
             highest_epoch: None,
+            highest_opening: None,
         })
     };
     let status = |code| SessionFault::Status {
@@ -657,34 +658,63 @@ fn a_refusal_that_is_about_the_store_says_what_is_wrong_with_it() {
     use GovernanceErrorCode as Code;
     use Phase::{Live, Registering};
     let outbox_id = OutboxId::generate();
+    let (ours, before, other) = (
+        OpeningId::generate(),
+        OpeningId::generate(),
+        OpeningId::generate(),
+    );
     let registered = Registered {
         epoch: 4,
         outbox_id,
+        opening: ours,
+        opened_before: Some(before),
         restored: false,
     };
-    let error = |code, highest_epoch| GovernanceError {
+    let error = |code, highest_epoch, highest_opening| GovernanceError {
         code,
         message: String::new(),
         request_id: None,
         retry_after: None,
         highest_epoch,
+        highest_opening,
     };
     let rolled_back = |highest| SessionFault::RolledBack { ours: 4, highest };
+    let copied = |highest| SessionFault::Copied {
+        highest,
+        opening: other,
+    };
     let as_it_is = |error| SessionFault::Refused(error);
-    let unknown = error(Code::UnknownOutbox, None);
-    let retired = error(Code::OutboxRetired, None);
-    let fenced = |highest| error(Code::Fenced, highest);
+    let unknown = error(Code::UnknownOutbox, None, None);
+    let retired = error(Code::OutboxRetired, None, None);
+    let fenced = |highest, opening| error(Code::Fenced, highest, opening);
     for (refusal, phase, fault) in [
         (&unknown, Registering, SessionFault::StoreLost { outbox_id }),
         (&retired, Registering, SessionFault::Retired { outbox_id }),
         (&retired, Live, SessionFault::Retired { outbox_id }),
-        // A copy of this store was there before.
-        (&fenced(Some(9)), Registering, rolled_back(9)),
-        (&fenced(Some(4)), Registering, rolled_back(4)),
-        // A second instance took over.
-        (&fenced(Some(5)), Live, as_it_is(fenced(Some(5)))),
-        (&fenced(None), Registering, as_it_is(fenced(None))),
-        (&fenced(Some(3)), Registering, as_it_is(fenced(Some(3)))),
+        // This store itself was there before, in a state that is gone.
+        (&fenced(Some(9), Some(before)), Registering, rolled_back(9)),
+        (&fenced(Some(4), Some(ours)), Registering, rolled_back(4)),
+        (&fenced(Some(9), None), Registering, rolled_back(9)),
+        // Another process has it.
+        (&fenced(Some(9), Some(other)), Registering, copied(9)),
+        (&fenced(Some(4), Some(other)), Registering, copied(4)),
+        (&fenced(Some(5), Some(other)), Live, copied(5)),
+        // A session that was to take over was accepted.
+        (
+            &fenced(Some(5), Some(ours)),
+            Live,
+            as_it_is(fenced(Some(5), Some(ours))),
+        ),
+        (
+            &fenced(None, None),
+            Registering,
+            as_it_is(fenced(None, None)),
+        ),
+        (
+            &fenced(Some(3), Some(other)),
+            Registering,
+            as_it_is(fenced(Some(3), Some(other))),
+        ),
     ] {
         let judged = SessionFault::refused(refusal.clone(), Some(registered), phase);
         assert_eq!(judged, fault);
@@ -728,6 +758,7 @@ fn governances_word_on_when_to_come_back_is_kept() {
         request_id: None,
         retry_after: Some(25 * S),
         highest_epoch: None,
+        highest_opening: None,
     }));
     assert_eq!(run.pause(), 25 * S);
 }

@@ -13,7 +13,7 @@ impl Ledger {
         &mut self,
         registration: &proto::NodeRegistration,
     ) -> Result<Admitted, Refusal> {
-        use proto::ErrorCode::{Fenced, Internal, OutboxRetired, UnknownOutbox};
+        use proto::ErrorCode::{Internal, OutboxRetired, UnknownOutbox};
         let (node_id, epoch) = (&registration.node_id, registration.epoch);
         let outboxes = self.node(node_id).map(|node| &mut node.outboxes);
         let outboxes = outboxes.map_err(|gone| refusal(Internal, gone))?;
@@ -32,10 +32,9 @@ impl Ledger {
                 let later = "a later store of this node was permitted";
                 Err(refusal(OutboxRetired, later))
             }
-            Err(Refused::Fenced { highest }) => Err(proto::Error {
-                highest_epoch: highest,
-                ..refusal(Fenced, format!("epoch {highest} was seen, {epoch} came"))
-            }),
+            Err(Refused::Fenced { highest }) => {
+                Err(self.fenced(node_id, format!("epoch {highest} was seen, {epoch} came")))
+            }
         }
     }
 

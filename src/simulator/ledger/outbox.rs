@@ -24,6 +24,8 @@ struct Outbox {
     id: OutboxId,
     /// The highest that was seen.
     epoch: u64,
+    /// Who registered in it.
+    opening: Vec<u8>,
     /// How far it has reconciled as a restored store.
     recall: Recalling,
 }
@@ -65,6 +67,7 @@ impl Outboxes {
             current: Outbox {
                 id: first,
                 epoch: 0,
+                opening: Vec::new(),
                 recall: Recalling::Over,
             },
             permitted: None,
@@ -81,6 +84,11 @@ impl Outboxes {
     /// The highest epoch that was seen of it.
     pub(super) fn epoch(&self) -> u64 {
         self.current.epoch
+    }
+
+    /// What the process that registered in that epoch called itself.
+    pub(super) fn opening(&self) -> &[u8] {
+        &self.current.opening
     }
 
     /// Whether it is the only one that ever was.
@@ -153,13 +161,15 @@ impl Outboxes {
         self.current = Outbox {
             id: outbox_id,
             epoch: 0,
+            opening: Vec::new(),
             recall: Recalling::Due,
         };
     }
 
     /// A session of the outbox that came last is accepted.
-    pub(super) fn accepted(&mut self, epoch: u64) {
+    pub(super) fn accepted(&mut self, epoch: u64, opening: &[u8]) {
         self.current.epoch = epoch;
+        self.current.opening = opening.to_vec();
     }
 
     /// Whether the outbox that registers has to reconcile as a restored store first. One that was
@@ -202,7 +212,7 @@ mod tests {
         assert_eq!(outboxes.judge(SECOND, 1), Err(Refused::Unknown), "another");
         assert_eq!(outboxes.judge(THIRD, 1), Ok(Admitted::InItsPlace));
         outboxes.begin(THIRD.to_vec());
-        outboxes.accepted(1);
+        outboxes.accepted(1, &[9; 16]);
         assert_eq!(outboxes.permitted(), None);
         assert_eq!(outboxes.judge(THIRD, 2), Ok(Admitted::Again));
         assert_eq!(outboxes.judge(SECOND, 9), Err(Refused::Unknown));
@@ -212,7 +222,7 @@ mod tests {
     #[test]
     fn a_permission_retires_every_earlier_outbox_for_ever() {
         let mut outboxes = Outboxes::new(FIRST.to_vec());
-        outboxes.accepted(7);
+        outboxes.accepted(7, &[9; 16]);
         assert!(outboxes.permit(FIRST).is_err(), "it is served");
         outboxes.permit(SECOND).expect("new");
         assert!(outboxes.is_retired(), "before the new one has come");
@@ -232,14 +242,14 @@ mod tests {
     #[test]
     fn epochs_are_compared_within_one_outbox() {
         let mut outboxes = Outboxes::new(FIRST.to_vec());
-        outboxes.accepted(40);
+        outboxes.accepted(40, &[9; 16]);
         let fenced = Err(Refused::Fenced { highest: 40 });
         assert_eq!(outboxes.judge(FIRST, 40), fenced);
         assert_eq!(outboxes.judge(FIRST, 41), Ok(Admitted::Again));
         outboxes.permit(SECOND).expect("new");
         assert_eq!(outboxes.judge(SECOND, 1), Ok(Admitted::InItsPlace));
         outboxes.begin(SECOND.to_vec());
-        outboxes.accepted(1);
+        outboxes.accepted(1, &[9; 16]);
         assert_eq!(outboxes.judge(SECOND, 2), Ok(Admitted::Again));
     }
 

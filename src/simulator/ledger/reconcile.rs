@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use prost::{Message as _, bytes::Bytes};
 use tracing::Span;
 
-use super::{Answered, Ledger, Node, decode, queued};
+use super::{Answered, Ledger, Node, decode, queued, request::conflict};
 use crate::{
     proto::{self, Kind, stream_response::Control},
     simulator::{federation, record::What},
@@ -91,10 +91,23 @@ impl Ledger {
         exchange.page += 1;
         let (mut standings, mut again) = (Vec::new(), Vec::new());
         for asked in &page.open_requests {
+            let known = node.requests.get(&asked.request_id);
+            let other = known
+                .filter(|known| known.sent.is_some() && known.payload_hash != asked.payload_hash);
+            if let Some(other) = other {
+                // The one that has the id is not listed.
+                let conflict = conflict(&asked.request_id, other);
+                again.push(Answered::new(conflict.encode_to_vec()));
+                standings.push(proto::RequestStanding {
+                    request_id: asked.request_id.clone(),
+                    standing: Settled.into(),
+                });
+                continue;
+            }
             if !exchange.listed.insert(asked.request_id.clone()) {
                 return Err(format!("request {} is listed twice", asked.request_id));
             }
-            let standing = match node.requests.get(&asked.request_id) {
+            let standing = match known {
                 None => Unknown,
                 Some(known) => {
                     again.extend(known.answers.iter().cloned());

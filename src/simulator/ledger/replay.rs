@@ -73,9 +73,11 @@ impl Ledger {
                     }
                 }
             }
-            What::Session(epoch) => {
+            What::Session(begun) => {
                 self.registrations += 1;
-                self.node(node_id)?.outboxes.accepted(*epoch);
+                self.node(node_id)?
+                    .outboxes
+                    .accepted(begun.epoch, &begun.opening_id);
             }
             What::Permitted(outbox_id) => self.node(node_id)?.outboxes.permit(outbox_id)?,
             What::Reconciled(_) => self.node(node_id)?.outboxes.reconciled(),

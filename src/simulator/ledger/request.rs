@@ -86,10 +86,7 @@ impl Ledger {
                     self.duplicates += 1;
                     return Ok(());
                 }
-                _ => {
-                    response.status = SignatureStatus::Failed.into();
-                    response.failure_code = proto::FailureCode::Conflict.into();
-                }
+                _ => response = conflict(&request.request_id, known),
             }
             return self.respond(node_id, response);
         }
@@ -386,6 +383,16 @@ fn answer(
             let all = signed(SignatureStatus::Complete, quorum);
             vec![all.clone(), all]
         }
+    }
+}
+
+/// The answer to a request under an id that another one has. Nothing is known of what it asks for, so
+/// that signatures count as released.
+pub(super) fn conflict(request_id: &str, holder: &Request) -> proto::SignatureResponse {
+    proto::SignatureResponse {
+        failure_code: proto::FailureCode::Conflict.into(),
+        signatures_released: true,
+        ..response_to(request_id, holder, SignatureStatus::Failed)
     }
 }
 

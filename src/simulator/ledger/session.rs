@@ -9,7 +9,11 @@ use prost::Message as _;
 use tracing::Span;
 
 use super::{
-    Ledger, Node, Refusal, SessionKey, outbox::Admitted, queued, reconcile::Exchange, refusal,
+    Ledger, Node, Refusal, SessionKey,
+    outbox::{Admitted, Outboxes},
+    queued,
+    reconcile::Exchange,
+    refusal,
 };
 use crate::{
     proto,
@@ -18,7 +22,7 @@ use crate::{
         federation::wire_network,
         lane::{Arrival, LANES, lane_of},
         pace::Pace,
-        record::What,
+        record::{Begun, What},
     },
 };
 
@@ -65,8 +69,8 @@ pub(super) struct Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::simulator) enum Standing {
     Live,
-    /// Another session of the node took over; the epoch of that.
-    Fenced(u64),
+    /// Another session of the node took over.
+    Fenced,
     /// A later outbox of the node was permitted.
     Retired,
     /// A script ended it.
@@ -192,7 +196,8 @@ impl Ledger {
             }
         }
         let id = uuid::Uuid::new_v4().into_bytes();
-        node.outboxes.accepted(registration.epoch);
+        node.outboxes
+            .accepted(registration.epoch, &registration.opening_id);
         let recall_due = node.outboxes.recall_due(registration.restored);
         let new_node = node.outboxes.is_first();
         node.session = Some(Session {
@@ -211,7 +216,11 @@ impl Ledger {
         });
         let states = node.states(&self.config);
         self.registrations += 1;
-        self.note(node_id, What::Session(registration.epoch));
+        let begun = Begun {
+            epoch: registration.epoch,
+            opening_id: registration.opening_id.to_vec(),
+        };
+        self.note(node_id, What::Session(begun));
         let ack = proto::RegistrationAck {
             session_id: id.to_vec().into(),
             ledger_id: self.ledger_id.to_vec().into(),
@@ -240,8 +249,11 @@ impl Ledger {
         if bitcoin::secp256k1::PublicKey::from_slice(&registration.public_key).is_err() {
             return Err("public_key is no compressed point".to_owned());
         }
-        if registration.outbox_id.len() != 16 || registration.epoch == 0 {
-            return Err("outbox_id needs 16 bytes, epoch at least 1".to_owned());
+        if registration.outbox_id.len() != 16
+            || registration.opening_id.len() != 16
+            || registration.epoch == 0
+        {
+            return Err("outbox_id and opening_id need 16 bytes, epoch at least 1".to_owned());
         }
         let known = registration.known_ledger_id.as_ref();
         let met = self.nodes.contains_key(&registration.node_id);
@@ -282,10 +294,9 @@ impl Ledger {
     /// Whether a session is still the node's, and not cut by a script.
     pub(in crate::simulator) fn standing(&self, key: &SessionKey) -> Standing {
         let node = self.nodes.get(&key.0);
-        let highest = node.map_or(0, |node| node.outboxes.epoch());
         let retired = node.is_some_and(|node| node.outboxes.is_retired());
         match node.and_then(|node| node.session.as_ref()) {
-            Some(session) if session.id != key.1 => Standing::Fenced(highest),
+            Some(session) if session.id != key.1 => Standing::Fenced,
             Some(_) if retired => Standing::Retired,
             Some(session) if session.cut => Standing::Cut,
             Some(session) if session.revoked => Standing::Revoked,
@@ -293,7 +304,19 @@ impl Ledger {
             // The session is of a ledger that is no more.
             None if self.restored => Standing::Cut,
             None if retired => Standing::Retired,
-            None => Standing::Fenced(highest),
+            None => Standing::Fenced,
+        }
+    }
+
+    /// Refuses a session, or ends it, for the highest epoch that was seen of its node's outbox.
+    pub(in crate::simulator) fn fenced(&self, node_id: &str, why: impl Into<String>) -> Refusal {
+        let outboxes = self.nodes.get(node_id).map(|node| &node.outboxes);
+        proto::Error {
+            highest_epoch: outboxes.map_or(0, Outboxes::epoch),
+            highest_opening_id: outboxes
+                .map(|outboxes| outboxes.opening().to_vec().into())
+                .unwrap_or_default(),
+            ..refusal(proto::ErrorCode::Fenced, why)
         }
     }
 

@@ -24,6 +24,7 @@ fn a_frame_that_comes_as_its_session_ends_is_no_fault_of_the_node() {
         network: wire_network(network).into(),
         protocol_version: 1,
         outbox_id: vec![1; 16].into(),
+        opening_id: vec![2; 16].into(),
         epoch: 1,
         lanes: lanes.to_vec(),
         ..Default::default()
