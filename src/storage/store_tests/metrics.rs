@@ -99,7 +99,7 @@ fn every_metric_moves() {
         .iter()
         .filter(|(sample, _)| sample.starts_with(&name("failures_total")))
         .collect();
-    assert_eq!(failures.len(), 4 * 16);
+    assert_eq!(failures.len(), 4 * 17);
     assert!(failures.iter().all(|(_, value)| **value == 0.0));
     assert_eq!(get("oldest_batch_seconds{user=\"a\"}"), Some(0.0));
     assert_eq!(get("oldest_look_up_seconds{user=\"a\"}"), Some(0.0));
