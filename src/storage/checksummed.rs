@@ -211,20 +211,21 @@ impl Checksummed {
         self.0.layout.data_start()
     }
 
-    /// Reads an area of the log. A block of it that cannot be read is zeros: what is missing then
-    /// shows by its number.
-    pub(super) fn read_log(&self, area: Area) -> Vec<u8> {
+    /// Reads an area of the log, and says where in the file it cannot be read: there are zeros.
+    pub(super) fn read_log(&self, area: Area) -> (Vec<u8>, Vec<(u64, io::Error)>) {
         let layout = self.0.layout;
         let start = layout.area_start(area);
         let mut bytes = vec![0; usize::try_from(layout.area).unwrap_or_default()];
+        let mut unreadable = Vec::new();
         if self.0.storage.read(start, &mut bytes).is_err() {
             for (at, block) in (start..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
-                if self.0.storage.read(at, block).is_err() {
+                if let Err(error) = self.0.storage.read(at, block) {
                     block.fill(0);
+                    unreadable.push((at, error));
                 }
             }
         }
-        bytes
+        (bytes, unreadable)
     }
 
     /// Does something while nothing is written.
@@ -241,7 +242,15 @@ impl Checksummed {
     ///
     /// When it is not known to be there. Nothing more can be done with the file then.
     pub(super) fn write_log(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.change(|| self.0.storage.write_through(at, bytes))
+        self.0.change(|| {
+            if at.saturating_add(bytes.len() as u64) > self.0.layout.data_start() {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("an entry at byte {at} goes beyond the end of the log"),
+                ));
+            }
+            self.0.storage.write_through(at, bytes)
+        })
     }
 
     /// Blocks that the file has, with block 0.

@@ -113,6 +113,23 @@ fn a_commit_without_changes_counts(engine: &dyn Engine) {
     assert_eq!(engine.commit(2, &[Batch::new(), Batch::new()]), Ok(()));
     assert_eq!(engine.open(), Ok(2));
     assert_eq!(engine.snapshot().expect("open").tables(), Ok(Vec::new()));
+    // More than fit wherever an engine may note them.
+    for number in 3..60 {
+        assert_eq!(engine.commit(number, &[]), Ok(()));
+        if number == 17 {
+            engine.checkpoint();
+        }
+    }
+    assert_eq!(engine.open(), Ok(59));
+    // As after a failure: whatever was noted goes where it stays.
+    assert!(engine.commit(99, &[]).is_err());
+    for number in 59..90 {
+        assert_eq!(engine.open(), Ok(number));
+        assert_eq!(engine.commit(number + 1, &[]), Ok(()));
+    }
+    assert_eq!(engine.commit(91, &[put(ONE, "a", "1")]), Ok(()));
+    assert_eq!(engine.open(), Ok(91));
+    assert_eq!(get(engine, ONE, b"a"), Some(b"1".to_vec()));
 }
 
 fn a_snapshot_stays_as_it_is(engine: &dyn Engine) {

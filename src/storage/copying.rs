@@ -34,6 +34,10 @@ const ROUNDS: usize = 10;
 const REOPEN_PATIENCE: Duration = Duration::from_secs(60);
 /// How often whoever waits looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often a read is tried again though the store is said to be open.
+const RETRIES: u32 = 3;
+/// Noted rows that are read before they are written.
+const NAMES_AT_ONCE: usize = 64;
 
 /// What a copy is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +67,10 @@ pub(super) trait Source {
     /// Everything that is committed, as of now.
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError>;
 
-    /// Waits a little after this fault, if it is one that passes; whether it is.
-    fn outlasts(&self, fault: &StoreError) -> bool {
-        let _ = fault;
+    /// Waits a little after this fault, which `times` came before, if it is one that passes; whether
+    /// it is.
+    fn outlasts(&self, fault: &StoreError, times: u32) -> bool {
+        let _ = (fault, times);
         false
     }
 
@@ -127,9 +132,11 @@ impl Source for Live<'_> {
     }
 
     /// A failure of the store passes: what may have become of the commit that failed is noted.
-    fn outlasts(&self, fault: &StoreError) -> bool {
+    fn outlasts(&self, fault: &StoreError, times: u32) -> bool {
+        let is_damage = matches!(fault, StoreError::Damaged { .. });
         let state = self.shared.lock();
-        if state.closing || (state.is_open && *fault != StoreError::Ended) {
+        // A read may learn of the failure before the store does.
+        if state.closing || (state.is_open && (is_damage || times >= RETRIES)) {
             return false;
         }
         drop(self.shared.wait_for_end(state, LOOK));
@@ -161,21 +168,23 @@ impl Source for ReadOnlyFile {
     }
 }
 
-/// What `source` shows now. A store that fails meanwhile is waited for, until it is open again or
-/// `each_look` says that nobody wants it any more.
-fn shown(
+/// Reads what `source` shows now. A store that fails meanwhile is waited for, until it is open again
+/// or `each_look` says that nobody wants it any more; then it is read anew.
+fn read<T>(
     source: &dyn Source,
     each_look: &mut dyn FnMut() -> Result<(), BackupError>,
-) -> Result<Box<dyn Snapshot>, BackupError> {
+    mut read: impl FnMut(&dyn Snapshot) -> Result<T, StoreError>,
+) -> Result<T, BackupError> {
     let since = Instant::now();
-    loop {
-        match source.snapshot() {
-            Err(fault) if since.elapsed() < REOPEN_PATIENCE && source.outlasts(&fault) => {
+    for times in 0.. {
+        match source.snapshot().and_then(|shown| read(&*shown)) {
+            Err(fault) if since.elapsed() < REOPEN_PATIENCE && source.outlasts(&fault, times) => {
                 each_look()?;
             }
-            shown => return Ok(shown?),
+            read => return Ok(read?),
         }
     }
+    Err(BackupError::Cancelled)
 }
 
 /// Copies every row, and what is noted meanwhile until little is left.
@@ -184,7 +193,8 @@ pub(super) fn copy_rows(
     writer: &mut CopyWriter,
     progress: &mut OnProgress<'_>,
 ) -> Result<(), BackupError> {
-    let tables = shown(source, &mut || go_on(progress, CopyStage::Copying, 0, 0))?.tables()?;
+    let mut each_look = || go_on(progress, CopyStage::Copying, 0, 0);
+    let tables = read(source, &mut each_look, |shown| shown.tables())?;
     let of = tables.iter().map(|(_, rows)| rows).sum();
     let mut done = 0;
     for (table, _) in &tables {
@@ -193,7 +203,7 @@ pub(super) fn copy_rows(
             let page = Scan::first(PAGE_ROWS).within(PAGE_BYTES);
             let page = last.as_deref().map_or(page, |last| page.after(last));
             let mut each_look = || go_on(progress, CopyStage::Copying, done, of);
-            let rows = shown(source, &mut each_look)?.scan(table, page)?;
+            let rows = read(source, &mut each_look, |shown| shown.scan(table, page))?;
             let Some((key, _)) = rows.last() else {
                 break;
             };
@@ -250,8 +260,24 @@ fn copy_noted(
     writer: &mut CopyWriter,
     each_look: &mut dyn FnMut() -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
-    let rows = source.take_noted();
-    Ok(copy_named(&*shown(source, each_look)?, rows, writer)?)
+    let mut rows = source.take_noted().into_iter();
+    loop {
+        let names: Vec<RowName> = rows.by_ref().take(NAMES_AT_ONCE).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let get = |shown: &dyn Snapshot| {
+            let values = names.iter().map(|(table, key)| shown.get(table, key));
+            values.collect::<Result<Vec<_>, _>>()
+        };
+        let values = read(source, each_look, get)?;
+        for ((table, key), value) in names.into_iter().zip(values) {
+            match value {
+                Some(value) => writer.put(&table, key, value)?,
+                None => writer.remove(&table, key)?,
+            }
+        }
+    }
 }
 
 fn copy_named(

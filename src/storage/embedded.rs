@@ -283,8 +283,11 @@ impl RedbEngine {
     }
 
     fn close(&self) {
-        let open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        let closed = { open }.take();
+        // Not held while it is revoked, which may wait for a disk.
+        let closed = {
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            open.take()
+        };
         if let Some(open) = closed {
             // Whoever takes a snapshot just now may hold it for longer.
             open.revoke();
@@ -353,7 +356,11 @@ impl RedbEngine {
         let failed = |error| io_error(&self.place, "open it", &error);
         // Before it is opened: if another one takes its place in between, that shows at a commit.
         let file = match &self.disk {
-            Disk::Directory(home) => Some(home.look()?.id),
+            Disk::Directory(home) => {
+                // The file may have been put in place by a rename whose sync failed.
+                home.sync()?;
+                Some(home.look()?.id)
+            }
             Disk::Other(_) => None,
         };
         let storage = self.storage(true)?;
@@ -461,7 +468,7 @@ impl Engine for RedbEngine {
             return;
         };
         if let Ok(open) = self.opened()
-            && let Ok(next) = open.begin_checkpoint(*position)
+            && let Ok(Some(next)) = open.begin_checkpoint(*position)
         {
             *position = next;
         }

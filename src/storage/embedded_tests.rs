@@ -354,3 +354,22 @@ fn a_copy_takes_the_place_of_the_store() {
     engine.commit(last + 1, &[row(6, 3)]).expect("committed");
     assert_eq!(engine.open(), Ok(last + 1));
 }
+
+#[test]
+fn a_file_comes_into_being_with_its_identity_in_it() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let directory = parent.path().join("store");
+    let owner = crate::storage::Owner {
+        node_id: "node".to_owned(),
+        chain_id: "chain".to_owned(),
+        network: "regtest".to_owned(),
+        first_federation: None,
+    };
+    drop(crate::storage::Store::create(&directory, &owner, false).expect("made"));
+    // As the first moment left it: the log is empty.
+    let file = directory.join("store.redb");
+    let log = fs::File::options().write(true).open(&file).expect("there");
+    let zeros = vec![0; usize::try_from(LOG).expect("small")];
+    std::os::unix::fs::FileExt::write_all_at(&log, &zeros, 24_576).expect("written");
+    drop(crate::storage::Store::open(&directory, &owner).expect("a whole store"));
+}

@@ -35,6 +35,8 @@ struct State {
     full: bool,
     read_only: bool,
     unreadable: bool,
+    /// Bytes that cannot be read.
+    bad: std::ops::Range<usize>,
     vanished: bool,
     hanging: bool,
 }
@@ -105,6 +107,11 @@ impl FaultyDisk {
 
     pub(super) fn set_unreadable(&self, unreadable: bool) {
         self.state().unreadable = unreadable;
+    }
+
+    /// Has reads of any of these bytes fail, and no others.
+    pub(super) fn set_bad(&self, bytes: std::ops::Range<usize>) {
+        self.state().bad = bytes;
     }
 
     pub(super) fn set_vanished(&self, vanished: bool) {
@@ -246,7 +253,8 @@ impl StorageBackend for FaultyDisk {
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).expect("fits");
         let state = self.state();
-        if state.unreadable {
+        let is_bad = offset < state.bad.end && state.bad.start < offset + out.len();
+        if state.unreadable || is_bad {
             return Err(eio());
         }
         let data = state.cache.get(offset..offset + out.len());

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     condition::StoreCondition,
-    embedded::RedbEngine,
+    embedded::{CopyWriter, RedbEngine},
     engine::{Engine, Snapshot},
     error::StoreError,
     format::{MIGRATIONS, migrate},
@@ -108,8 +108,17 @@ impl Store {
         owner: &Owner,
         beside_others: bool,
     ) -> Result<Self, StoreError> {
-        let engine = RedbEngine::create(directory, beside_others)?;
-        Self::create_on(Arc::new(engine), owner)
+        // With its identity in it: a crash leaves no file, or a whole store.
+        let identity = StoreIdentity::new(owner.clone());
+        let fill = |writer: &mut CopyWriter| {
+            let batch = identity.first_batch();
+            batch.changes().iter().try_for_each(|change| {
+                let value = change.value.clone().unwrap_or_default();
+                writer.put(&change.table, change.key.clone(), value)
+            })
+        };
+        let engine = RedbEngine::create_with(directory.as_ref(), beside_others, 1, fill)?;
+        Self::open_on(Arc::new(engine), owner)
     }
 
     /// Opens `owner`'s store in a directory. It makes nothing: a store that has vanished is a fault,

@@ -43,16 +43,16 @@ pub(super) fn spawn(
     name: &str,
     work: impl FnOnce(&Shared) + Send + 'static,
 ) -> Result<(), StoreError> {
-    let running = Running {
-        shared: Some(Arc::clone(shared)),
-        threads: Arc::clone(&shared.threads),
-    };
+    let (own, threads) = (Arc::clone(shared), Arc::clone(&shared.threads));
     let thread = thread::Builder::new().name(name.to_owned());
     // Held, so that the thread is counted before it can end.
     let mut counted = shared.threads.lock();
     let spawned = thread.spawn(move || {
-        // Whole: its end is the thread's.
-        let running = running;
+        // Made here: its end takes the lock, which is held where a thread cannot be started.
+        let running = Running {
+            shared: Some(own),
+            threads,
+        };
         if let Some(shared) = running.shared.as_deref() {
             work(shared);
         }

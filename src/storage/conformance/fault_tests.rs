@@ -404,3 +404,32 @@ fn a_lost_write_of_the_last_entry_shows_by_its_number() {
     rig.commits(1);
     assert_eq!(rig.engine.open(), Ok(5));
 }
+
+/// What cannot be read may be an entry that was confirmed: it is no end of the log.
+#[test]
+fn an_entry_that_cannot_be_read_is_read_from_its_other_copy_or_refused() {
+    const LOG: std::ops::Range<usize> = 24_576..24_576 + 2 * 65_536;
+    let mut rig = rig(Discipline::Full);
+    rig.commits(13);
+    rig.engine.close();
+    let (mut refused, mut whole) = (0, 0);
+    for block in LOG.step_by(4096) {
+        rig.disk.set_bad(block..block + 1);
+        match rig.open() {
+            Ok(Kept::Whole) => whole += 1,
+            Ok(Kept::Refused(StoreError::Io { operation, .. })) => {
+                assert_eq!(operation, "read its log");
+                refused += 1;
+            }
+            other => panic!("block at {block}: {other:?}"),
+        }
+        rig.engine.close();
+        rig.disk.set_bad(block..(block + 8192).min(LOG.end));
+        let opened = rig.open();
+        assert!(opened.is_ok(), "blocks at {block}: {opened:?}");
+        rig.engine.close();
+    }
+    assert!(refused > 0 && whole > 0, "{refused} {whole}");
+    rig.disk.set_bad(0..0);
+    assert_eq!(rig.recover(), Ok(Kept::Whole));
+}

@@ -176,9 +176,19 @@ impl Home {
     /// When it cannot be renamed, or the directory cannot be synced.
     pub(super) fn put(&self, file: &Path) -> Result<(), StoreError> {
         fs::rename(file, self.file())
-            .and_then(|()| File::open(&self.directory))
+            .map_err(|error| io_error(&shown(&self.file()), "put it in place", &error))?;
+        self.sync()
+    }
+
+    /// Makes sure that the names in the directory are on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When that is not known.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
-            .map_err(|error| io_error(&shown(&self.file()), "put it in place", &error))
+            .map_err(|error| io_error(&shown(&self.directory), "sync the directory", &error))
     }
 
     /// Bytes that are left on its disk.
@@ -201,19 +211,30 @@ pub(in crate::storage) fn available(directory: &Path) -> Option<u64> {
     }
 }
 
-/// The store's file in `directory`, which no process has, to be read there.
-///
-/// # Errors
-///
-/// [`StoreError::Held`] while a process has it.
-pub(super) fn unheld(directory: &Path) -> Result<PathBuf, StoreError> {
-    if let Ok(mut lock) = File::open(directory.join(LOCK)) {
-        match lock.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => return Err(held(directory, &mut lock)),
-            Ok(()) | Err(TryLockError::Error(_)) => {}
+/// The store's file in `directory`. No process takes the directory while this value lives.
+#[derive(Debug)]
+pub(super) struct Unheld {
+    pub(super) file: PathBuf,
+    /// `None` where no process has had the directory, or it is on a disk that may not be written.
+    _lock: Option<File>,
+}
+
+impl Unheld {
+    /// # Errors
+    ///
+    /// [`StoreError::Held`] while a process has it.
+    pub(super) fn take(directory: &Path) -> Result<Self, StoreError> {
+        let mut lock = File::open(directory.join(LOCK)).ok();
+        if let Some(file) = &mut lock
+            && let Err(TryLockError::WouldBlock) = file.try_lock_shared()
+        {
+            return Err(held(directory, file));
         }
+        Ok(Self {
+            file: directory.join(FILE),
+            _lock: lock,
+        })
     }
-    Ok(directory.join(FILE))
 }
 
 /// Opens a store's file.
@@ -295,6 +316,8 @@ fn held(directory: &Path, lock: &mut File) -> StoreError {
     let mut id = String::new();
     let read = lock.rewind().and_then(|()| lock.read_to_string(&mut id));
     let holder = match read {
+        // Those who only read share it, and leave no id.
+        Ok(_) if lock.try_lock_shared().is_ok() => "a command that reads it".to_owned(),
         Ok(_) if !id.trim().is_empty() => format!("process {}", id.trim()),
         Ok(_) | Err(_) => "another process".to_owned(),
     };

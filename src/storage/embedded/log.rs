@@ -186,29 +186,31 @@ impl<'a> Copy<'a> {
 fn decode(mut bytes: &[u8]) -> Option<Vec<Change>> {
     let mut changes = Vec::new();
     while !bytes.is_empty() {
-        let table = take(&mut bytes, 0)?;
-        let table = std::str::from_utf8(table?).ok()?.to_owned();
+        let table = std::str::from_utf8(take(&mut bytes)?).ok()?.to_owned();
         changes.push(Change {
             table: table.into(),
-            key: take(&mut bytes, 0)??.to_vec(),
-            value: take(&mut bytes, 1)?.map(<[u8]>::to_vec),
+            key: take(&mut bytes)?.to_vec(),
+            value: take_value(&mut bytes)?,
         });
     }
     Some(changes)
 }
 
-/// Takes a part that stands behind its length, which is `more` than it is; a smaller one stands for
-/// nothing.
-fn take<'a>(bytes: &mut &'a [u8], more: usize) -> Option<Option<&'a [u8]>> {
+/// Takes bytes that stand behind their length.
+fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = bytes.split_at_checked(4)?;
+    let (part, rest) = rest.split_at_checked(usize::try_from(number(length, 0, 4)?).ok()?)?;
+    *bytes = rest;
+    Some(part)
+}
+
+/// Takes a value that stands behind its length and one; zero stands for none.
+fn take_value(bytes: &mut &[u8]) -> Option<Option<Vec<u8>>> {
     let (length, rest) = bytes.split_at_checked(4)?;
     let length = usize::try_from(number(length, 0, 4)?).ok()?;
-    let Some(length) = length.checked_sub(more) else {
-        *bytes = rest;
-        return Some(None);
-    };
-    let (part, rest) = rest.split_at_checked(length)?;
+    let (part, rest) = rest.split_at_checked(length.saturating_sub(1))?;
     *bytes = rest;
-    Some(Some(part))
+    Some((length > 0).then(|| part.to_vec()))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! What the log of a file holds beyond its tables.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use super::{
-    fault::damaged,
+    fault::{damaged, io_error},
     log,
     memtable::{Layers, Memtable},
 };
@@ -26,7 +26,7 @@ pub(super) struct Logged {
     /// The last commit whose changes are frozen.
     pub(super) frozen: Option<u64>,
     pub(super) position: Position,
-    /// What it was read as, by place, to be written once more.
+    /// The entries as they are written, by place: the opening writes and syncs them once more.
     pub(super) entries: Vec<(u64, Vec<u8>)>,
     /// Copies that are damaged, with a twin that is whole.
     pub(super) damaged_copies: u64,
@@ -37,11 +37,12 @@ impl Logged {
     ///
     /// # Errors
     ///
-    /// When a commit that was confirmed is missing in it.
+    /// When a commit that was confirmed is missing in it, or may be in what cannot be read.
     pub(super) fn read(place: &str, file: &Checksummed, tables: u64) -> Result<Self, StoreError> {
         let layout = file.layout();
-        let areas = Area::BOTH.map(|area| file.read_log(area));
-        let found = log::read(layout, areas, tables).map_err(|reason| damaged(place, reason))?;
+        let [(first, unreadable), (second, more)] = Area::BOTH.map(|area| file.read_log(area));
+        let found =
+            log::read(layout, [first, second], tables).map_err(|reason| damaged(place, reason))?;
         let mut logged = Self {
             layers: Layers {
                 commit: tables,
@@ -76,6 +77,18 @@ impl Logged {
                 _ => logged.entries.push((entry.place, bytes)),
             }
         }
-        Ok(logged)
+        // An entry may be there, unless it is one that was read from its other copy.
+        let is_read = |at: u64| {
+            let mut entries = logged.entries.iter();
+            entries.any(|(start, bytes)| (*start..*start + bytes.len() as u64).contains(&at))
+        };
+        match unreadable.iter().chain(&more).find(|(at, _)| !is_read(*at)) {
+            Some((at, error)) => Err(io_error(
+                place,
+                "read its log",
+                &io::Error::new(error.kind(), format!("byte {at}: {error}")),
+            )),
+            None => Ok(logged),
+        }
     }
 }

@@ -70,11 +70,6 @@ impl Memtable {
         }
     }
 
-    /// Whether nothing was committed.
-    pub(super) fn is_empty(&self) -> bool {
-        self.tables().is_empty()
-    }
-
     /// Has `each` see the last value of every row, by table and in the order of the keys.
     pub(super) fn last_values<E>(
         &self,
@@ -177,7 +172,7 @@ impl Layers {
             let keys = of_walks.map(|(key, _)| key).chain(of_base);
             let next = if backwards { keys.max() } else { keys.min() };
             let key = next?.clone();
-            // The newest one says what it is, and it is none of the others' any more.
+            // The newest layer wins; the same key is skipped in the older ones.
             let mut value: Option<Value> = None;
             for walk in &mut walks {
                 if let Some((_, found)) = walk.next_if(|(found, _)| *found == key) {

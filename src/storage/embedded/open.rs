@@ -39,8 +39,9 @@ pub(super) struct Open {
     /// The file that it is, whatever its path leads to by now.
     pub(super) file: Option<FileId>,
     layers: RwLock<Layers>,
-    /// The last commit whose state is in the tables for good, and the last one.
+    /// The last commit that is durable in the tables.
     in_tables: AtomicU64,
+    /// The last commit that is durable.
     last: AtomicU64,
     checkpoint: Checkpoint,
 }
@@ -194,7 +195,7 @@ impl Open {
         FileSnapshot::of(database, layers.clone(), self.faults.clone())
     }
 
-    /// Has nothing written any more, and returns once nothing is.
+    /// Stops all writes. Returns once the write in progress and the checkpoint have ended.
     pub(super) fn revoke(&self) {
         if let Some(storage) = &self.storage {
             storage.revoke();
@@ -236,7 +237,7 @@ impl Open {
         let mut position = position;
         if position.at.saturating_add(bytes) > layout.area {
             self.checkpoint.wait()?;
-            position = self.begin_checkpoint(position)?;
+            position = self.switch_area(position)?;
         }
         let place = layout.area_start(position.area) + position.at;
         let entry = log::encode(layout.salt, number, place, &changes);
@@ -282,7 +283,7 @@ impl Open {
     /// When it did not get there.
     pub(super) fn checkpoint_all(&self) -> Result<Position, StoreError> {
         self.checkpoint.wait()?;
-        if !self.layers().active.is_empty() {
+        if self.in_tables.load(Ordering::SeqCst) < self.commit_number() {
             let number = self.freeze();
             self.checkpoint_frozen(number)?;
         }
@@ -297,7 +298,8 @@ impl Open {
         layers.commit
     }
 
-    /// Starts to bring what is in the log into the tables, if nothing is on its way there already.
+    /// Starts to bring what is in the log into the tables. `None` if nothing is, or something is on
+    /// its way there already.
     ///
     /// # Errors
     ///
@@ -305,11 +307,17 @@ impl Open {
     pub(super) fn begin_checkpoint(
         self: &Arc<Self>,
         position: Position,
-    ) -> Result<Position, StoreError> {
+    ) -> Result<Option<Position>, StoreError> {
         self.checkpoint.check()?;
-        if self.storage.is_none() || self.checkpoint.is_busy() || self.layers().active.is_empty() {
-            return Ok(position);
+        if position.at == 0 || self.checkpoint.is_busy() {
+            return Ok(None);
         }
+        self.switch_area(position).map(Some)
+    }
+
+    /// Goes on in the other area of the log, and starts to bring what this one has into the tables.
+    /// What the other one has is there already.
+    fn switch_area(self: &Arc<Self>, position: Position) -> Result<Position, StoreError> {
         let number = self.freeze();
         self.start_checkpoint(number)?;
         Ok(Position {

@@ -21,9 +21,9 @@ use crate::storage::{
 /// The engine's snapshot. It may fail once the file is opened again.
 pub(super) struct FileSnapshot {
     transaction: ReadTransaction,
-    /// The tables'.
+    /// What the tables amount to.
     bookkeeping: Bookkeeping,
-    /// What was committed since these were written.
+    /// The commits that are not in the tables yet.
     layers: Layers,
     faults: Faults,
 }
@@ -31,7 +31,7 @@ pub(super) struct FileSnapshot {
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl FileSnapshot {
-    /// The state of the last commit, which `layers` have what the tables may lack of.
+    /// The state of the last commit. `layers` hold the commits that are not in the tables yet.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use redb::{Database, StorageBackend as _};
 use super::{
     builder,
     fault::{Faults, damaged, io_error},
-    home,
+    home::{self, Unheld},
     logged::Logged,
     memtable::Layers,
     snapshot::FileSnapshot,
@@ -36,6 +36,8 @@ pub struct ReadOnlyFile {
     faults: Faults,
     database: Database,
     layers: Layers,
+    /// Held for as long as it is read.
+    _unheld: Option<Unheld>,
 }
 
 impl ReadOnlyFile {
@@ -59,7 +61,12 @@ impl ReadOnlyFile {
     ///
     /// [`StoreError::Held`] while one has, and as [`open`](Self::open).
     pub fn inspect(directory: &Path) -> Result<Self, StoreError> {
-        Self::open(&home::unheld(directory)?)
+        let unheld = Unheld::take(directory)?;
+        let file = Self::open(&unheld.file)?;
+        Ok(Self {
+            _unheld: Some(unheld),
+            ..file
+        })
     }
 
     pub(super) fn on(place: &str, storage: Medium) -> Result<Self, StoreError> {
@@ -77,6 +84,7 @@ impl ReadOnlyFile {
         let logged = Logged::read(place, &file, tables.commit())?;
         Ok(Self {
             layers: logged.layers,
+            _unheld: None,
             place: place.to_owned(),
             directory: None,
             file,
@@ -162,7 +170,8 @@ pub fn verify_stopped(
     directory: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, StoreError> {
-    verify_file(&home::unheld(directory)?, progress)
+    let unheld = Unheld::take(directory)?;
+    verify_file(&unheld.file, progress)
 }
 
 /// As [`verify_file`], for storage of any sort.
