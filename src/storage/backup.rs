@@ -21,8 +21,8 @@ impl Store {
     /// Copies the store, as of one commit, into a file of the same format at `to`, with what it is
     /// in a file beside it ([`Backup`]), both for their owner only. Users go on meanwhile; their
     /// commits wait only while the last few rows are copied. The copy is read whole before it gets
-    /// its name. One that fails or is cancelled leaves nothing; a crash leaves a file with `.new` behind
-    /// its name, which the next attempt replaces.
+    /// its name. One that fails before that, or is cancelled, leaves nothing; a crash leaves a file
+    /// with `.new` behind its name, which the next attempt replaces.
     ///
     /// Blocks for as long as that takes: it belongs on a thread of its own.
     ///

@@ -44,14 +44,13 @@ use super::{
 };
 
 pub use copy::CopyWriter;
-pub(super) use home::available;
+pub(super) use home::{UNIMPORTANT, available};
 pub use verify::{ReadOnlyFile, verify_file, verify_stopped};
 
 /// Pages that the engine may keep in memory.
 const CACHE_BYTES: usize = 32 << 20;
 /// Bytes of an area of the log in storage that is no file: tests fill it.
 const SMALL_AREA: u64 = 64 << 10;
-/// What an empty file tells.
 const EMPTY: &str = "the file is empty; what it held is lost";
 
 /// Keeps rows in a file: they survive `kill -9` and the loss of power. A commit returns once it is

@@ -368,7 +368,7 @@ fn a_file_comes_into_being_with_its_identity_in_it() {
     drop(crate::storage::Store::create(&directory, &owner, false).expect("made"));
     // As the first moment left it: the log is empty.
     let file = directory.join("store.redb");
-    let log = fs::File::options().write(true).open(&file).expect("there");
+    let log = File::options().write(true).open(&file).expect("there");
     let zeros = vec![0; usize::try_from(LOG).expect("small")];
     std::os::unix::fs::FileExt::write_all_at(&log, &zeros, 24_576).expect("written");
     drop(crate::storage::Store::open(&directory, &owner).expect("a whole store"));

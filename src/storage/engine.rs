@@ -10,8 +10,9 @@ use super::{batch::Batch, error::StoreError, scrub::Scrubbed};
 
 /// Keeps tables of ordered byte rows, on a disk, across a network or in memory.
 ///
-/// The store's writer thread alone calls [`open`](Self::open), [`commit`](Self::commit) and
-/// [`replace_with`](Self::replace_with); snapshots are taken and read by other threads meanwhile.
+/// One thread at a time calls [`open`](Self::open), [`commit`](Self::commit) and
+/// [`replace_with`](Self::replace_with): whoever makes or opens the store, and its writer thread from
+/// then on. Snapshots are taken and read by other threads meanwhile.
 /// Any call may take long, and any may fail. Nothing here assumes a local file: what only a file
 /// needs has an answer for engines that are none.
 pub trait Engine: fmt::Debug + Send + Sync + 'static {
@@ -38,7 +39,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When it is not known to have happened. Every later call but [`open`](Self::open) fails.
+    /// When it is not known to have happened. The store calls nothing but [`open`](Self::open) then.
     fn commit(&self, number: u64, batches: &[Batch]) -> Result<(), StoreError>;
 
     /// Everything that is committed, as of now.

@@ -18,7 +18,7 @@ impl Medium {
     ///
     /// # Errors
     ///
-    /// When another process has it, or it cannot be opened once more.
+    /// When it cannot be opened once more.
     pub(super) fn file(file: File, path: &Path, write: bool) -> Result<Self, redb::Error> {
         let through = if write { open_through(path)? } else { None };
         if let Some(through) = &through {

@@ -11,8 +11,8 @@ use super::{
     user::{Ticket, Who},
 };
 
-/// Bytes of one group, unless its first batch alone is larger: so long does one user wait for the
-/// others.
+/// Bytes of one group, unless its first batch alone is larger. A user waits for one group of each of
+/// the others at most.
 pub(super) const GROUP_BYTES: usize = 4 << 20;
 
 /// What is to be done while nothing is committed.

@@ -13,7 +13,7 @@ use super::{
     backup_error::BackupError,
     batch::Batch,
     copying::{Copied, OnProgress, check_whole, copy_rows},
-    embedded::{CopyWriter, ReadOnlyFile, RedbEngine},
+    embedded::{CopyWriter, ReadOnlyFile, RedbEngine, UNIMPORTANT},
     engine::Engine as _,
     error::StoreError,
     opening::Opening,
@@ -21,15 +21,6 @@ use super::{
     sidecar::{Backup, Unfinished, put, with_suffix},
     user::Generation,
 };
-
-/// What may be in a directory that counts as empty: the lock, the operator's socket, and what is
-/// left of an attempt that was cut short.
-const UNIMPORTANT: [&str; 4] = [
-    "LOCK",
-    "operator.sock",
-    "store.redb.new",
-    "store.redb.restoring",
-];
 
 /// What a restore may take the place of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

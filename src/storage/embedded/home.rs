@@ -14,8 +14,13 @@ const FILE: &str = "store.redb";
 /// Locked while a process has the directory; holds its id.
 const LOCK: &str = "LOCK";
 /// What may be in a directory that counts as empty: the lock, the operator's socket, and what is
-/// left of a making that was cut short.
-const UNIMPORTANT: [&str; 3] = [LOCK, "operator.sock", "store.redb.new"];
+/// left of a making, a copy or a restore that was cut short.
+pub(in crate::storage) const UNIMPORTANT: [&str; 4] = [
+    LOCK,
+    "operator.sock",
+    "store.redb.new",
+    "store.redb.restoring",
+];
 
 /// A directory that belongs to this process for as long as this value lives; the kernel lets go of
 /// it with the process.
