@@ -5,6 +5,7 @@
 //! page 1, 3   both copies of the headers with even numbers
 //! page 2, 4   both copies of the headers with odd numbers
 //! page 5      the preamble again
+//!             behind either preamble, in a sector of its own: the number of a commit that is durable
 //! then        both areas of the log
 //! then        blocks 1, 2, 3 ...: 4096 bytes of data and 8 of checksum each
 //! ```
@@ -27,6 +28,10 @@ const LOG_START: u64 = 6 * BLOCK as u64;
 pub(super) const PREAMBLES: [u64; 2] = [0, 5 * BLOCK as u64];
 /// Bytes of a preamble.
 pub(super) const PREAMBLE: usize = 48;
+/// Where the number of a commit that is durable stands.
+pub(super) const WATERMARKS: [u64; 2] = [HEADER as u64, 5 * BLOCK as u64 + HEADER as u64];
+/// Bytes of that number with its checksum.
+pub(super) const WATERMARK: usize = 8 + CHECKSUM;
 /// Bytes of a header's copy: one sector.
 pub(super) const HEADER: usize = 512;
 /// Bytes that the engine may write as its header.
@@ -56,6 +61,19 @@ pub(super) enum Flaw {
 impl Salt {
     pub(super) fn random() -> Self {
         Self(rand::random())
+    }
+
+    /// The number of a durable commit as it is stored at `place`.
+    pub(super) fn watermark(self, place: u64, commit: u64) -> Vec<u8> {
+        let mut bytes = commit.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&self.of_log(place, &commit.to_le_bytes()));
+        bytes
+    }
+
+    /// The number that stands at `place`. `None` if none does, or it is damaged.
+    pub(super) fn read_watermark(self, place: u64, bytes: &[u8]) -> Option<u64> {
+        let commit = number(bytes, 0, 8)?;
+        (bytes == self.watermark(place, commit)).then_some(commit)
     }
 
     /// What vouches for bytes of the log at `place` of the file.

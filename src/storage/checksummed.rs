@@ -12,7 +12,10 @@ use std::{
 use redb::StorageBackend;
 
 use super::{
-    blocks::{self, Area, BLOCK, Flaw, Header, Layout, PAYLOAD, PREAMBLE, PREAMBLES, STORED, Salt},
+    blocks::{
+        self, Area, BLOCK, Flaw, Header, Layout, PAYLOAD, PREAMBLE, PREAMBLES, STORED, Salt,
+        WATERMARK, WATERMARKS,
+    },
     copies::{damage, read_headers, read_layout, write_header},
     medium::Medium,
     scrub::Scrubbed,
@@ -226,6 +229,32 @@ impl Checksummed {
             }
         }
         (bytes, unreadable)
+    }
+
+    /// Notes that a commit is durable, without a sync: it is on the disk some time later, and at once
+    /// for whoever opens the file after this process was killed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written. Nothing more can be done with the file then.
+    pub(super) fn note_durable(&self, commit: u64) -> io::Result<()> {
+        let shared = &self.0;
+        shared.change(|| {
+            WATERMARKS.iter().try_for_each(|place| {
+                let bytes = shared.layout.salt.watermark(*place, commit);
+                shared.storage.write(*place, &bytes)
+            })
+        })
+    }
+
+    /// A commit that is durable for certain; later ones may be.
+    pub(super) fn noted_durable(&self) -> u64 {
+        let read = |place: u64| {
+            let mut bytes = [0; WATERMARK];
+            self.0.storage.read(place, &mut bytes).ok()?;
+            self.0.layout.salt.read_watermark(place, &bytes)
+        };
+        WATERMARKS.into_iter().filter_map(read).max().unwrap_or(0)
     }
 
     /// Does something while nothing is written.

@@ -366,10 +366,14 @@ fn a_file_comes_into_being_with_its_identity_in_it() {
         first_federation: None,
     };
     drop(crate::storage::Store::create(&directory, &owner, false).expect("made"));
-    // As the first moment left it: the log is empty.
+    // As the first moment left it: nothing is in the log, and nothing is noted.
     let file = directory.join("store.redb");
     let log = File::options().write(true).open(&file).expect("there");
     let zeros = vec![0; usize::try_from(LOG).expect("small")];
-    std::os::unix::fs::FileExt::write_all_at(&log, &zeros, 24_576).expect("written");
+    let write = |bytes: &[u8], at| std::os::unix::fs::FileExt::write_all_at(&log, bytes, at);
+    write(&zeros, 24_576).expect("written");
+    for place in crate::storage::blocks::WATERMARKS {
+        write(&[0; 16], place).expect("written");
+    }
     drop(crate::storage::Store::open(&directory, &owner).expect("a whole store"));
 }

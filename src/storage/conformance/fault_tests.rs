@@ -6,6 +6,7 @@ use super::faults::{Kept, Rig, Start};
 use crate::storage::{
     blocks,
     embedded::{Discipline, RedbEngine},
+    engine::Engine,
     error::StoreError,
     faulty_disk::{Fault, FaultyDisk, SECTOR},
 };
@@ -393,16 +394,42 @@ fn verifying_finds_a_write_that_the_disk_lost() {
     assert!(found > 0);
 }
 
-/// Both copies of an entry are one write. If that is lost, and was the last one, nothing in the file
-/// tells that it was there: the process that confirmed it finds out at the next opening, by its
-/// number, and governance does at the next registration, by the epoch.
+/// Both copies of an entry are one write. If that is lost, and was the last one, the number that is
+/// noted after it tells.
 #[test]
-fn a_lost_write_of_the_last_entry_shows_by_its_number() {
+fn a_lost_write_of_the_last_entry_is_refused() {
     let mut rig = rig(Discipline::Full);
     rig.commits(5);
     rig.disk.plan(0, Fault::IsLost);
     rig.commits(1);
-    assert_eq!(rig.engine.open(), Ok(5));
+    rig.restart();
+    let Ok(Kept::Refused(StoreError::Damaged { reason, .. })) = rig.open() else {
+        panic!("it is refused");
+    };
+    assert!(
+        reason.contains("ends with commit 5, and commit 6"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_log_that_is_wiped_is_refused() {
+    let mut rig = rig(Discipline::Full);
+    rig.commits(5);
+    rig.engine.close();
+    for wiped in [
+        24_576..24_576 + 2 * 65_536,
+        24_576 + 2 * 8192..24_576 + 65_536,
+    ] {
+        let wiped_out = rig.disk.copy();
+        wiped_out.scribble(wiped.start, &vec![0; wiped.len()]);
+        let engine = RedbEngine::with_storage("copy", move || wiped_out.open());
+        let opened = engine.open();
+        assert!(
+            matches!(opened, Err(StoreError::Damaged { .. })),
+            "{opened:?}"
+        );
+    }
 }
 
 /// What cannot be read may be an entry that was confirmed: it is no end of the log.

@@ -124,10 +124,10 @@ pub(super) fn read(layout: Layout, areas: [Vec<u8>; 2], after: u64) -> Result<Fo
             };
             *whole.entry(copy.number).or_default() += 1;
             if let Some((_, other)) = entries.insert(copy.number, (area, entry))
-                && other.place != copy.place
+                && Some(&other) != entries.get(&copy.number).map(|(_, entry)| entry)
             {
                 return Err(format!(
-                    "the log has commit {} twice, at bytes {} and {}",
+                    "the log has two different entries of commit {}, at bytes {} and {}",
                     copy.number, other.place, copy.place
                 ));
             }

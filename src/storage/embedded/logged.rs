@@ -82,13 +82,21 @@ impl Logged {
             let mut entries = logged.entries.iter();
             entries.any(|(start, bytes)| (*start..*start + bytes.len() as u64).contains(&at))
         };
-        match unreadable.iter().chain(&more).find(|(at, _)| !is_read(*at)) {
-            Some((at, error)) => Err(io_error(
-                place,
-                "read its log",
-                &io::Error::new(error.kind(), format!("byte {at}: {error}")),
-            )),
-            None => Ok(logged),
+        if let Some((at, error)) = unreadable.iter().chain(&more).find(|(at, _)| !is_read(*at)) {
+            let error = io::Error::new(error.kind(), format!("byte {at}: {error}"));
+            return Err(io_error(place, "read its log", &error));
         }
+        let durable = file.noted_durable();
+        if logged.layers.commit < durable {
+            let last = logged.layers.commit;
+            return Err(damaged(
+                place,
+                format!(
+                    "its log ends with commit {last}, and commit {durable} was confirmed: both \
+                     copies of an entry are damaged, or the disk lost them"
+                ),
+            ));
+        }
+        Ok(logged)
     }
 }

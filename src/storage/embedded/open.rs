@@ -244,7 +244,7 @@ impl Open {
         storage
             .write_log(place, &entry)
             .map_err(|error| io_error(&self.place, "commit", &error))?;
-        self.publish(number, &changes);
+        self.publish(number, &changes)?;
         position.at += bytes;
         Ok(position)
     }
@@ -264,16 +264,22 @@ impl Open {
             }
             Ok(())
         })?;
-        self.publish(number, &[]);
+        self.publish(number, &[])?;
         Ok(position)
     }
 
     /// Shows what is durable.
-    fn publish(&self, number: u64, changes: &[&Change]) {
+    fn publish(&self, number: u64, changes: &[&Change]) -> Result<(), StoreError> {
+        if let Some(storage) = &self.storage {
+            storage
+                .note_durable(number)
+                .map_err(|error| io_error(&self.place, "commit", &error))?;
+        }
         let mut layers = self.layers_mut();
         layers.active.add(number, changes.iter().copied());
         layers.commit = number;
         self.last.store(number, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Brings everything into the tables. The log begins anew then.
@@ -380,13 +386,8 @@ impl Open {
     pub(super) fn scrub_log(&self) -> Option<String> {
         let storage = self.storage.as_ref()?;
         let look = || {
-            let last = self.last.load(Ordering::SeqCst);
             let in_tables = self.in_tables.load(Ordering::SeqCst);
             let logged = Logged::read(&self.place, storage, in_tables)?;
-            if logged.layers.commit < last {
-                let reason = format!("the log's entry of commit {last} is damaged");
-                return Err(damaged(&self.place, reason));
-            }
             Ok(logged.damaged_copies)
         };
         // An entry that is being written reads torn.

@@ -36,6 +36,8 @@ pub struct ReadOnlyFile {
     faults: Faults,
     database: Database,
     layers: Layers,
+    /// Damaged copies of the log's entries, each with a whole twin.
+    damaged_copies: u64,
     /// Held for as long as it is read.
     _unheld: Option<Unheld>,
 }
@@ -84,6 +86,7 @@ impl ReadOnlyFile {
         let logged = Logged::read(place, &file, tables.commit())?;
         Ok(Self {
             layers: logged.layers,
+            damaged_copies: logged.damaged_copies,
             _unheld: None,
             place: place.to_owned(),
             directory: None,
@@ -208,6 +211,12 @@ pub(super) fn verify(
                 }
             }
             verified.used_blocks = engine.overlay.blocks_read();
+            if engine.damaged_copies > 0 {
+                verified.harmless.push(format!(
+                    "{} copies in the file's log are damaged, each with a whole twin",
+                    engine.damaged_copies
+                ));
+            }
         }
         Err(error) => verified.damage.push(reason_of(error)),
     }
