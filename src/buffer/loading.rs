@@ -12,12 +12,18 @@ use super::{
     retained::Retained,
     too_many_questions,
 };
-use crate::{config::BufferConfig, error::StreamError, storage::StoreError};
+use crate::{
+    config::BufferConfig,
+    error::StreamError,
+    storage::{Generation, StoreError},
+};
 
 /// The store is being opened or read. What comes meanwhile waits, within the bounds that hold at
 /// any time; once a fault is known, callers are refused with it.
 #[derive(Debug, Default)]
 pub(super) struct Loading {
+    /// The one that is open, as far as the store has said.
+    generation: Option<Generation>,
     waiting: Vec<BufferMessage>,
     reserved: Waiting,
     questions: usize,
@@ -45,26 +51,43 @@ impl Progress {
 }
 
 impl Loading {
-    /// After a failure: what waits and cannot ask again goes on waiting.
-    pub(super) fn failed(waiting: Vec<BufferMessage>, fault: StoreError) -> Self {
+    /// After a failure, which left this generation open if any: what waits and cannot ask again goes
+    /// on waiting.
+    pub(super) fn failed(
+        generation: Option<Generation>,
+        waiting: Vec<BufferMessage>,
+        fault: StoreError,
+    ) -> Self {
         let held = waiting
             .into_iter()
             .filter_map(|message| refuse(message, &fault));
         Self {
+            generation,
             waiting: held.collect(),
             fault: Some(fault),
             ..Self::default()
         }
     }
 
-    /// A load begins.
-    pub(super) fn begin(&mut self) -> Progress {
+    /// The store is open.
+    pub(super) fn opened(&mut self, generation: Generation) {
+        self.generation = Some(generation);
+    }
+
+    /// Whether this generation is open.
+    pub(super) fn is_of(&self, generation: Generation) -> bool {
+        self.generation == Some(generation)
+    }
+
+    /// A load begins, if the store is open.
+    pub(super) fn begin(&mut self) -> Option<(Generation, Progress)> {
+        let generation = self.generation?;
         let progress = Progress(Arc::new(Mutex::new(Read {
             rows: 0,
             moved: Instant::now(),
         })));
         self.progress = Some(progress.clone());
-        progress
+        Some((generation, progress))
     }
 
     /// For how long the load that is under way has read nothing.
