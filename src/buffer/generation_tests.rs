@@ -190,3 +190,30 @@ async fn another_opening_alone_is_the_end_of_a_generation() {
     let is_refused = matches!(told, Ok(Err(StreamError::Store { .. })));
     assert!(is_refused, "{told:?}");
 }
+
+/// What the subscribers of an ended session had to say may come when the next one waits for its own.
+#[tokio::test]
+async fn a_late_word_of_an_ended_session_leaves_the_next_ones_page() {
+    let mut world = World::new().await;
+    while matches!(world.state.phase, Phase::Loading(_)) {
+        world.step().await;
+    }
+    let (connection, _told) = recorder().await;
+    if let Phase::Ready(ready) = &mut world.state.phase {
+        ready.session = Some(Session {
+            epoch: 2,
+            connection,
+            flight: None,
+        });
+        let held = Vec::new();
+        ready.recollection.page = Some(recall::Page { held, more: true });
+    }
+    for (epoch, is_left) in [(1, true), (2, false)] {
+        let handled = Vec::new();
+        world.take(BufferMessage::Recollected { epoch, handled });
+        let Phase::Ready(ready) = &world.state.phase else {
+            panic!("it is ready");
+        };
+        assert_eq!(ready.recollection.page.is_some(), is_left, "{epoch}");
+    }
+}
