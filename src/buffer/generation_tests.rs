@@ -191,6 +191,17 @@ async fn another_opening_alone_is_the_end_of_a_generation() {
     assert!(is_refused, "{told:?}");
 }
 
+/// An operator's word is about what comes: no store is needed to take it.
+#[tokio::test]
+async fn an_adoption_is_allowed_while_the_store_is_closed() {
+    let mut world = World::new().await;
+    let (reply, mut told) = oneshot();
+    let reply = reply.into();
+    world.take(BufferMessage::AllowAdoption { reply });
+    assert_eq!(told.try_recv(), Ok(()));
+    assert!(world.state.adoption_allowed);
+}
+
 /// What the subscribers of an ended session had to say may come when the next one waits for its own.
 #[tokio::test]
 async fn a_late_word_of_an_ended_session_leaves_the_next_ones_page() {
@@ -216,4 +227,67 @@ async fn a_late_word_of_an_ended_session_leaves_the_next_ones_page() {
         };
         assert_eq!(ready.recollection.page.is_some(), is_left, "{epoch}");
     }
+}
+
+/// However long a store is closed, no more waits for it than there is to say.
+#[tokio::test]
+async fn a_closed_store_gathers_nothing() {
+    let (mut loading, config) = (
+        Loading::failed(None, Vec::new(), StoreError::Ended),
+        BufferConfig::default(),
+    );
+    let (connection, _told) = recorder().await;
+    for dial in 0..3 {
+        let connection = connection.clone();
+        let prepare = BufferMessage::PrepareSession { connection, dial };
+        loading.hold(prepare, &config, "here");
+        let request_id: RequestId = "r-1".parse().expect("valid");
+        let reason = "it dies".to_owned();
+        let of_trackers = [
+            BufferMessage::Restate {
+                request_id: request_id.clone(),
+            },
+            BufferMessage::Announce {
+                request_id: request_id.clone(),
+            },
+            BufferMessage::Cancel {
+                request_id: request_id.clone(),
+                reason: crate::message::CancelReason::Deadline,
+                trace: TraceContext::default(),
+                reply: None,
+            },
+            BufferMessage::Park { request_id, reason },
+        ];
+        for message in of_trackers {
+            loading.hold(message, &config, "here");
+        }
+        let (stock, mut stock_told) = oneshot();
+        let reply = stock.into();
+        loading.hold(BufferMessage::TakeStock { reply }, &config, "here");
+        let (letter, mut letter_told) = oneshot();
+        let handled = BufferMessage::LetterHandled {
+            number: 1,
+            meaning: Meaning::Nothing,
+            reply: letter.into(),
+        };
+        loading.hold(handled, &config, "here");
+        let closed = tokio::sync::oneshot::error::TryRecvError::Closed;
+        assert_eq!(stock_told.try_recv().err(), Some(closed.clone()));
+        assert_eq!(letter_told.try_recv().err(), Some(closed));
+        for ended in [
+            BufferMessage::TransmitMore,
+            BufferMessage::LookAgain,
+            BufferMessage::Recollected {
+                epoch: 1,
+                handled: Vec::new(),
+            },
+        ] {
+            loading.hold(ended, &config, "here");
+        }
+    }
+    let waiting = loading.into_waiting();
+    assert_eq!(waiting.len(), 5, "{waiting:?}");
+    let newest =
+        |message: &BufferMessage| matches!(message, BufferMessage::PrepareSession { dial: 2, .. });
+    assert!(waiting.iter().any(newest), "{waiting:?}");
 }

@@ -1,6 +1,8 @@
 //! What the buffer does until it knows what is durable.
 
 use std::{
+    collections::HashSet,
+    mem::{Discriminant, discriminant},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,6 +17,7 @@ use super::{
 use crate::{
     config::BufferConfig,
     error::StreamError,
+    message::RequestId,
     storage::{Generation, StoreError},
 };
 
@@ -25,11 +28,18 @@ pub(super) struct Loading {
     /// The one that is open, as far as the store has said.
     generation: Option<Generation>,
     waiting: Vec<BufferMessage>,
+    /// The session that was asked for last: whoever asked before has given it up.
+    session: Option<BufferMessage>,
+    /// Of what waits, what trackers say.
+    said: HashSet<Said>,
     reserved: Waiting,
     questions: usize,
     fault: Option<StoreError>,
     progress: Option<Progress>,
 }
+
+/// What a tracker says of its request: said again, it is no news.
+type Said = (Discriminant<BufferMessage>, RequestId);
 
 /// How far a load has come.
 #[derive(Debug, Clone)]
@@ -58,15 +68,17 @@ impl Loading {
         waiting: Vec<BufferMessage>,
         fault: StoreError,
     ) -> Self {
-        let held = waiting
-            .into_iter()
-            .filter_map(|message| refuse(message, &fault));
-        Self {
+        let mut loading = Self {
             generation,
-            waiting: held.collect(),
-            fault: Some(fault),
             ..Self::default()
+        };
+        for message in waiting {
+            if let Some(held) = refuse(message, &fault) {
+                loading.keep(held);
+            }
         }
+        loading.fault = Some(fault);
+        loading
     }
 
     /// The store is open.
@@ -111,7 +123,9 @@ impl Loading {
     /// Has a message wait, or answers it.
     pub(super) fn hold(&mut self, message: BufferMessage, config: &BufferConfig, place: &str) {
         if let Some(fault) = &self.fault {
-            self.waiting.extend(refuse(message, fault));
+            if let Some(held) = refuse(message, fault) {
+                self.keep(held);
+            }
             return;
         }
         if let Some((lane, room)) = intake::needs(&message) {
@@ -131,12 +145,38 @@ impl Loading {
             }
             self.questions += 1;
         }
-        self.waiting.push(message);
+        self.keep(message);
     }
 
-    /// What waits, in order.
-    pub(super) fn into_waiting(self) -> Vec<BufferMessage> {
+    /// Has a message wait, unless it says what another one has said.
+    fn keep(&mut self, message: BufferMessage) {
+        if let BufferMessage::PrepareSession { .. } = message {
+            self.session = Some(message);
+            return;
+        }
+        if said(&message).is_none_or(|said| self.said.insert(said)) {
+            self.waiting.push(message);
+        }
+    }
+
+    /// What waits, in order; a session begins with what everyone else has said.
+    pub(super) fn into_waiting(mut self) -> Vec<BufferMessage> {
+        self.waiting.extend(self.session);
         self.waiting
+    }
+}
+
+fn said(message: &BufferMessage) -> Option<Said> {
+    match message {
+        BufferMessage::Announce { request_id }
+        | BufferMessage::Restate { request_id }
+        | BufferMessage::Park { request_id, .. }
+        | BufferMessage::Cancel {
+            request_id,
+            reply: None,
+            ..
+        } => Some((discriminant(message), request_id.clone())),
+        _ => None,
     }
 }
 
@@ -151,6 +191,10 @@ pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<Buffe
         | BufferMessage::PauseSession { .. }
         | BufferMessage::SessionEnded { .. }
         | BufferMessage::Correlate { .. }
+        | BufferMessage::Reconciled { .. }
+        | BufferMessage::Recollected { .. }
+        | BufferMessage::TransmitMore
+        | BufferMessage::LookAgain
         | BufferMessage::Store(_)
         | BufferMessage::Found { .. }
         | BufferMessage::Unchanged { .. } => None,
@@ -179,8 +223,37 @@ pub(super) fn refuse_caller(message: BufferMessage, fault: &StoreError) -> Optio
             None
         }
         // Its caller learns that there was no answer.
-        BufferMessage::DiscardDeadLetter { .. } => None,
-        message => Some(message),
+        BufferMessage::DiscardDeadLetter { .. }
+        | BufferMessage::LetterHandled { .. }
+        | BufferMessage::TakeStock { .. }
+        | BufferMessage::ReadWatermarks { .. }
+        | BufferMessage::AllowAdoption { .. } => None,
+        // Its caller waits for governance too, for as long as it likes; nothing more is to come in.
+        message @ BufferMessage::CloseIntake { .. } => Some(message),
+        // One that is added is to be told apart: does a caller wait for it?
+        message @ (BufferMessage::Cancel { reply: None, .. }
+        | BufferMessage::Announce { .. }
+        | BufferMessage::Restate { .. }
+        | BufferMessage::Park { .. }
+        | BufferMessage::PrepareSession { .. }
+        | BufferMessage::JudgeSession { .. }
+        | BufferMessage::Correlate { .. }
+        | BufferMessage::Acknowledged { .. }
+        | BufferMessage::Reconciled { .. }
+        | BufferMessage::Recollected { .. }
+        | BufferMessage::Handled { .. }
+        | BufferMessage::SessionEnded { .. }
+        | BufferMessage::PauseSession { .. }
+        | BufferMessage::TransmitMore
+        | BufferMessage::AreYouThere { .. }
+        | BufferMessage::Store(_)
+        | BufferMessage::Loaded { .. }
+        | BufferMessage::LoadAgain
+        | BufferMessage::Found { .. }
+        | BufferMessage::WentBack
+        | BufferMessage::Fenced { .. }
+        | BufferMessage::LookAgain
+        | BufferMessage::Unchanged { .. }) => Some(message),
     }
 }
 

@@ -234,6 +234,11 @@ impl BufferState {
                 pulse.beat();
                 return self.look_at_store();
             }
+            // An operator's word is about what comes, and rests on no store.
+            (_, BufferMessage::AllowAdoption { reply }) => {
+                self.adoption_allowed = true;
+                let _ = reply.send(());
+            }
             (_, BufferMessage::Store(StoreEvent::Opened(opened))) => {
                 if matches!(self.phase, Phase::Ready(_)) {
                     self.begin_again(StoreError::Ended);
@@ -652,10 +657,6 @@ impl BufferState {
             BufferMessage::ResumeRestored { store_lost, reply } => {
                 desk.resume_restored(store_lost, reply);
             }
-            BufferMessage::AllowAdoption { reply } => {
-                self.adoption_allowed = true;
-                let _ = reply.send(());
-            }
             BufferMessage::DiscardDeadLetter { number, reply } => {
                 let known = desk.ready.retained.dead_letters.contains_key(&number);
                 let discarded = vec![Record::DeadLetterDiscarded(number)];
@@ -690,6 +691,7 @@ impl BufferState {
                 desk.ready.session.take_if(|session| session.epoch == epoch);
             }
             BufferMessage::AreYouThere { .. }
+            | BufferMessage::AllowAdoption { .. }
             | BufferMessage::Store(_)
             | BufferMessage::Loaded { .. }
             | BufferMessage::LoadAgain
