@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ractor::ActorRef;
+
 use super::{
     ASK_AGAIN, BufferMessage, MOST_QUESTIONS,
     intake::{self, Waiting},
@@ -16,6 +18,7 @@ use super::{
 };
 use crate::{
     config::BufferConfig,
+    connection::ConnectionMessage,
     error::StreamError,
     message::RequestId,
     storage::{Generation, StoreError},
@@ -29,7 +32,7 @@ pub(super) struct Loading {
     generation: Option<Generation>,
     waiting: Vec<BufferMessage>,
     /// The session that was asked for last: whoever asked before has given it up.
-    session: Option<BufferMessage>,
+    session: Option<(ActorRef<ConnectionMessage>, u64)>,
     /// Of what waits, what trackers say.
     said: HashSet<Said>,
     reserved: Waiting,
@@ -150,8 +153,8 @@ impl Loading {
 
     /// Has a message wait, unless it says what another one has said.
     fn keep(&mut self, message: BufferMessage) {
-        if let BufferMessage::PrepareSession { .. } = message {
-            self.session = Some(message);
+        if let BufferMessage::PrepareSession { connection, dial } = message {
+            self.session = Some((connection, dial));
             return;
         }
         if said(&message).is_none_or(|said| self.said.insert(said)) {
@@ -161,7 +164,10 @@ impl Loading {
 
     /// What waits, in order; a session begins with what everyone else has said.
     pub(super) fn into_waiting(mut self) -> Vec<BufferMessage> {
-        self.waiting.extend(self.session);
+        let session = self
+            .session
+            .map(|(connection, dial)| BufferMessage::PrepareSession { connection, dial });
+        self.waiting.extend(session);
         self.waiting
     }
 }

@@ -117,7 +117,7 @@ pub(crate) struct BufferState {
 
 #[derive(Debug)]
 enum Phase {
-    Loading(Loading),
+    Loading(Box<Loading>),
     Ready(Box<Ready>),
 }
 
@@ -202,7 +202,7 @@ impl Actor for BufferActor {
             args,
             myself,
             user,
-            phase: Phase::Loading(Loading::default()),
+            phase: Phase::Loading(Box::default()),
             read_again: Timer::default(),
             pace: Timer::default(),
             intake_closed: false,
@@ -389,7 +389,7 @@ impl BufferState {
     /// unknown, the session ends, and everything begins again from what is durable.
     fn begin_again(&mut self, fault: StoreError) {
         self.show(Some(fault.to_string()));
-        let held = match std::mem::replace(&mut self.phase, Phase::Loading(Loading::default())) {
+        let held = match std::mem::replace(&mut self.phase, Phase::Loading(Box::default())) {
             Phase::Loading(loading) => loading.into_waiting(),
             Phase::Ready(mut ready) => {
                 if let Some(session) = &ready.session {
@@ -400,14 +400,18 @@ impl BufferState {
                 ready.waiting.clear()
             }
         };
-        self.phase = Phase::Loading(Loading::failed(None, held, fault));
+        self.phase = Phase::Loading(Box::new(Loading::failed(None, held, fault)));
     }
 
     /// What is durable could not be read, while the store is open: it is tried again.
     fn not_loaded(&mut self, generation: Generation, fault: StoreError) {
         error!(%fault, again_in = ?READ_AGAIN, "what is open could not be read");
         self.show(Some(fault.to_string()));
-        self.phase = Phase::Loading(Loading::failed(Some(generation), Vec::new(), fault));
+        self.phase = Phase::Loading(Box::new(Loading::failed(
+            Some(generation),
+            Vec::new(),
+            fault,
+        )));
         self.read_again
             .arm(READ_AGAIN, &self.myself, || BufferMessage::LoadAgain);
     }
