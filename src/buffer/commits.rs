@@ -2,18 +2,16 @@
 //! the disk becomes the next one.
 
 use super::{changes::Settled, retained::Retained};
-use crate::storage::{self, Generation, HashKey, StoreError, User};
+use crate::storage::{self, Generation, StoreError, User};
 
 /// Numbers a decision; decisions become durable in the order of their tickets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
-/// The actor's end of the store. At most one batch is on its way: a row that changes twice
-/// meanwhile is written once.
+/// The decisions of one generation, which end with it. At most one batch is on its way: a row that
+/// changes twice meanwhile is written once.
 #[derive(Debug)]
 pub(super) struct Commits {
-    user: User,
-    hash: HashKey,
     generation: Generation,
     /// Of the last decision.
     last: Ticket,
@@ -48,10 +46,8 @@ pub(super) enum Sent {
 }
 
 impl Commits {
-    pub(super) fn new(user: User, generation: Generation) -> Self {
+    pub(super) fn new(generation: Generation) -> Self {
         Self {
-            hash: user.store().hash_key(),
-            user,
             generation,
             last: Ticket::default(),
             in_flight: None,
@@ -59,19 +55,8 @@ impl Commits {
         }
     }
 
-    pub(super) fn user(&self) -> &User {
-        &self.user
-    }
-
     pub(super) fn generation(&self) -> Generation {
         self.generation
-    }
-
-    /// Another generation has begun: what was decided and not committed is forgotten.
-    pub(super) fn begin(&mut self, generation: Generation) {
-        self.generation = generation;
-        self.in_flight = None;
-        self.is_behind = false;
     }
 
     /// Has what has changed in `retained` committed, with the next batch.
@@ -79,10 +64,14 @@ impl Commits {
     /// # Errors
     ///
     /// When the store could never take it.
-    pub(super) fn queue(&mut self, retained: &mut Retained) -> Result<(Ticket, Sent), StoreError> {
+    pub(super) fn queue(
+        &mut self,
+        user: &User,
+        retained: &mut Retained,
+    ) -> Result<(Ticket, Sent), StoreError> {
         self.last = Ticket(self.last.0 + 1);
         self.is_behind = true;
-        let sent = self.send(retained)?;
+        let sent = self.send(user, retained)?;
         Ok((self.last, sent))
     }
 
@@ -91,15 +80,19 @@ impl Commits {
     /// # Errors
     ///
     /// When the store could never take it.
-    pub(super) fn send(&mut self, retained: &mut Retained) -> Result<Sent, StoreError> {
+    pub(super) fn send(
+        &mut self,
+        user: &User,
+        retained: &mut Retained,
+    ) -> Result<Sent, StoreError> {
         if self.in_flight.is_some() || !self.is_behind {
             return Ok(Sent::ToStore);
         }
         self.is_behind = false;
-        let (batch, settled) = retained.take_changes(self.hash);
+        let (batch, settled) = retained.take_changes(user.store().hash_key());
         let ticket = match batch.is_empty() {
             true => None,
-            false => Some(self.user.commit(self.generation, batch)?),
+            false => Some(user.commit(self.generation, batch)?),
         };
         let sent = ticket.map_or(Sent::Unchanged, |_| Sent::ToStore);
         self.in_flight = Some(InFlight {

@@ -9,7 +9,7 @@ use tracing::{debug, info, info_span, warn};
 use super::{
     BufferArguments, BufferMessage, Effect, MAX_IN_FLIGHT, Outgoing, PACE_BURST, Ready, Reconciled,
     RequestStanding, Session, SessionFacts,
-    commits::{Commits, Confirmed, Sent},
+    commits::{Confirmed, Sent},
     flight::Flight,
     inbound::{self, HandledMessage},
     intake::{self, Intake, Submission},
@@ -29,7 +29,7 @@ use crate::{
     names,
     pace::Pace,
     request::RequestMessage,
-    storage::StoreError,
+    storage::{StoreError, User},
     supervisor::SupervisorMessage,
     telemetry::TraceContext,
     timer::Timer,
@@ -39,7 +39,7 @@ use crate::{
 pub(super) struct Desk<'a> {
     pub(super) args: &'a BufferArguments,
     pub(super) myself: &'a ActorRef<BufferMessage>,
-    pub(super) commits: &'a mut Commits,
+    pub(super) user: &'a User,
     pub(super) pace: &'a mut Timer,
     pub(super) ready: &'a mut Ready,
     pub(super) intake_closed: bool,
@@ -398,7 +398,8 @@ impl Desk<'_> {
             self.carry_out(effects);
         } else {
             // Without records too: what is told must not overtake what it rests on.
-            match self.commits.queue(&mut self.ready.retained) {
+            let ready = &mut *self.ready;
+            match ready.commits.queue(self.user, &mut ready.retained) {
                 Ok((ticket, sent)) => {
                     self.ready.pending.push_back((ticket, effects));
                     self.heed(sent);
@@ -489,7 +490,8 @@ impl Desk<'_> {
 
     /// What rests on what is durable now is told and done; the next batch is on its way.
     pub(super) fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), StoreError> {
-        let sent = self.commits.send(&mut self.ready.retained)?;
+        let ready = &mut *self.ready;
+        let sent = ready.commits.send(self.user, &mut ready.retained)?;
         self.heed(sent);
         let mut due = Vec::new();
         while let Some((_, effects)) = self
@@ -512,7 +514,7 @@ impl Desk<'_> {
 
     fn heed(&self, sent: Sent) {
         if sent == Sent::Unchanged {
-            let generation = self.commits.generation();
+            let generation = self.ready.commits.generation();
             let _ = self.myself.cast(BufferMessage::Unchanged { generation });
         }
     }

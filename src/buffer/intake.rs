@@ -481,8 +481,8 @@ pub(super) fn is_question(message: &BufferMessage) -> bool {
             | BufferMessage::ResumeRestored { .. }
             | BufferMessage::DiscardDeadLetter { .. }
             | BufferMessage::TakeStock { .. }
+            | BufferMessage::LetterHandled { .. }
             | BufferMessage::ReadWatermarks { .. }
-            | BufferMessage::AllowAdoption { .. }
     )
 }
 

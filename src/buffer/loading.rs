@@ -1,9 +1,13 @@
 //! What the buffer does until it knows what is durable.
 
 use std::{
+    collections::HashSet,
+    mem::{Discriminant, discriminant},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use ractor::ActorRef;
 
 use super::{
     ASK_AGAIN, BufferMessage, MOST_QUESTIONS,
@@ -12,18 +16,33 @@ use super::{
     retained::Retained,
     too_many_questions,
 };
-use crate::{config::BufferConfig, error::StreamError, storage::StoreError};
+use crate::{
+    config::BufferConfig,
+    connection::ConnectionMessage,
+    error::StreamError,
+    message::RequestId,
+    storage::{Generation, StoreError},
+};
 
 /// The store is being opened or read. What comes meanwhile waits, within the bounds that hold at
 /// any time; once a fault is known, callers are refused with it.
 #[derive(Debug, Default)]
 pub(super) struct Loading {
+    /// The one that is open, as far as the store has said.
+    generation: Option<Generation>,
     waiting: Vec<BufferMessage>,
+    /// The session that was asked for last: whoever asked before has given it up.
+    session: Option<(ActorRef<ConnectionMessage>, u64)>,
+    /// Of what waits, what trackers say.
+    said: HashSet<Said>,
     reserved: Waiting,
     questions: usize,
     fault: Option<StoreError>,
     progress: Option<Progress>,
 }
+
+/// What a tracker says of its request: said again, it is no news.
+type Said = (Discriminant<BufferMessage>, RequestId);
 
 /// How far a load has come.
 #[derive(Debug, Clone)]
@@ -45,26 +64,45 @@ impl Progress {
 }
 
 impl Loading {
-    /// After a failure: what waits and cannot ask again goes on waiting.
-    pub(super) fn failed(waiting: Vec<BufferMessage>, fault: StoreError) -> Self {
-        let held = waiting
-            .into_iter()
-            .filter_map(|message| refuse(message, &fault));
-        Self {
-            waiting: held.collect(),
-            fault: Some(fault),
+    /// After a failure, which left this generation open if any: what waits and cannot ask again goes
+    /// on waiting.
+    pub(super) fn failed(
+        generation: Option<Generation>,
+        waiting: Vec<BufferMessage>,
+        fault: StoreError,
+    ) -> Self {
+        let mut loading = Self {
+            generation,
             ..Self::default()
+        };
+        for message in waiting {
+            if let Some(held) = refuse(message, &fault) {
+                loading.keep(held);
+            }
         }
+        loading.fault = Some(fault);
+        loading
     }
 
-    /// A load begins.
-    pub(super) fn begin(&mut self) -> Progress {
+    /// The store is open.
+    pub(super) fn opened(&mut self, generation: Generation) {
+        self.generation = Some(generation);
+    }
+
+    /// Whether this generation is open.
+    pub(super) fn is_of(&self, generation: Generation) -> bool {
+        self.generation == Some(generation)
+    }
+
+    /// A load begins, if the store is open.
+    pub(super) fn begin(&mut self) -> Option<(Generation, Progress)> {
+        let generation = self.generation?;
         let progress = Progress(Arc::new(Mutex::new(Read {
             rows: 0,
             moved: Instant::now(),
         })));
         self.progress = Some(progress.clone());
-        progress
+        Some((generation, progress))
     }
 
     /// For how long the load that is under way has read nothing.
@@ -88,7 +126,9 @@ impl Loading {
     /// Has a message wait, or answers it.
     pub(super) fn hold(&mut self, message: BufferMessage, config: &BufferConfig, place: &str) {
         if let Some(fault) = &self.fault {
-            self.waiting.extend(refuse(message, fault));
+            if let Some(held) = refuse(message, fault) {
+                self.keep(held);
+            }
             return;
         }
         if let Some((lane, room)) = intake::needs(&message) {
@@ -108,12 +148,41 @@ impl Loading {
             }
             self.questions += 1;
         }
-        self.waiting.push(message);
+        self.keep(message);
     }
 
-    /// What waits, in order.
-    pub(super) fn into_waiting(self) -> Vec<BufferMessage> {
+    /// Has a message wait, unless it says what another one has said.
+    fn keep(&mut self, message: BufferMessage) {
+        if let BufferMessage::PrepareSession { connection, dial } = message {
+            self.session = Some((connection, dial));
+            return;
+        }
+        if said(&message).is_none_or(|said| self.said.insert(said)) {
+            self.waiting.push(message);
+        }
+    }
+
+    /// What waits, in order; a session begins with what everyone else has said.
+    pub(super) fn into_waiting(mut self) -> Vec<BufferMessage> {
+        let session = self
+            .session
+            .map(|(connection, dial)| BufferMessage::PrepareSession { connection, dial });
+        self.waiting.extend(session);
         self.waiting
+    }
+}
+
+fn said(message: &BufferMessage) -> Option<Said> {
+    match message {
+        BufferMessage::Announce { request_id }
+        | BufferMessage::Restate { request_id }
+        | BufferMessage::Park { request_id, .. }
+        | BufferMessage::Cancel {
+            request_id,
+            reply: None,
+            ..
+        } => Some((discriminant(message), request_id.clone())),
+        _ => None,
     }
 }
 
@@ -128,6 +197,10 @@ pub(super) fn refuse(message: BufferMessage, fault: &StoreError) -> Option<Buffe
         | BufferMessage::PauseSession { .. }
         | BufferMessage::SessionEnded { .. }
         | BufferMessage::Correlate { .. }
+        | BufferMessage::Reconciled { .. }
+        | BufferMessage::Recollected { .. }
+        | BufferMessage::TransmitMore
+        | BufferMessage::LookAgain
         | BufferMessage::Store(_)
         | BufferMessage::Found { .. }
         | BufferMessage::Unchanged { .. } => None,
@@ -156,8 +229,37 @@ pub(super) fn refuse_caller(message: BufferMessage, fault: &StoreError) -> Optio
             None
         }
         // Its caller learns that there was no answer.
-        BufferMessage::DiscardDeadLetter { .. } => None,
-        message => Some(message),
+        BufferMessage::DiscardDeadLetter { .. }
+        | BufferMessage::LetterHandled { .. }
+        | BufferMessage::TakeStock { .. }
+        | BufferMessage::ReadWatermarks { .. }
+        | BufferMessage::AllowAdoption { .. } => None,
+        // Its caller waits for governance too, for as long as it likes; nothing more is to come in.
+        message @ BufferMessage::CloseIntake { .. } => Some(message),
+        // One that is added is to be told apart: does a caller wait for it?
+        message @ (BufferMessage::Cancel { reply: None, .. }
+        | BufferMessage::Announce { .. }
+        | BufferMessage::Restate { .. }
+        | BufferMessage::Park { .. }
+        | BufferMessage::PrepareSession { .. }
+        | BufferMessage::JudgeSession { .. }
+        | BufferMessage::Correlate { .. }
+        | BufferMessage::Acknowledged { .. }
+        | BufferMessage::Reconciled { .. }
+        | BufferMessage::Recollected { .. }
+        | BufferMessage::Handled { .. }
+        | BufferMessage::SessionEnded { .. }
+        | BufferMessage::PauseSession { .. }
+        | BufferMessage::TransmitMore
+        | BufferMessage::AreYouThere { .. }
+        | BufferMessage::Store(_)
+        | BufferMessage::Loaded { .. }
+        | BufferMessage::LoadAgain
+        | BufferMessage::Found { .. }
+        | BufferMessage::WentBack
+        | BufferMessage::Fenced { .. }
+        | BufferMessage::LookAgain
+        | BufferMessage::Unchanged { .. }) => Some(message),
     }
 }
 

@@ -30,6 +30,8 @@ mod stored;
 mod tables;
 
 #[cfg(test)]
+mod generation_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod test_disk;
@@ -59,7 +61,7 @@ use crate::{
     error::StreamError,
     message::{OpeningId, Outcome, PerLane, RequestId},
     request::{RequestMessage, StandingReply},
-    storage::{Generation, Leaving, LookUp, StoreError, StoreEvent, Waiting},
+    storage::{Generation, Leaving, LookUp, StoreError, StoreEvent, User, Waiting},
     supervisor::SupervisorMessage,
     timer::Timer,
 };
@@ -99,7 +101,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub(crate) struct BufferState {
     args: BufferArguments,
     myself: ActorRef<BufferMessage>,
-    commits: Commits,
+    user: User,
     phase: Phase,
     read_again: Timer,
     /// For what governance's pace holds back.
@@ -115,12 +117,14 @@ pub(crate) struct BufferState {
 
 #[derive(Debug)]
 enum Phase {
-    Loading(Loading),
+    Loading(Box<Loading>),
     Ready(Box<Ready>),
 }
 
 #[derive(Debug)]
 struct Ready {
+    /// Of the generation in which it was read.
+    commits: Commits,
     retained: Retained,
     /// Times that it was read by this actor.
     loads: u64,
@@ -197,8 +201,8 @@ impl Actor for BufferActor {
         Ok(BufferState {
             args,
             myself,
-            commits: Commits::new(user, Generation::default()),
-            phase: Phase::Loading(Loading::default()),
+            user,
+            phase: Phase::Loading(Box::default()),
             read_again: Timer::default(),
             pace: Timer::default(),
             intake_closed: false,
@@ -225,17 +229,29 @@ impl BufferState {
     /// When the store hangs, can never take what was decided, or has another user under this
     /// name: only a new actor may go on.
     fn receive(&mut self, message: BufferMessage) -> Result<(), StoreError> {
-        let generation = self.commits.generation();
         match (&mut self.phase, message) {
             (_, BufferMessage::AreYouThere { pulse }) => {
                 pulse.beat();
                 return self.look_at_store();
             }
+            // An operator's word is about what comes, and rests on no store.
+            (_, BufferMessage::AllowAdoption { reply }) => {
+                self.adoption_allowed = true;
+                let _ = reply.send(());
+            }
             (_, BufferMessage::Store(StoreEvent::Opened(opened))) => {
-                self.commits.begin(opened);
+                if matches!(self.phase, Phase::Ready(_)) {
+                    self.begin_again(StoreError::Ended);
+                }
+                if let Phase::Loading(loading) = &mut self.phase {
+                    loading.opened(opened);
+                }
                 self.load();
             }
-            (_, BufferMessage::Store(StoreEvent::Failed(_, fault))) => self.store_failed(fault),
+            (_, BufferMessage::Store(StoreEvent::Failed(_, fault))) => {
+                error!(%fault, "the store failed; nothing is accepted until it is open again");
+                self.begin_again(fault);
+            }
             (_, BufferMessage::Store(StoreEvent::Replaced)) => return Err(StoreError::Ended),
             (Phase::Loading(_), BufferMessage::LoadAgain) => self.load(),
             (
@@ -245,41 +261,41 @@ impl BufferState {
                     retained,
                 },
             ) => {
-                if of != generation {
+                if !loading.is_of(of) {
                     return Ok(());
                 }
                 let waiting = std::mem::take(loading).into_waiting();
                 match retained {
-                    Ok(retained) => self.loaded(*retained),
-                    Err(fault) => self.not_loaded(fault),
+                    Ok(retained) => self.loaded(of, *retained),
+                    Err(fault) => self.not_loaded(of, fault),
                 }
                 for message in waiting {
                     self.receive(message)?;
                 }
             }
             (Phase::Loading(loading), message) => {
-                let place = self.commits.user().store().place();
+                let place = self.user.store().place();
                 loading.hold(message, &self.args.config, place);
             }
-            (Phase::Ready(_), BufferMessage::Store(StoreEvent::Committed(of, ticket))) => {
-                if of == generation {
+            (Phase::Ready(ready), BufferMessage::Store(StoreEvent::Committed(of, ticket))) => {
+                if of == ready.commits.generation() {
                     self.confirmed(Some(ticket))?;
                 }
             }
-            (Phase::Ready(_), BufferMessage::Unchanged { generation: of }) => {
-                if of == generation {
+            (Phase::Ready(ready), BufferMessage::Unchanged { generation: of }) => {
+                if of == ready.commits.generation() {
                     self.confirmed(None)?;
                 }
             }
             (
-                Phase::Ready(_),
+                Phase::Ready(ready),
                 BufferMessage::Found {
                     generation: of,
                     look_up,
                     found,
                 },
             ) => {
-                if of == generation {
+                if of == ready.commits.generation() {
                     self.found(look_up, &found)?;
                 }
             }
@@ -290,13 +306,15 @@ impl BufferState {
         Ok(())
     }
 
-    /// Has what is open and retained read.
+    /// Has what is open and retained read, once the store is open.
     fn load(&mut self) {
         let Phase::Loading(loading) = &mut self.phase else {
             return;
         };
-        let generation = self.commits.generation();
-        let (progress, user) = (loading.begin(), self.commits.user());
+        let Some((generation, progress)) = loading.begin() else {
+            return;
+        };
+        let user = &self.user;
         let (place, hash) = (user.store().place().to_owned(), user.store().hash_key());
         let buffer = self.myself.clone();
         user.scan(
@@ -326,7 +344,7 @@ impl BufferState {
     ///
     /// Past the deadline.
     fn look_at_store(&mut self) -> Result<(), StoreError> {
-        let user = self.commits.user();
+        let user = &self.user;
         let waited = match &self.phase {
             Phase::Loading(loading) => loading.stands_still_for().max(user.waiting_for()),
             Phase::Ready(_) => user.waiting_for(),
@@ -342,7 +360,7 @@ impl BufferState {
         {
             loading.fails_with(fault);
         }
-        let store = self.commits.user().store();
+        let store = self.user.store();
         // Whoever else waits, the bridge say, waits for the same disk, and has no health of its own.
         let longest = waited.max(store.waiting_for());
         let ailment = store.ailment();
@@ -369,10 +387,9 @@ impl BufferState {
 
     /// Nothing that rests on what was not committed is told to anyone: callers learn that it is
     /// unknown, the session ends, and everything begins again from what is durable.
-    fn store_failed(&mut self, fault: StoreError) {
-        error!(%fault, "the store failed; nothing is accepted until it is open again");
+    fn begin_again(&mut self, fault: StoreError) {
         self.show(Some(fault.to_string()));
-        let held = match std::mem::replace(&mut self.phase, Phase::Loading(Loading::default())) {
+        let held = match std::mem::replace(&mut self.phase, Phase::Loading(Box::default())) {
             Phase::Loading(loading) => loading.into_waiting(),
             Phase::Ready(mut ready) => {
                 if let Some(session) = &ready.session {
@@ -383,23 +400,27 @@ impl BufferState {
                 ready.waiting.clear()
             }
         };
-        self.phase = Phase::Loading(Loading::failed(held, fault));
+        self.phase = Phase::Loading(Box::new(Loading::failed(None, held, fault)));
     }
 
     /// What is durable could not be read, while the store is open: it is tried again.
-    fn not_loaded(&mut self, fault: StoreError) {
+    fn not_loaded(&mut self, generation: Generation, fault: StoreError) {
         error!(%fault, again_in = ?READ_AGAIN, "what is open could not be read");
         self.show(Some(fault.to_string()));
-        self.phase = Phase::Loading(Loading::failed(Vec::new(), fault));
+        self.phase = Phase::Loading(Box::new(Loading::failed(
+            Some(generation),
+            Vec::new(),
+            fault,
+        )));
         self.read_again
             .arm(READ_AGAIN, &self.myself, || BufferMessage::LoadAgain);
     }
 
-    fn loaded(&mut self, retained: Retained) {
-        let ailment = self.commits.user().store().ailment();
+    fn loaded(&mut self, generation: Generation, retained: Retained) {
+        let ailment = self.user.store().ailment();
         self.show(ailment.map(|ailment| ailment.to_string()));
         self.loads += 1;
-        self.phase = Phase::Ready(Box::new(Ready::new(retained, self.loads)));
+        self.phase = Phase::Ready(Box::new(Ready::new(generation, retained, self.loads)));
         let restored = self.args.store.restored().cloned();
         if let (Some(restored), Some(mut desk)) = (restored, self.desk()) {
             desk.heed_restore(&restored);
@@ -410,8 +431,8 @@ impl BufferState {
     }
 
     fn confirmed(&mut self, ticket: Option<crate::storage::Ticket>) -> Result<(), StoreError> {
-        if let Some(confirmed) = self.commits.confirmed(ticket)
-            && let Some(mut desk) = self.desk()
+        if let Some(mut desk) = self.desk()
+            && let Some(confirmed) = desk.ready.commits.confirmed(ticket)
         {
             desk.confirmed(confirmed)?;
         }
@@ -443,7 +464,7 @@ impl BufferState {
         }
         if intake::is_question(&message) {
             if ready.questions >= MOST_QUESTIONS {
-                let place = self.commits.user().store().place();
+                let place = self.user.store().place();
                 loading::refuse_caller(message, &too_many_questions(place));
                 return Ok(());
             }
@@ -463,7 +484,7 @@ impl BufferState {
             return;
         };
         let keys: HashSet<Key> = inputs.iter().flat_map(|(_, keys)| keys).cloned().collect();
-        let (generation, user) = (self.commits.generation(), self.commits.user());
+        let (generation, user) = (ready.commits.generation(), &self.user);
         let (place, hash) = (user.store().place().to_owned(), user.store().hash_key());
         let (buffer, unanswered) = (self.myself.clone(), keys.clone());
         user.look_up(
@@ -543,7 +564,7 @@ impl BufferState {
         Some(Desk {
             args: &self.args,
             myself: &self.myself,
-            commits: &mut self.commits,
+            user: &self.user,
             pace: &mut self.pace,
             ready,
             intake_closed: self.intake_closed,
@@ -640,10 +661,6 @@ impl BufferState {
             BufferMessage::ResumeRestored { store_lost, reply } => {
                 desk.resume_restored(store_lost, reply);
             }
-            BufferMessage::AllowAdoption { reply } => {
-                self.adoption_allowed = true;
-                let _ = reply.send(());
-            }
             BufferMessage::DiscardDeadLetter { number, reply } => {
                 let known = desk.ready.retained.dead_letters.contains_key(&number);
                 let discarded = vec![Record::DeadLetterDiscarded(number)];
@@ -678,6 +695,7 @@ impl BufferState {
                 desk.ready.session.take_if(|session| session.epoch == epoch);
             }
             BufferMessage::AreYouThere { .. }
+            | BufferMessage::AllowAdoption { .. }
             | BufferMessage::Store(_)
             | BufferMessage::Loaded { .. }
             | BufferMessage::LoadAgain
@@ -725,8 +743,9 @@ impl BufferState {
 }
 
 impl Ready {
-    fn new(retained: Retained, loads: u64) -> Self {
+    fn new(generation: Generation, retained: Retained, loads: u64) -> Self {
         Self {
+            commits: Commits::new(generation),
             opened_before: retained.identity.opening,
             fenced_by: 0,
             retained,

@@ -143,8 +143,7 @@ impl Recollection {
             if let (Some(deposit), Remembered::Answered(outpoint)) = (&deposit, &entry)
                 && deposit.outpoint() == *outpoint
             {
-                let outpoint = *outpoint;
-                records.push(Record::PeginRecalled { outpoint, at: now });
+                records.answered(*outpoint);
                 continue;
             }
             records.notify(deposit);
@@ -363,9 +362,29 @@ impl<'a> Records<'a> {
         self.push(Record::Appended(entry));
     }
 
+    /// Whether a deposit has its message or its answer by now. Its own notice may have come after it
+    /// was recalled, and it may be recalled twice: one of two messages would never be answered.
+    fn know(&self, outpoint: &OutPoint) -> bool {
+        let is_its = |record: &Record| match record {
+            Record::PeginRecalled { outpoint: its, .. } => its == outpoint,
+            Record::Appended(entry) => entry.expects == Expects::PeginAck(*outpoint),
+            _ => false,
+        };
+        self.retained.knows_pegin(outpoint) || self.all.iter().any(is_its)
+    }
+
+    /// A deposit came with its answer. That of one that is open here is recorded when its subscriber
+    /// has it, as any other.
+    fn answered(&mut self, outpoint: OutPoint) {
+        if !self.know(&outpoint) {
+            let at = self.now;
+            self.push(Record::PeginRecalled { outpoint, at });
+        }
+    }
+
     /// A deposit without an answer is notified again, which governance knows.
     fn notify(&mut self, deposit: Option<PeginNotification>) {
-        if let Some(notification) = deposit {
+        if let Some(notification) = deposit.filter(|deposit| !self.know(&deposit.outpoint())) {
             let expects = Expects::PeginAck(notification.outpoint());
             let message = Outbound::PeginNotification(notification);
             let untraced = TraceContext::default();
@@ -481,4 +500,67 @@ pub(crate) fn refused(request_id: Option<RequestId>, reason: &str) -> Meaning {
         request_id,
         reason: format!("governance's answer could not be used: {reason}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::{Amount, Txid};
+
+    use super::{super::lookups::Found, *};
+    use crate::message::EvmAddress;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn notice() -> PeginNotification {
+        let outpoint = OutPoint::new(Txid::hash(b"1"), 0);
+        let address = EvmAddress::from_bytes([7; 20]);
+        PeginNotification::new(outpoint, Amount::from_sat(1000), address).expect("valid")
+    }
+
+    fn known<'a>(retained: &'a Retained, found: &'a Found) -> Known<'a> {
+        Known { retained, found }
+    }
+
+    /// A recalled deposit waits for the next page, and its own notice comes meanwhile: a second
+    /// message would be one that nothing ever answers.
+    #[test]
+    fn a_recalled_deposit_that_is_notified_meanwhile_has_one_message() {
+        for answered in [false, true] {
+            let (mut retained, found) = (Retained::new(None), Found::default());
+            let (mut recollection, notice) = (Recollection::default(), notice());
+            let page = vec![Remembered::Deposit(notice)];
+            let records = recollection.take_in(known(&retained, &found), page, true, NOW);
+            assert_eq!(records, []);
+            let entry = intake::entry(
+                &retained,
+                &Outbound::PeginNotification(notice),
+                TraceContext::default(),
+                NOW,
+                Expects::PeginAck(notice.outpoint()),
+            );
+            retained.apply(&Record::Appended(entry));
+            let answer = Remembered::Answered(notice.outpoint());
+            let page = answered.then_some(answer).into_iter().collect();
+            let records = recollection.take_in(known(&retained, &found), page, false, NOW);
+            assert_eq!(records, [], "answered: {answered}");
+        }
+    }
+
+    /// Governance may say a thing twice.
+    #[test]
+    fn a_deposit_that_is_recalled_twice_has_one_message_or_answer() {
+        let (retained, found) = (Retained::new(None), Found::default());
+        let notice = notice();
+        let deposit = || Remembered::Deposit(notice);
+        let answer = || Remembered::Answered(notice.outpoint());
+        for page in [
+            vec![deposit(), deposit()],
+            vec![deposit(), answer(), deposit()],
+            vec![deposit(), answer(), deposit(), answer()],
+        ] {
+            let mut recollection = Recollection::default();
+            let records = recollection.take_in(known(&retained, &found), page, false, NOW);
+            assert_eq!(records.len(), 1, "{records:?}");
+        }
+    }
 }

@@ -110,8 +110,9 @@ impl Desk<'_> {
     pub(super) fn recollected(&mut self, epoch: u64, handled: Vec<HandledMessage>) {
         let now = SystemTime::now();
         let current = self.ready.session.as_ref().map(|session| session.epoch);
-        let page = self.ready.recollection.page.take();
-        let Some(Page { held, more }) = page.filter(|_| current == Some(epoch)) else {
+        // What an ended session still had to say is about no page of this one.
+        let page = &mut self.ready.recollection.page;
+        let Some(Page { held, more }) = page.take_if(|_| current == Some(epoch)) else {
             return;
         };
         let mut recollection = std::mem::take(&mut self.ready.recollection);

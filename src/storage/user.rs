@@ -20,7 +20,8 @@ pub struct Generation(pub(super) u64);
 pub struct Ticket(pub(super) u64);
 
 /// What a user is told, in this order: `Opened`, any number of `Committed`, `Failed`, `Opened`
-/// again. What is tagged with another generation than the last one opened is of no meaning.
+/// again. A generation is open from its `Opened` to its `Failed`: what is tagged with another one, the
+/// answer to a look-up or scan included, is of no meaning, whether or not the next one is open yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreEvent {
     /// The store is open, and everything that the user's predecessors handed in is committed or
