@@ -171,7 +171,10 @@ pub(super) fn signature_request(
 ) -> Result<Intake, StreamError> {
     let retained = known.retained;
     match known.request(&request.request_id) {
-        Some(known) if known.request.payload_hash == request.payload_hash => {
+        Some(known)
+            if known.request.payload_hash == request.payload_hash
+                || known.request.is_tombstone() =>
+        {
             return Ok(Intake::Known);
         }
         Some(_) => {

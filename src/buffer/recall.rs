@@ -437,12 +437,21 @@ impl<'a> Records<'a> {
     }
 }
 
+/// Stands where no payload hash is known.
+const NO_CONTENT: [u8; 32] = [0; 32];
+
 impl OpenRequest {
+    /// Whether it is of an id that governance has a tombstone for: nothing is known of its request,
+    /// and whoever asks under that id has the tombstone's outcome.
+    pub(super) fn is_tombstone(&self) -> bool {
+        self.payload_hash == NO_CONTENT
+    }
+
     /// Of an id that is taken, and of whose request nothing is known.
     fn tombstone(request_id: RequestId, now: SystemTime) -> Self {
         Self {
             request_id,
-            payload_hash: [0; 32],
+            payload_hash: NO_CONTENT,
             tx_type: crate::message::TransactionType::Pegout,
             sequence: 0,
             burns: Vec::new(),
