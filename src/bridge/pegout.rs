@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use bitcoin::{Amount, BlockHash, OutPoint, Transaction, Txid, secp256k1};
+use bitcoin::{Amount, BlockHash, OutPoint, Transaction, Txid, hashes::Hash as _, secp256k1};
 
 use super::{
     backend::{Sighting, SignedTransaction},
@@ -437,6 +437,18 @@ impl Pegout {
         );
         // It is about the id, which another request has: what it says of a transaction is that one's.
         if is_conflict && response.signatures.is_empty() {
+            return Ok(());
+        }
+        // Governance never saw the request: it says that it will not sign what has this id, and names
+        // no transaction.
+        let is_a_refusal = matches!(
+            response.status,
+            SignatureStatus::Cancelled { .. }
+                | SignatureStatus::Failed { .. }
+                | SignatureStatus::Timeout { .. }
+        );
+        let names_none = response.txid == Txid::all_zeros();
+        if is_a_refusal && names_none && response.signatures.is_empty() {
             return Ok(());
         }
         let (theirs, ours) = (response.txid, self.txid());

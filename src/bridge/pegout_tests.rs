@@ -293,6 +293,32 @@ fn nothing_of_a_response_for_something_else_is_used() {
     }
 }
 
+/// A tombstone's answer: whoever cancels what governance never saw has an outcome.
+#[test]
+fn a_refusal_of_what_governance_never_saw_names_no_transaction() {
+    let (signers, federation, mut pegout) = half_signed();
+    let request = pegout.request().expect("open").clone();
+    let refused = SignatureStatus::Cancelled {
+        signatures_released: true,
+    };
+    let unnamed = |status, signatures| SignatureResponse {
+        txid: Txid::from_raw_hash(bitcoin::hashes::Hash::all_zeros()),
+        federation_version: 0,
+        ..response(&request, status, signatures)
+    };
+    let signatures = signers.sign(request.psbt(), 1).into_iter().map(partial);
+    for unfit in [
+        unnamed(SignatureStatus::Complete, Vec::new()),
+        unnamed(PROGRESS, Vec::new()),
+        unnamed(refused.clone(), signatures.collect()),
+    ] {
+        let misfit = pegout.respond(&unfit, &federation).expect_err("unfit");
+        assert!(matches!(misfit, Misfit::Txid { .. }), "{misfit}");
+    }
+    let applied = pegout.respond(&unnamed(refused, Vec::new()), &federation);
+    assert!(applied.expect("fits").event.is_some());
+}
+
 #[test]
 fn late_signatures_save_a_pegout_that_failed_for_want_of_them() {
     let (signers, federation, mut pegout) = half_signed();
