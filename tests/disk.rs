@@ -199,6 +199,11 @@ fn a_disk_that_may_not_be_written_is_refused_by_name_and_taken_again() {
     assert!(node.terminate());
     disk.remount("ro");
     site.refuses_to_start(8, "mount it writable again");
+    // A failing disk often ends like this: what is on it can be saved.
+    let backup = site.path().join("saved");
+    let backup = backup.to_str().expect("text");
+    let saved = site.command(&["backup", backup]);
+    assert!(saved.status.success(), "{saved:?}");
     disk.remount("rw");
     let node = site.started();
     site.end(node);

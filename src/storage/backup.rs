@@ -8,7 +8,7 @@ use std::{
 use super::{
     backup_error::BackupError,
     copying::{Copied, Live, OnProgress, check_same, check_whole, copy_last, copy_rows},
-    embedded::{CopyWriter, ReadOnlyFile, RedbEngine},
+    embedded::{CopyWriter, ReadOnlyFile},
     engine::Snapshot,
     owner::{StoreIdentity, read_format, unix_ms},
     shared::Shared,
@@ -70,8 +70,8 @@ pub fn backup_stopped(
     progress: &mut OnProgress<'_>,
 ) -> Result<Backup, BackupError> {
     let target = Target::at(to)?;
-    let held = RedbEngine::at(directory)?;
-    let source = ReadOnlyFile::open(&held.file())?;
+    // Nothing is written there: the disk may be read-only.
+    let source = ReadOnlyFile::inspect(directory)?;
     let copied = Copied::of(&*source.snapshot()?)?;
     let new = Unfinished::at(target.new.clone());
     let mut writer = CopyWriter::create(&target.new)?;
