@@ -163,7 +163,7 @@ fn a_store_is_made_once_and_nothing_is_made_in_passing() {
     assert_eq!(stats["store"]["place"], made["place"]);
     let occupied = refused(&operated.configured(&["init"], &[]), 1);
     assert!(
-        occupied.contains("`store.redb` is there already"),
+        occupied.contains("`store.redb` is there already") && !occupied.contains("--beside-others"),
         "{occupied}"
     );
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
@@ -540,8 +540,19 @@ fn a_backup_is_made_of_a_running_node_and_of_one_that_was_stopped() {
         assert!(words.contains("is whole"), "{words}");
         made["backup"]["commit"].as_u64().expect("a number")
     };
+    let nowhere = operated.path().join("nowhere/backup");
+    let nowhere = ["backup", nowhere.to_str().expect("UTF-8")];
+    let misplaced = || {
+        let said = refused(&operated.command(&nowhere), 3);
+        assert!(
+            said.contains("there is no directory") && !said.contains("again"),
+            "{said}"
+        );
+    };
+    misplaced();
     let first = check("running.backup");
     assert!(running.terminate(), "drains and ends well");
+    misplaced();
     let second = check("stopped.backup");
     assert!(first < second, "{first} {second}");
     assert!(simulator.terminate(), "no violation");
