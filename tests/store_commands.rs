@@ -367,9 +367,15 @@ fn a_request_and_a_deposit_are_shown_with_their_times_and_what_came_of_them() {
     let error: Value = serde_json::from_str(&refused(&unknown, 3)).expect("JSON");
     assert_eq!(error["error"], "request nobody was never accepted here");
     assert_eq!(error["retry"], "never");
-    let sure = operated.command(&["dead-letters", "discard", "7", "--yes", "--json"]);
-    let error: Value = serde_json::from_str(&refused(&sure, 3)).expect("JSON");
-    assert_eq!(error["error"], "there is no dead letter 7");
+    for what in ["discard", "requeue"] {
+        let sure = operated.command(&["dead-letters", what, "7", "--yes", "--json"]);
+        let error: Value = serde_json::from_str(&refused(&sure, 3)).expect("JSON");
+        assert_eq!(error["error"], "there is no dead letter 7");
+    }
+    let resumed = operated.words(&["resume"]);
+    assert!(resumed.contains("nothing is held up"), "{resumed}");
+    let adopted = operated.command(&["resume", "--adopt-ledger", "--yes"]);
+    assert!(refused(&adopted, 1).contains("nothing waits for this"));
     assert!(running.terminate(), "drains and ends well");
     let nobody = operated.command(&["dead-letters", "discard", "7", "--yes"]);
     assert!(refused(&nobody, 4).contains("no node listens"));
@@ -625,9 +631,16 @@ fn a_closed_store_says_that_it_is_why_and_what_to_do() {
     let backup = operated.path().join("backup");
     let backup = ["backup", backup.to_str().expect("UTF-8")];
     let compact = ["store", "compact"];
-    let lists = LISTS
-        .into_iter()
-        .chain([&backup[..], &compact, &["export"]]);
+    let lists = LISTS.into_iter().chain([
+        &backup[..],
+        &compact,
+        &["export"],
+        &["payments"],
+        &["chain-height", "1000"],
+        &["dead-letters", "discard", "7", "--yes"],
+        &["dead-letters", "requeue", "7", "--yes"],
+        &["pegouts", "pause", "--yes"],
+    ]);
     let began = std::time::Instant::now();
     for args in lists {
         let said = refused(&operated.command(args), 4);
