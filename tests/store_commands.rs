@@ -639,6 +639,7 @@ fn a_closed_store_says_that_it_is_why_and_what_to_do() {
         &["chain-height", "1000"],
         &["dead-letters", "discard", "7", "--yes"],
         &["dead-letters", "requeue", "7", "--yes"],
+        &["pegouts"],
         &["pegouts", "pause", "--yes"],
     ]);
     let began = std::time::Instant::now();

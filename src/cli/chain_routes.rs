@@ -86,14 +86,20 @@ async fn pending(State(operated): State<Operated>) -> Reply {
 /// A page of them: `after` the last number of the page before, `limit`, `order=newest`.
 async fn payments(State(operated): State<Operated>, RawQuery(query): RawQuery) -> Reply {
     let page = page(query.as_deref().unwrap_or_default())?;
-    let payments = operated.chain()?.payments(page).await?;
+    let chain = operated.chain()?;
+    operated.opened()?;
+    let payments = chain.payments(page).await;
+    let payments = payments.map_err(|fault| operated.refused_by_store(fault))?;
     Ok(Json(payments.iter().map(shown_payment).collect()))
 }
 
 /// Those of one burn: more than one must never be.
 async fn payments_of(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
     let burn: BurnId = text.parse()?;
-    let payments = operated.chain()?.payments_of(&burn).await?;
+    let chain = operated.chain()?;
+    operated.opened()?;
+    let payments = chain.payments_of(&burn).await;
+    let payments = payments.map_err(|fault| operated.refused_by_store(fault))?;
     Ok(Json(payments.iter().map(shown_payment).collect()))
 }
 
@@ -146,8 +152,7 @@ async fn height(State(operated): State<Operated>, Json(form): Json<HeightForm>) 
             Err(Refusal::new(StatusCode::CONFLICT, error))
         }
         Ok(CallResult::Success(Err(HeightError::Store(fault)))) => {
-            // It may know more by now than that this was in its way.
-            Err(operated.store_fault().unwrap_or(fault).into())
+            Err(operated.refused_by_store(fault))
         }
         Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => Err(absent()),
     }

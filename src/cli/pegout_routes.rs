@@ -78,6 +78,8 @@ pub(super) fn router() -> Router<Operated> {
 }
 
 async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) -> Reply {
+    // At once, and before anything of it may have been done.
+    operated.opened()?;
     let request = operated.pegout(form)?;
     let request_id = request.request_id().clone();
     if operated.bridge.is_none() {
@@ -230,6 +232,7 @@ impl Operated {
     }
 
     async fn set_paused(&self, paused: bool) -> Reply {
+        self.opened()?;
         let set = |reply| BridgeMessage::SetPaused { paused, reply };
         self.ask_bridge(set).await??;
         Ok(Json(json!({ "paused_by": self.paused_by() })))
@@ -245,9 +248,7 @@ impl Operated {
     /// Waits a moment until the bridge has read what is open: before that nobody knows who has
     /// paused peg-outs.
     async fn until_loaded(&self) -> Result<(), Refusal> {
-        if self.bridge.is_some() && !self.bridge_store.is_loaded() {
-            self.opened()?;
-        }
+        self.opened()?;
         let mut changed = self.bridge_store.watch();
         let loaded = async {
             while self.bridge.is_some() && !self.bridge_store.is_loaded() {

@@ -233,6 +233,11 @@ impl Operated {
         })
     }
 
+    /// A fault that a user of the store met, with the whole of it where the store is closed.
+    pub(super) fn refused_by_store(&self, fault: StoreError) -> Refusal {
+        self.store_fault().unwrap_or(fault).into()
+    }
+
     /// Refuses while the store is closed.
     pub(super) fn opened(&self) -> Result<(), Refusal> {
         self.store_fault().map_or(Ok(()), |fault| Err(fault.into()))
@@ -369,6 +374,7 @@ pub(super) fn parameter<T: FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, 
 async fn pegins(State(operated): State<Operated>, uri: Uri) -> Reply {
     let (after, limit) = (parameter(&uri, "after")?, parameter(&uri, "limit")?);
     let limit = limit.unwrap_or(PEGINS).min(PEGINS);
+    operated.opened()?;
     let answered = operated.bridge_store.pegins(after, limit).await?;
     let answered: Vec<String> = answered.iter().map(ToString::to_string).collect();
     Ok(Json(json!({ "answered": answered })))
