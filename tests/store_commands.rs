@@ -163,7 +163,7 @@ fn a_store_is_made_once_and_nothing_is_made_in_passing() {
     assert_eq!(stats["store"]["place"], made["place"]);
     let occupied = refused(&operated.configured(&["init"], &[]), 1);
     assert!(
-        occupied.contains("`store.redb` is there already"),
+        occupied.contains("`store.redb` is there already") && !occupied.contains("--beside-others"),
         "{occupied}"
     );
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
@@ -367,9 +367,15 @@ fn a_request_and_a_deposit_are_shown_with_their_times_and_what_came_of_them() {
     let error: Value = serde_json::from_str(&refused(&unknown, 3)).expect("JSON");
     assert_eq!(error["error"], "request nobody was never accepted here");
     assert_eq!(error["retry"], "never");
-    let sure = operated.command(&["dead-letters", "discard", "7", "--yes", "--json"]);
-    let error: Value = serde_json::from_str(&refused(&sure, 3)).expect("JSON");
-    assert_eq!(error["error"], "there is no dead letter 7");
+    for what in ["discard", "requeue"] {
+        let sure = operated.command(&["dead-letters", what, "7", "--yes", "--json"]);
+        let error: Value = serde_json::from_str(&refused(&sure, 3)).expect("JSON");
+        assert_eq!(error["error"], "there is no dead letter 7");
+    }
+    let resumed = operated.words(&["resume"]);
+    assert!(resumed.contains("nothing is held up"), "{resumed}");
+    let adopted = operated.command(&["resume", "--adopt-ledger", "--yes"]);
+    assert!(refused(&adopted, 1).contains("nothing waits for this"));
     assert!(running.terminate(), "drains and ends well");
     let nobody = operated.command(&["dead-letters", "discard", "7", "--yes"]);
     assert!(refused(&nobody, 4).contains("no node listens"));
@@ -540,8 +546,19 @@ fn a_backup_is_made_of_a_running_node_and_of_one_that_was_stopped() {
         assert!(words.contains("is whole"), "{words}");
         made["backup"]["commit"].as_u64().expect("a number")
     };
+    let nowhere = operated.path().join("nowhere/backup");
+    let nowhere = ["backup", nowhere.to_str().expect("UTF-8")];
+    let misplaced = || {
+        let said = refused(&operated.command(&nowhere), 3);
+        assert!(
+            said.contains("there is no directory") && !said.contains("again"),
+            "{said}"
+        );
+    };
+    misplaced();
     let first = check("running.backup");
     assert!(running.terminate(), "drains and ends well");
+    misplaced();
     let second = check("stopped.backup");
     assert!(first < second, "{first} {second}");
     assert!(simulator.terminate(), "no violation");
@@ -614,9 +631,17 @@ fn a_closed_store_says_that_it_is_why_and_what_to_do() {
     let backup = operated.path().join("backup");
     let backup = ["backup", backup.to_str().expect("UTF-8")];
     let compact = ["store", "compact"];
-    let lists = LISTS
-        .into_iter()
-        .chain([&backup[..], &compact, &["export"]]);
+    let lists = LISTS.into_iter().chain([
+        &backup[..],
+        &compact,
+        &["export"],
+        &["payments"],
+        &["chain-height", "1000"],
+        &["dead-letters", "discard", "7", "--yes"],
+        &["dead-letters", "requeue", "7", "--yes"],
+        &["pegouts"],
+        &["pegouts", "pause", "--yes"],
+    ]);
     let began = std::time::Instant::now();
     for args in lists {
         let said = refused(&operated.command(args), 4);

@@ -16,7 +16,6 @@ use governance_stream::{
         HeightError, HeightReport, NumberedEvent, NumberedPayment, PaymentPage, Proposal,
     },
     message::{BurnId, FederationUpdateKind},
-    storage::StoreError,
 };
 use ractor::{ActorRef, rpc::CallResult};
 use serde::{Deserialize, Serialize};
@@ -87,22 +86,21 @@ async fn pending(State(operated): State<Operated>) -> Reply {
 /// A page of them: `after` the last number of the page before, `limit`, `order=newest`.
 async fn payments(State(operated): State<Operated>, RawQuery(query): RawQuery) -> Reply {
     let page = page(query.as_deref().unwrap_or_default())?;
-    let payments = operated.chain()?.payments(page).await;
-    let payments = payments.map_err(unavailable)?;
+    let chain = operated.chain()?;
+    operated.opened()?;
+    let payments = chain.payments(page).await;
+    let payments = payments.map_err(|fault| operated.refused_by_store(fault))?;
     Ok(Json(payments.iter().map(shown_payment).collect()))
 }
 
 /// Those of one burn: more than one must never be.
 async fn payments_of(State(operated): State<Operated>, UrlPath(text): UrlPath<String>) -> Reply {
     let burn: BurnId = text.parse()?;
-    let payments = operated.chain()?.payments_of(&burn).await;
-    let payments = payments.map_err(unavailable)?;
+    let chain = operated.chain()?;
+    operated.opened()?;
+    let payments = chain.payments_of(&burn).await;
+    let payments = payments.map_err(|fault| operated.refused_by_store(fault))?;
     Ok(Json(payments.iter().map(shown_payment).collect()))
-}
-
-/// What the store cannot tell now, it may tell later.
-fn unavailable(error: StoreError) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error)
 }
 
 fn page(query: &str) -> Result<PaymentPage, Refusal> {
@@ -131,6 +129,7 @@ async fn proposals(State(operated): State<Operated>) -> Reply {
 
 async fn height(State(operated): State<Operated>, Json(form): Json<HeightForm>) -> Reply {
     let store = operated.chain()?;
+    operated.opened()?;
     let actor = operated.chain.clone().unwrap_or_default();
     let absent = || {
         Refusal::from(StreamError::NotRunning {
@@ -152,8 +151,8 @@ async fn height(State(operated): State<Operated>, Json(form): Json<HeightForm>) 
         Ok(CallResult::Success(Err(error @ HeightError::Lower { .. }))) => {
             Err(Refusal::new(StatusCode::CONFLICT, error))
         }
-        Ok(CallResult::Success(Err(error @ HeightError::Store(_)))) => {
-            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))
+        Ok(CallResult::Success(Err(HeightError::Store(fault)))) => {
+            Err(operated.refused_by_store(fault))
         }
         Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => Err(absent()),
     }

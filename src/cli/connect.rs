@@ -60,6 +60,23 @@ pub(super) struct ResumeArgs {
 pub(super) async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
     if !args.yes {
         let status = args.node.get("/status").await?;
+        let at = |path: &str| status.pointer(path).unwrap_or(&Value::Null);
+        let lanes = at("/lanes").as_array();
+        let mut lanes = lanes.into_iter().flatten();
+        let is_held_up = at("/connection/phase") != "connected"
+            || at("/restoration") != "none"
+            || lanes.any(|lane| lane.get("blocked").is_some_and(Value::is_string));
+        if !is_held_up {
+            // The last fault is over.
+            let nothing = "the connection is up and nothing is held up: there is nothing to resume";
+            if args.adopt_ledger || args.restored {
+                return Err(anyhow::anyhow!(nothing));
+            }
+            out::show(args.node.json, &json!({ "resumed": false }), || {
+                nothing.to_owned()
+            });
+            return Ok(ExitCode::SUCCESS);
+        }
         let fault = status.pointer("/connection/last_fault");
         let fault = fault
             .and_then(Value::as_str)

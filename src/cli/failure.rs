@@ -130,7 +130,7 @@ impl Exit {
             BackupError::Store(fault) => Self::of_store(fault),
             BackupError::File { .. } => Self::Disk,
             BackupError::Busy | BackupError::Reading => Self::InUse,
-            BackupError::NoSidecar { .. } => Self::NotThere,
+            BackupError::NoSidecar { .. } | BackupError::NoDirectory { .. } => Self::NotThere,
             BackupError::Sidecar { .. }
             | BackupError::Checksum { .. }
             | BackupError::Mismatch { .. }
@@ -216,7 +216,10 @@ pub(super) fn kind(error: &anyhow::Error) -> (Exit, String) {
 /// Whether asking again helps a store that fails.
 pub(super) fn retry_of(fault: &StoreError) -> &'static str {
     match fault.cause() {
-        StoreError::Closed { .. } | StoreError::Hung { .. } | StoreError::Ended => "after",
+        StoreError::Closed { .. }
+        | StoreError::Hung { .. }
+        | StoreError::Busy { .. }
+        | StoreError::Ended => "after",
         _ => "operator",
     }
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use bitcoin::{Address, Amount, Psbt, Txid, address::NetworkUnchecked, hex::DisplayHex as _};
 use governance_stream::{
-    StreamError,
+    Restoration, StreamError,
     bridge::{
         BridgeMessage, CancelAnswer, PausedBy, Pegout, PegoutFailure, PegoutPage, PegoutRefusal,
         PegoutStage,
@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::Span;
 
+use super::failure::Exit;
 use super::socket::{Operated, POLL, Refusal, Reply, id, parameter};
 
 /// How long the bridge may take to record something.
@@ -77,6 +78,8 @@ pub(super) fn router() -> Router<Operated> {
 }
 
 async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) -> Reply {
+    // At once, and before anything of it may have been done.
+    operated.opened()?;
     let request = operated.pegout(form)?;
     let request_id = request.request_id().clone();
     if operated.bridge.is_none() {
@@ -92,6 +95,15 @@ async fn pegout(State(operated): State<Operated>, Json(form): Json<PegoutForm>) 
     match operated.ask_bridge(initiate).await? {
         Ok(()) => {}
         Err(PegoutRefusal::AskAgain(busy)) => return Err(busy.into()),
+        Err(refusal @ PegoutRefusal::Restoring) => {
+            // What is being recalled comes by itself; for the rest somebody has to act.
+            let retry = match operated.stream.status().restoration {
+                Restoration::Waiting | Restoration::WentBack => "operator",
+                Restoration::Reconciling | Restoration::None => "after",
+            };
+            let code = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(Refusal::with_retry(code, refusal, retry).ending(Exit::Failed));
+        }
         Err(refusal) => return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, refusal)),
     }
     // It is durable by now: that it cannot be looked at just now is no refusal.
@@ -220,6 +232,7 @@ impl Operated {
     }
 
     async fn set_paused(&self, paused: bool) -> Reply {
+        self.opened()?;
         let set = |reply| BridgeMessage::SetPaused { paused, reply };
         self.ask_bridge(set).await??;
         Ok(Json(json!({ "paused_by": self.paused_by() })))
@@ -235,6 +248,7 @@ impl Operated {
     /// Waits a moment until the bridge has read what is open: before that nobody knows who has
     /// paused peg-outs.
     async fn until_loaded(&self) -> Result<(), Refusal> {
+        self.opened()?;
         let mut changed = self.bridge_store.watch();
         let loaded = async {
             while self.bridge.is_some() && !self.bridge_store.is_loaded() {
@@ -246,7 +260,7 @@ impl Operated {
         let waited = timeout(LOAD_DEADLINE, loaded).await;
         waited.map_err(|_| {
             let reading = "the bridge is still reading what it keeps; ask again shortly";
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reading)
+            Refusal::with_retry(StatusCode::SERVICE_UNAVAILABLE, reading, "after")
         })
     }
 

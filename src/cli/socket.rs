@@ -12,8 +12,9 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State},
+    extract::{Path as UrlPath, Request, State},
     http::{StatusCode, Uri},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -23,6 +24,7 @@ use governance_stream::{
     bridge::{AskAgain, BridgeStore},
     chain::ChainStore,
     config::{ConfigFault, Endpoint, NodeConfig},
+    history::History,
     message::{EvmAddress, InvalidMessage, PeginNotification, RequestId},
     storage::StoreError,
 };
@@ -31,7 +33,10 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{self, Exit};
+use super::{
+    failure::{self, Exit},
+    out,
+};
 
 /// Name of the socket in the data directory.
 pub(super) const SOCKET: &str = "operator.sock";
@@ -134,6 +139,7 @@ pub(super) async fn serve(
         .merge(super::pegout_routes::router())
         .merge(super::chain_routes::routes())
         .merge(super::store_routes::routes())
+        .layer(middleware::from_fn_with_state(operated.clone(), explain))
         .with_state(operated);
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -172,7 +178,69 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.0, Json(self.1)).into_response()
+        let (code, told) = (self.0, self.1);
+        let passes = matches!(
+            code,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+        );
+        let bare = (passes && told.get("kind").is_none()).then(|| Unexplained {
+            error: told.get("error").map(out::plain).unwrap_or_default(),
+        });
+        let mut response = (code, Json(told)).into_response();
+        if let Some(bare) = bare {
+            response.extensions_mut().insert(bare);
+        }
+        response
+    }
+}
+
+/// A refusal that does not say what stands behind it.
+#[derive(Debug, Clone)]
+struct Unexplained {
+    error: String,
+}
+
+/// While the store is closed that is what stands behind every refusal that names no cause of its own.
+async fn explain(State(operated): State<Operated>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let Some(Unexplained { error }) = response.extensions().get::<Unexplained>() else {
+        return response;
+    };
+    let Some(fault) = operated.store_fault() else {
+        return response;
+    };
+    let cause = fault.cause().to_string();
+    let mut refusal = Refusal::from(fault);
+    if !error.contains(&cause)
+        && let Some(told) = refusal.1.as_object_mut()
+        && let Some(Value::String(said)) = told.get_mut("error")
+    {
+        said.push_str("; ");
+        said.push_str(error);
+    }
+    refusal.into_response()
+}
+
+impl Operated {
+    /// Why the store is closed, if it is.
+    pub(super) fn store_fault(&self) -> Option<StoreError> {
+        let fault = self.stream.store().ok()?.condition().fault?;
+        Some(match fault {
+            StoreError::Reopening { .. } => fault,
+            fault => StoreError::Reopening {
+                fault: Box::new(fault),
+            },
+        })
+    }
+
+    /// A fault that a user of the store met, with the whole of it where the store is closed.
+    pub(super) fn refused_by_store(&self, fault: StoreError) -> Refusal {
+        self.store_fault().unwrap_or(fault).into()
+    }
+
+    /// Refuses while the store is closed.
+    pub(super) fn opened(&self) -> Result<(), Refusal> {
+        self.store_fault().map_or(Ok(()), |fault| Err(fault.into()))
     }
 }
 
@@ -306,6 +374,7 @@ pub(super) fn parameter<T: FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, 
 async fn pegins(State(operated): State<Operated>, uri: Uri) -> Reply {
     let (after, limit) = (parameter(&uri, "after")?, parameter(&uri, "limit")?);
     let limit = limit.unwrap_or(PEGINS).min(PEGINS);
+    operated.opened()?;
     let answered = operated.bridge_store.pegins(after, limit).await?;
     let answered: Vec<String> = answered.iter().map(ToString::to_string).collect();
     Ok(Json(json!({ "answered": answered })))
@@ -353,6 +422,11 @@ async fn resume(State(operated): State<Operated>) -> Reply {
 }
 
 async fn adopt_ledger(State(operated): State<Operated>) -> Reply {
+    if operated.stream.status().connection.phase == ConnectionPhase::Connected {
+        let reason = "nothing waits for this: the connection is up, with the ledger that this node \
+                      knows; `status` says more";
+        return Err(Refusal::new(StatusCode::CONFLICT, reason));
+    }
     operated.stream.adopt_ledger().await?;
     Ok(Json(json!({ "adopts": true })))
 }
@@ -363,17 +437,31 @@ async fn resume_restored(State(operated): State<Operated>) -> Reply {
 }
 
 async fn requeue(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>) -> Reply {
+    let store = operated.stream.store()?;
+    let (place, hash_key) = (store.place().to_owned(), store.identity().hash_key());
+    let is_there = store.view(move |snapshot| {
+        let letter = History::of(snapshot, &place, hash_key).dead_letter(number);
+        letter.map(|letter| letter.is_some())
+    });
+    if !is_there.await? {
+        return Err(no_letter(number));
+    }
     match operated.stream.requeue_dead_letter(number).await? {
         Ok(()) => Ok(Json(json!({ "handled": true }))),
         Err(reason) => Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, reason)),
     }
 }
 
+fn no_letter(number: u64) -> Refusal {
+    let unknown = format!("there is no dead letter {number}");
+    Refusal::new(StatusCode::NOT_FOUND, unknown)
+}
+
 async fn discard(State(operated): State<Operated>, UrlPath(number): UrlPath<u64>) -> Reply {
+    operated.opened()?;
     if operated.stream.discard_dead_letter(number).await? {
         Ok(Json(json!({ "discarded": true })))
     } else {
-        let unknown = format!("there is no dead letter {number}");
-        Err(Refusal::new(StatusCode::NOT_FOUND, unknown))
+        Err(no_letter(number))
     }
 }

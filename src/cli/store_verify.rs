@@ -28,6 +28,9 @@ const MEND: &str = "every row can be read while the node runs, so leave it runni
                     store compact` writes the file anew without these blocks. Then verify again, \
                     and have an eye on the disk";
 
+/// Findings of a kind that are shown in words.
+const SHOWN: usize = 20;
+
 /// What was found.
 #[derive(Debug, Default, Serialize)]
 struct Report {
@@ -57,6 +60,9 @@ pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         // says itself what is to be done.
         Err(error) if failure::kind(&error).0 == Exit::Damaged => report.unreadable(&error),
         Err(error) => return Err(error),
+    }
+    for found in [&mut report.damage, &mut report.harmless] {
+        found.sort_by_cached_key(|found| numbered(found));
     }
     report.sound = report.damage.is_empty() && report.faults.is_empty();
     if report.sound {
@@ -150,6 +156,21 @@ impl Report {
     }
 }
 
+/// What a finding is sorted by: its text, with each number in it as a number.
+fn numbered(text: &str) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let word = rest.find(|c: char| c.is_ascii_digit());
+        let (word, behind) = rest.split_at(word.unwrap_or(rest.len()));
+        let digits = behind.find(|c: char| !c.is_ascii_digit());
+        let (digits, behind) = behind.split_at(digits.unwrap_or(behind.len()));
+        parts.push((word.to_owned(), digits.parse().unwrap_or_default()));
+        rest = behind;
+    }
+    parts
+}
+
 fn words(report: &Report) -> String {
     let mut lines = Vec::new();
     if let (Some(blocks), Some(commit)) = (report.blocks, report.commit) {
@@ -163,11 +184,37 @@ fn words(report: &Report) -> String {
         ("does not fit", &report.faults),
         ("harmless", &report.harmless),
     ] {
-        lines.extend(found.iter().map(|found| format!("{what}: {found}")));
+        let shown = found.iter().take(SHOWN);
+        lines.extend(shown.map(|found| format!("{what}: {found}")));
+        if found.len() > SHOWN {
+            lines.push(format!(
+                "{what}: and {} more; --json lists them all",
+                found.len() - SHOWN
+            ));
+        }
     }
     lines.push(match report.advice {
         Some(advice) => format!("the store is NOT sound: {advice}"),
         None => "the store is sound".to_owned(),
     });
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_sorted_by_number_and_a_few_are_shown() {
+        let mut damage: Vec<String> = (0..30).rev().map(|n| format!("block {n} is")).collect();
+        damage.sort_by_cached_key(|found| numbered(found));
+        assert_eq!(damage[9..11], ["block 9 is", "block 10 is"]);
+        let report = Report {
+            damage,
+            ..Report::default()
+        };
+        let words = words(&report);
+        assert!(words.contains("damaged: and 10 more"), "{words}");
+        assert!(!words.contains("block 20 "), "{words}");
+    }
 }

@@ -12,7 +12,7 @@ use super::{
     engine::Snapshot,
     owner::{StoreIdentity, read_format, unix_ms},
     shared::Shared,
-    sidecar::{Backup, Unfinished, put_new, remove, sum, with_suffix},
+    sidecar::{Backup, Unfinished, parent, put_new, remove, sum, with_suffix},
     store::Store,
     upkeep,
 };
@@ -31,7 +31,7 @@ impl Store {
     /// When `to` or its description is there already, another copy is being made, the store
     /// is closed or stays so for a minute, or a disk fails.
     pub fn backup(&self, to: &Path, progress: &mut OnProgress<'_>) -> Result<Backup, BackupError> {
-        let backup = backup(self.shared(), to, progress)?;
+        let backup = backup(self.shared(), to, progress).map_err(BackupError::of_copy)?;
         let mut state = self.shared().lock();
         state.upkeep.backed_up_at = Some(backup.made_at);
         drop(state);
@@ -65,6 +65,14 @@ fn backup(
 ///
 /// As [`Store::backup`], and when a process uses the store.
 pub fn backup_stopped(
+    directory: &Path,
+    to: &Path,
+    progress: &mut OnProgress<'_>,
+) -> Result<Backup, BackupError> {
+    stopped(directory, to, progress).map_err(BackupError::of_copy)
+}
+
+fn stopped(
     directory: &Path,
     to: &Path,
     progress: &mut OnProgress<'_>,
@@ -157,6 +165,14 @@ struct Target {
 
 impl Target {
     fn at(file: &Path) -> Result<Self, BackupError> {
+        let parent = parent(file);
+        // One that may not be looked at says so when it is written to.
+        if matches!(parent.try_exists(), Ok(false)) || parent.is_file() {
+            return Err(BackupError::NoDirectory {
+                file: file.display().to_string(),
+                directory: parent.display().to_string(),
+            });
+        }
         for place in [file, &Backup::place(file)] {
             if place.symlink_metadata().is_ok() {
                 return Err(BackupError::Exists {

@@ -18,6 +18,17 @@ pub enum BackupError {
         /// The file.
         file: String,
     },
+    /// Where it is to be put there is no directory.
+    #[error(
+        "`{file}` cannot be made: there is no directory `{directory}`; make it, where whoever writes the \
+         copy may write (a running node does so itself), or choose another place"
+    )]
+    NoDirectory {
+        /// The file.
+        file: String,
+        /// What is missing.
+        directory: String,
+    },
     /// The disk.
     #[error("cannot {operation} `{file}`: {reason}")]
     File {
@@ -146,6 +157,14 @@ pub enum BackupError {
 }
 
 impl BackupError {
+    /// The same of a copy: nothing is tried again by itself, and nothing is accepted there.
+    pub(super) fn of_copy(self) -> Self {
+        match self {
+            Self::Store(fault) => Self::Store(fault.of_new_file()),
+            other => other,
+        }
+    }
+
     pub(super) fn file(
         file: &std::path::Path,
         operation: &'static str,

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+/// What to do about a full disk under a store in use.
+pub(super) const FULL: &str =
+    "make room on that disk; what was accepted is kept, nothing more is accepted until then";
+/// What to do about a disk that fails under a store in use.
+pub(super) const FAILED: &str = "look at that disk and at the kernel's log; it is tried again";
+
 /// Why a store was not opened, or did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -18,7 +24,8 @@ pub enum StoreError {
     },
     /// There is one already, or something else.
     #[error(
-        "store `{place}`: it is not made, since {found} is there already. A node that has its store is started with `run`; for a new node choose an empty directory, or say `--beside-others` where other files belong there"
+        "store `{place}`: it is not made, since {found} is there already. A node that has its store is started with `run`; for a new node choose an empty directory{}",
+        if found == "`store.redb`" { "" } else { ", or say `--beside-others` where other files belong there" }
     )]
     Occupied {
         /// Where it was to be made.
@@ -201,6 +208,31 @@ impl StoreError {
         match self {
             Self::Reopening { fault } => fault.cause(),
             fault => fault,
+        }
+    }
+
+    /// The same of a store that is made or copied, and that nobody uses yet: nothing is tried again by
+    /// itself, and nothing is accepted there.
+    pub(super) fn of_new_file(self) -> Self {
+        match self {
+            Self::Io {
+                place,
+                operation,
+                reason,
+                advice,
+            } => Self::Io {
+                place,
+                operation,
+                reason,
+                advice: match advice {
+                    FULL => {
+                        "make room on that disk, or choose a place on another one, and ask again"
+                    }
+                    FAILED => "look at that disk and at the kernel's log, and ask again",
+                    other => other,
+                },
+            },
+            other => other,
         }
     }
 

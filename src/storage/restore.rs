@@ -66,6 +66,16 @@ pub fn restore(
     owner: Option<&Owner>,
     progress: &mut OnProgress<'_>,
 ) -> Result<RestoreReport, BackupError> {
+    made(file, directory, replace, owner, progress).map_err(BackupError::of_copy)
+}
+
+fn made(
+    file: &Path,
+    directory: &Path,
+    replace: Replace,
+    owner: Option<&Owner>,
+    progress: &mut OnProgress<'_>,
+) -> Result<RestoreReport, BackupError> {
     // What is beside it says the same as what is in it, or it is no backup.
     let of_backup = Backup::beside(file)?.owner();
     if let Some((what, found, expected)) = owner.and_then(|owner| of_backup.difference(owner)) {
@@ -116,6 +126,10 @@ pub fn restore(
 ///
 /// When there is no store, a process uses it, it is another owner's, or it cannot be read or written.
 pub fn restore_in_place(directory: &Path, owner: Option<&Owner>) -> Result<Restored, BackupError> {
+    marked(directory, owner).map_err(BackupError::of_copy)
+}
+
+fn marked(directory: &Path, owner: Option<&Owner>) -> Result<Restored, BackupError> {
     let engine = RedbEngine::at(directory)?;
     let place = engine.file();
     if let Some(owner) = owner {

@@ -234,9 +234,14 @@ pub(super) fn put_new(from: &Path, to: &Path) -> Result<(), BackupError> {
     sync_parent(to)
 }
 
+/// The directory that it is in.
+pub(super) fn parent(file: &Path) -> &Path {
+    let parent = file.parent().filter(|parent| *parent != Path::new(""));
+    parent.unwrap_or(Path::new("."))
+}
+
 fn sync_parent(to: &Path) -> Result<(), BackupError> {
-    let parent = to.parent().filter(|parent| *parent != Path::new(""));
-    let parent = parent.unwrap_or(Path::new("."));
+    let parent = parent(to);
     File::open(parent)
         .and_then(|directory| directory.sync_all())
         .map_err(|error| BackupError::file(parent, "sync", &error))

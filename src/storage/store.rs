@@ -117,7 +117,8 @@ impl Store {
                 writer.put(&change.table, change.key.clone(), value)
             })
         };
-        let engine = RedbEngine::create_with(directory.as_ref(), beside_others, 1, fill)?;
+        let engine = RedbEngine::create_with(directory.as_ref(), beside_others, 1, fill)
+            .map_err(StoreError::of_new_file)?;
         Self::open_on(Arc::new(engine), owner)
     }
 

@@ -5,7 +5,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::storage::{checksummed::Checksummed, error::StoreError};
+use crate::storage::{
+    checksummed::Checksummed,
+    error::{FAILED, FULL, StoreError},
+};
 
 /// Tells the engine's errors for one opening of one file.
 #[derive(Debug, Clone)]
@@ -83,14 +86,12 @@ pub(super) fn damaged(place: &str, reason: impl ToString) -> StoreError {
 pub(super) fn io_error(place: &str, operation: &'static str, error: &io::Error) -> StoreError {
     let advice = match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => return damaged(place, error),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "make room on that disk; what was accepted is kept, nothing more is accepted until then"
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FULL,
         io::ErrorKind::PermissionDenied => "let this user write to that directory",
         io::ErrorKind::ReadOnlyFilesystem => {
             "its file system is read-only: the kernel's log says why; mount it writable again"
         }
-        _ => "look at that disk and at the kernel's log; it is tried again",
+        _ => FAILED,
     };
     StoreError::Io {
         place: place.to_owned(),
