@@ -94,9 +94,9 @@ impl Loading {
         self.generation == Some(generation)
     }
 
-    /// A load begins, if the store is open.
+    /// A load begins, if the store is open and none is under way.
     pub(super) fn begin(&mut self) -> Option<(Generation, Progress)> {
-        let generation = self.generation?;
+        let generation = self.generation.filter(|_| self.progress.is_none())?;
         let progress = Progress(Arc::new(Mutex::new(Read {
             rows: 0,
             moved: Instant::now(),

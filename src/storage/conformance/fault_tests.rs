@@ -456,7 +456,7 @@ fn an_entry_that_cannot_be_read_is_read_from_its_other_copy_or_refused() {
         assert!(opened.is_ok(), "blocks at {block}: {opened:?}");
         rig.engine.close();
     }
-    assert!(refused > 0 && whole > 0, "{refused} {whole}");
+    assert!(refused > 0 && whole > refused, "{refused} {whole}");
     rig.disk.set_bad(0..0);
     assert_eq!(rig.recover(), Ok(Kept::Whole));
 }

@@ -220,25 +220,44 @@ pub(in crate::storage) fn available(directory: &Path) -> Option<u64> {
 #[derive(Debug)]
 pub(super) struct Unheld {
     pub(super) file: PathBuf,
-    /// `None` where no process has had the directory, or it is on a disk that may not be written.
+    /// `None` where no process can use a store.
     _lock: Option<File>,
 }
 
 impl Unheld {
     /// # Errors
     ///
-    /// [`StoreError::Held`] while a process has it.
+    /// [`StoreError::Held`] while a process has it, and what the disk says.
     pub(super) fn take(directory: &Path) -> Result<Self, StoreError> {
-        let mut lock = File::open(directory.join(LOCK)).ok();
-        if let Some(file) = &mut lock
-            && let Err(TryLockError::WouldBlock) = file.try_lock_shared()
-        {
-            return Err(held(directory, file));
+        let failed = |error| io_error(&shown(directory), "lock the directory", &error);
+        let mut lock = Self::lock(&directory.join(LOCK)).map_err(failed)?;
+        if let Some(file) = &mut lock {
+            match file.try_lock_shared() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(held(directory, file)),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
         }
         Ok(Self {
             file: directory.join(FILE),
             _lock: lock,
         })
+    }
+
+    /// The lock's file, made where it is missing. `None` where there is nothing, and where nothing
+    /// can be made: no process can use a store there either.
+    fn lock(path: &Path) -> io::Result<Option<File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        private(&mut options);
+        match options.open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                Ok(File::open(path).ok())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

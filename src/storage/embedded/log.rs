@@ -94,7 +94,7 @@ fn put(bytes: &mut Vec<u8>, part: &[u8]) {
 /// # Errors
 ///
 /// What is wrong, when an entry is missing or cannot be read though a later one is there.
-pub(super) fn read(layout: Layout, areas: [Vec<u8>; 2], after: u64) -> Result<Found, String> {
+pub(super) fn read(layout: Layout, areas: &[Vec<u8>; 2], after: u64) -> Result<Found, String> {
     let mut entries: BTreeMap<u64, (Area, Entry)> = BTreeMap::new();
     let mut whole: BTreeMap<u64, u64> = BTreeMap::new();
     for (area, bytes) in Area::BOTH.into_iter().zip(areas) {
@@ -211,6 +211,11 @@ fn take_value(bytes: &mut &[u8]) -> Option<Option<Vec<u8>>> {
     let (part, rest) = rest.split_at_checked(length.saturating_sub(1))?;
     *bytes = rest;
     Some((length > 0).then(|| part.to_vec()))
+}
+
+/// Whether the entry of commit `number` may have been written where `bytes` begin: damaged or not.
+pub(super) fn may_begin(bytes: &[u8], expected: u64) -> bool {
+    number(bytes, 0, 8) == Some(expected)
 }
 
 #[cfg(test)]

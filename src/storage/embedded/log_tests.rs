@@ -60,17 +60,14 @@ fn numbers(found: Result<Found, String>) -> Result<Vec<u64>, String> {
 fn entries_of_both_areas_are_read_in_order() {
     let layout = layout();
     let areas = written(layout, [&[7, 8], &[4, 5, 6]]);
-    assert_eq!(
-        numbers(read(layout, areas.clone(), 3)),
-        Ok(vec![4, 5, 6, 7, 8])
-    );
-    assert_eq!(numbers(read(layout, areas.clone(), 5)), Ok(vec![6, 7, 8]));
-    assert_eq!(numbers(read(layout, areas.clone(), 8)), Ok(vec![]));
-    let found = read(layout, areas.clone(), 3).expect("whole");
+    assert_eq!(numbers(read(layout, &areas, 3)), Ok(vec![4, 5, 6, 7, 8]));
+    assert_eq!(numbers(read(layout, &areas, 5)), Ok(vec![6, 7, 8]));
+    assert_eq!(numbers(read(layout, &areas, 8)), Ok(vec![]));
+    let found = read(layout, &areas, 3).expect("whole");
     let of_second = |(area, _): &&(Area, Entry)| *area == Area::Second;
     assert_eq!(found.entries.iter().filter(of_second).count(), 3);
     assert_eq!(found.damaged_copies, 0);
-    let missing = numbers(read(layout, areas, 2)).expect_err("commit 3 is missing");
+    let missing = numbers(read(layout, &areas, 2)).expect_err("commit 3 is missing");
     assert!(
         missing.contains("commit 3 is damaged or missing"),
         "{missing}"
@@ -81,9 +78,9 @@ fn entries_of_both_areas_are_read_in_order() {
 fn a_log_of_another_file_or_place_is_none() {
     let ours = layout();
     let areas = written(layout(), [&[1, 2], &[]]);
-    assert_eq!(numbers(read(ours, areas, 0)), Ok(vec![]));
+    assert_eq!(numbers(read(ours, &areas, 0)), Ok(vec![]));
     let [first, second] = written(ours, [&[1, 2], &[]]);
-    assert_eq!(numbers(read(ours, [second, first], 0)), Ok(vec![]));
+    assert_eq!(numbers(read(ours, &[second, first], 0)), Ok(vec![]));
 }
 
 /// One flipped bit anywhere: nothing is lost, or it is refused.
@@ -96,7 +93,7 @@ fn a_flipped_bit_is_mended_from_the_twin() {
             let mut areas = areas.clone();
             areas[area][bit / 8] ^= 1 << (bit % 8);
             assert_eq!(
-                numbers(read(layout, areas, 2)),
+                numbers(read(layout, &areas, 2)),
                 Ok(vec![3, 4, 5, 6, 7]),
                 "area {area}, bit {bit}"
             );
@@ -113,11 +110,11 @@ fn an_entry_that_is_gone_before_a_later_one_is_damage() {
     areas[0][first + BLOCK * 2] ^= 1;
     let second = entry_bytes(&changes(2).iter().collect::<Vec<_>>());
     areas[0][first..first + second].fill(0);
-    let error = numbers(read(layout, areas.clone(), 0)).expect_err("damage");
+    let error = numbers(read(layout, &areas, 0)).expect_err("damage");
     assert!(error.contains("commit 2 is damaged or missing"), "{error}");
     // The last one is what a power loss may cut short.
     areas[0][first..].fill(0);
-    assert_eq!(numbers(read(layout, areas, 0)), Ok(vec![1]));
+    assert_eq!(numbers(read(layout, &areas, 0)), Ok(vec![1]));
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
@@ -139,7 +136,7 @@ proptest! {
         let listed: Vec<&Change> = changes.iter().collect();
         let mut bytes = encode(layout.salt, 9, place, &listed);
         bytes.resize(AREA, 0);
-        let found = read(layout, [bytes, vec![0; AREA]], 8).expect("whole");
+        let found = read(layout, &[bytes, vec![0; AREA]], 8).expect("whole");
         let expected = Entry { number: 9, place, changes };
         prop_assert_eq!(found.entries, vec![(Area::First, expected)]);
         prop_assert_eq!(found.damaged_copies, 0);
@@ -156,13 +153,13 @@ proptest! {
                 bytes.copy_from_slice(&before[sector * 512..(sector + 1) * 512]);
             }
         }
-        let found = numbers(read(layout, [torn, other], 0)).expect("readable");
+        let found = numbers(read(layout, &[torn, other], 0)).expect("readable");
         prop_assert!(found == [1, 2] || found == [1, 2, 3]);
     }
 
     #[test]
     fn arbitrary_bytes_are_no_entries(bytes in vec(any::<u8>(), 0..3 * BLOCK)) {
         let layout = layout();
-        prop_assert_eq!(numbers(read(layout, [bytes, Vec::new()], 0)), Ok(vec![]));
+        prop_assert_eq!(numbers(read(layout, &[bytes, Vec::new()], 0)), Ok(vec![]));
     }
 }

@@ -41,8 +41,8 @@ impl Logged {
     pub(super) fn read(place: &str, file: &Checksummed, tables: u64) -> Result<Self, StoreError> {
         let layout = file.layout();
         let [(first, unreadable), (second, more)] = Area::BOTH.map(|area| file.read_log(area));
-        let found =
-            log::read(layout, [first, second], tables).map_err(|reason| damaged(place, reason))?;
+        let areas = [first, second];
+        let found = log::read(layout, &areas, tables).map_err(|reason| damaged(place, reason))?;
         let mut logged = Self {
             layers: Layers {
                 commit: tables,
@@ -77,12 +77,30 @@ impl Logged {
                 _ => logged.entries.push((entry.place, bytes)),
             }
         }
-        // An entry may be there, unless it is one that was read from its other copy.
+        // The next entry begins where the last one ends, or at the beginning of an area. If that can
+        // be read, and is none, no entry is hidden: each has two copies.
+        let next = logged.layers.commit.saturating_add(1);
+        let hides_one = |at: u64| {
+            Area::BOTH.into_iter().zip(&areas).any(|(area, bytes)| {
+                let start = layout.area_start(area);
+                let end = start + bytes.len() as u64;
+                let is_current = area == logged.position.area;
+                let begins = [Some(0), is_current.then_some(logged.position.at)];
+                begins.into_iter().flatten().any(|offset| {
+                    let begins = usize::try_from(offset).ok();
+                    let begins = begins.and_then(|offset| bytes.get(offset..));
+                    let is_one = begins.is_some_and(|bytes| log::may_begin(bytes, next));
+                    at == start + offset || (is_one && (start + offset..end).contains(&at))
+                })
+            })
+        };
         let is_read = |at: u64| {
             let mut entries = logged.entries.iter();
             entries.any(|(start, bytes)| (*start..*start + bytes.len() as u64).contains(&at))
         };
-        if let Some((at, error)) = unreadable.iter().chain(&more).find(|(at, _)| !is_read(*at)) {
+        let unreadable = unreadable.iter().chain(&more);
+        let mut hiding = unreadable.filter(|(at, _)| !is_read(*at) && hides_one(*at));
+        if let Some((at, error)) = hiding.next() {
             let error = io::Error::new(error.kind(), format!("byte {at}: {error}"));
             return Err(io_error(place, "read its log", &error));
         }

@@ -148,6 +148,9 @@ impl Open {
                     .write_log(*at, entries)
                     .map_err(|error| io_error(place, "open it", &error))?;
             }
+            storage
+                .note_durable(logged.layers.commit)
+                .map_err(|error| io_error(place, "open it", &error))?;
             layers = logged.layers;
             frozen = logged.frozen;
             position = logged.position;
@@ -386,8 +389,13 @@ impl Open {
     pub(super) fn scrub_log(&self) -> Option<String> {
         let storage = self.storage.as_ref()?;
         let look = || {
+            let last = self.last.load(Ordering::SeqCst);
             let in_tables = self.in_tables.load(Ordering::SeqCst);
             let logged = Logged::read(&self.place, storage, in_tables)?;
+            if logged.layers.commit < last {
+                let reason = format!("the log's entry of commit {last} is damaged");
+                return Err(damaged(&self.place, reason));
+            }
             Ok(logged.damaged_copies)
         };
         // An entry that is being written reads torn.
