@@ -84,8 +84,11 @@ impl Loading {
         loading
     }
 
-    /// The store is open.
+    /// The store is open. What is read of an earlier generation is read for nobody.
     pub(super) fn opened(&mut self, generation: Generation) {
+        if self.generation != Some(generation) {
+            self.progress = None;
+        }
         self.generation = Some(generation);
     }
 
@@ -266,6 +269,20 @@ pub(super) fn refuse_caller(message: BufferMessage, fault: &StoreError) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_load_is_under_way_in_each_generation() {
+        let mut loading = Loading::default();
+        assert!(loading.begin().is_none(), "the store is not open");
+        for number in 1..3 {
+            // Also where nobody said that the one before had failed.
+            loading.opened(Generation(number));
+            let begun = loading.begin().map(|(generation, _)| generation);
+            assert_eq!(begun, Some(Generation(number)));
+            loading.opened(Generation(number));
+            assert!(loading.begin().is_none(), "it goes on");
+        }
+    }
 
     /// A store that takes its time to open does not gather any number of questions.
     #[test]

@@ -377,3 +377,29 @@ fn a_file_comes_into_being_with_its_identity_in_it() {
     }
     drop(crate::storage::Store::open(&directory, &owner).expect("a whole store"));
 }
+
+/// A copy of a directory may lack the lock's file.
+#[test]
+fn nobody_takes_a_directory_while_its_store_is_read() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let directory = parent.path().join("store");
+    let engine = RedbEngine::create(&directory, false).expect("made");
+    assert_eq!(engine.open(), Ok(0));
+    engine.commit(1, &[row(1, 300)]).expect("committed");
+    drop(engine);
+    fs::remove_file(directory.join("LOCK")).expect("there");
+    let read = ReadOnlyFile::inspect(&directory).expect("whole");
+    let second = ReadOnlyFile::inspect(&directory).expect("others may read");
+    let refused = RedbEngine::at(&directory).expect_err("it is read");
+    assert!(
+        matches!(&refused, StoreError::Held { holder, .. } if holder.contains("reads it")),
+        "{refused}"
+    );
+    drop((read, second));
+    let engine = RedbEngine::at(&directory).expect("nobody reads it");
+    assert!(matches!(
+        ReadOnlyFile::inspect(&directory),
+        Err(StoreError::Held { .. })
+    ));
+    assert_eq!(engine.open(), Ok(1));
+}

@@ -13,7 +13,7 @@ use super::{
 /// One opening of the engine. Whatever failed or was queued when it ended belongs to it, and
 /// counts for nothing in the next one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Generation(pub(super) u64);
+pub struct Generation(pub(crate) u64);
 
 /// Numbers the batches of one user, from 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -460,3 +460,24 @@ fn an_entry_that_cannot_be_read_is_read_from_its_other_copy_or_refused() {
     rig.disk.set_bad(0..0);
     assert_eq!(rig.recover(), Ok(Kept::Whole));
 }
+
+/// What an opening has found is as durable as what was confirmed, whatever the power left of the note.
+#[test]
+fn what_an_opening_found_is_noted() {
+    let mut rig = rig(Discipline::Full);
+    rig.commits(5);
+    rig.lose_power(|_| false);
+    rig.restart();
+    assert_eq!(rig.engine.open(), Ok(5));
+    rig.engine.close();
+    // Both copies of the last entry: commits 2 to 5 have two blocks each.
+    for copy in [6, 7] {
+        rig.disk.flip((24_576 + copy * 4096) * 8 + 3);
+    }
+    rig.restart();
+    let opened = rig.open();
+    assert!(
+        matches!(opened, Ok(Kept::Refused(StoreError::Damaged { .. }))),
+        "{opened:?}"
+    );
+}
