@@ -197,7 +197,9 @@ impl RedbEngine {
     /// Makes an empty store for [`plain`](Self::plain).
     #[cfg(test)]
     pub(super) fn format_plain(storage: Box<dyn StorageBackend>) {
-        let database = builder().create_with_backend(Boxed(storage)).expect("made");
+        let database = builder()
+            .create_with_backend(Medium::other(storage))
+            .expect("made");
         let transaction = database.begin_write().expect("begun");
         bookkeeping::write(&transaction, Bookkeeping::default()).expect("written");
         transaction.commit().expect("committed");
@@ -379,7 +381,7 @@ impl RedbEngine {
         }
         let faults = Faults::of(&self.place, checksummed.clone());
         let database = faults.guard("open it", || {
-            Ok(builder().create_with_backend(Boxed(backend))?)
+            Ok(builder().create_with_backend(Medium::other(backend))?)
         })?;
         let (open, found) = Open::over(&self.place, self.discipline, database, checksummed, file)?;
         *position = found;
@@ -509,31 +511,6 @@ fn usage(file: &Checksummed, bookkeeping: Bookkeeping, available_bytes: Option<u
 const ROW_OVERHEAD: u64 = 8;
 /// Bytes of a file without rows.
 const LEAST: u64 = 1 << 20;
-
-/// Boxed storage is storage.
-#[derive(Debug)]
-struct Boxed(Box<dyn StorageBackend>);
-
-impl StorageBackend for Boxed {
-    fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> std::io::Result<()> {
-        self.0.close()
-    }
-}
 
 fn builder() -> redb::Builder {
     let mut builder = Database::builder();

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use redb::{Database, StorageBackend as _, TableDefinition};
+use redb::{Database, StorageBackend as _};
 
 use super::{
     bookkeeping::{self, Bookkeeping},
@@ -10,6 +10,7 @@ use super::{
     fault::{Faults, io_error},
     home,
     memtable::Layers,
+    open::write_rows,
     snapshot::FileSnapshot,
 };
 use crate::storage::{checksummed::Checksummed, error::StoreError, medium::Medium};
@@ -170,16 +171,8 @@ impl CopyWriter {
             }
             for rows in rows.chunk_by(|one, next| one.0 == next.0) {
                 let name = rows.first().map_or("", |(name, ..)| name);
-                let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(name);
-                let mut table = transaction.open_table(definition)?;
-                for (_, key, value) in rows {
-                    let old = match value {
-                        Some(value) => table.insert(key.as_slice(), value.as_slice())?,
-                        None => table.remove(key.as_slice())?,
-                    };
-                    let old = old.map(|old| old.value().len());
-                    bookkeeping.count(key, old, value.as_ref().map(Vec::len));
-                }
+                let mut rows = rows.iter().map(|(_, key, value)| (key, value));
+                write_rows(&transaction, &mut bookkeeping, name, &mut rows)?;
             }
             if last {
                 bookkeeping::write(&transaction, bookkeeping)?;

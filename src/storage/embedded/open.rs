@@ -124,16 +124,27 @@ impl Open {
         storage: Option<Checksummed>,
         file: Option<FileId>,
     ) -> Result<(Arc<Self>, Position), StoreError> {
-        let faults = Faults::of(place, storage.clone());
-        let tables = FileSnapshot::of(&database, Layers::default(), faults.clone())?;
-        let tables = tables.bookkeeping().commit;
         let mut position = Position::default();
+        let mut frozen = None;
+        // Made first: should the rest fail, it ends as an opening does.
+        let mut open = Self {
+            place: place.to_owned(),
+            discipline,
+            database: Some(database),
+            faults: Faults::of(place, storage.clone()),
+            storage,
+            file,
+            layers: RwLock::default(),
+            in_tables: AtomicU64::default(),
+            last: AtomicU64::default(),
+            checkpoint: Checkpoint::default(),
+        };
+        let tables = open.snapshot()?.bookkeeping().commit;
         let mut layers = Layers {
             commit: tables,
             ..Layers::default()
         };
-        let mut frozen = None;
-        if let Some(storage) = &storage {
+        if let Some(storage) = &open.storage {
             let logged = Logged::read(place, storage, tables)?;
             let damaged = storage.damaged_copies() + logged.damaged_copies;
             if damaged > 0 {
@@ -155,19 +166,10 @@ impl Open {
             frozen = logged.frozen;
             position = logged.position;
         }
-        let last = layers.commit;
-        let open = Arc::new(Self {
-            place: place.to_owned(),
-            discipline,
-            database: Some(database),
-            storage,
-            faults,
-            file,
-            layers: RwLock::new(layers),
-            in_tables: AtomicU64::new(tables),
-            last: AtomicU64::new(last),
-            checkpoint: Checkpoint::default(),
-        });
+        open.in_tables = AtomicU64::new(tables);
+        open.last = AtomicU64::new(layers.commit);
+        open.layers = RwLock::new(layers);
+        let open = Arc::new(open);
         if let Some(number) = frozen {
             open.start_checkpoint(number)?;
         }
@@ -414,7 +416,8 @@ impl Open {
     }
 }
 
-fn write_rows<'a>(
+/// Puts and removes rows of one table, and counts them.
+pub(super) fn write_rows<'a>(
     transaction: &WriteTransaction,
     bookkeeping: &mut Bookkeeping,
     table: &str,
